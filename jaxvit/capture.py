@@ -1,0 +1,146 @@
+"""What to read out of every block while it runs. A capture is a pure function of the block's state; it runs inside the
+scan, so that only what it returns is kept."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxvit.attention import probabilities
+from jaxvit.edits import Place
+from jaxvit.tokens import TokenLayout
+from jaxvit.vit import BlockTrace
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["trace", "place"], meta_fields=[])
+@dataclass(frozen=True)
+class BlockState:
+    """What a capture function sees of one block.
+
+    Shapes: streams [B, T, D]; q, k (after RoPE) and v [B, T, heads, head_width].
+    """
+
+    trace: BlockTrace
+    place: Place
+
+    @property
+    def layout(self) -> TokenLayout:
+        return self.place.layout
+
+    @property
+    def layer(self) -> Array:
+        """Number of the block, from 0."""
+        return self.place.layer
+
+    @property
+    def valid(self) -> Array | None:
+        """[B] which examples are no padding, or None if all are."""
+        return self.place.valid
+
+    @property
+    def stream_in(self) -> Float[Array, "batch tokens width"]:
+        """The residual stream entering the block, after edits at "block_input"."""
+        return self.trace.block_input
+
+    @property
+    def stream_out(self) -> Float[Array, "batch tokens width"]:
+        """The residual stream leaving the block, after edits at "block_output"."""
+        return self.trace.block_output
+
+    @property
+    def q(self) -> Float[Array, "batch tokens heads head_width"]:
+        return self.trace.q
+
+    @property
+    def k(self) -> Float[Array, "batch tokens heads head_width"]:
+        return self.trace.k
+
+    @property
+    def v(self) -> Float[Array, "batch tokens heads head_width"]:
+        return self.trace.v
+
+    @property
+    def attention(self) -> Float[Array, "batch heads tokens tokens"]:
+        """Softmax attention, float32; the compiler shares it with the block's own."""
+        return probabilities(self.q, self.k)
+
+
+Capture = Callable[..., Any]
+
+
+def block_output(state: BlockState) -> Float[Array, "batch tokens width"]:
+    """The stream leaving the block, after its edits."""
+    return state.stream_out
+
+
+def cls(state: BlockState) -> Float[Array, "batch width"]:
+    """CLS of the stream leaving the block."""
+    return state.stream_out[:, 0]
+
+
+def registers(state: BlockState) -> Float[Array, "batch registers width"]:
+    """Registers of the stream leaving the block; empty for a model without."""
+    return state.stream_out[:, 1 : state.layout.prefix]
+
+
+def patch_mean(state: BlockState) -> Float[Array, "batch width"]:
+    """Mean of the patch tokens (never registers) of the stream leaving the block."""
+    return state.stream_out[:, state.layout.prefix :].mean(axis=1)
+
+
+def attention(state: BlockState) -> Float[Array, "batch heads tokens tokens"]:
+    """Full attention maps: large, and therefore only by name."""
+    return state.attention
+
+
+def attention_flow(state: BlockState) -> Float[Array, "batch heads groups groups"]:
+    """Attention by token group (`TokenLayout.groups`): mean over a source's queries, summed over a target's keys.
+
+    Every row sums to 1. Groups are CLS, each register, all patches (Parodi & Segado 2026, "attention flow").
+    """
+    group_TS = jax.nn.one_hot(state.layout.group_of(), len(state.layout.groups))
+    exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    shares_BHTS = exact("bhtu,us->bhts", state.attention, group_TS)
+    return exact("bhts,tr->bhrs", shares_BHTS, group_TS / group_TS.sum(axis=0))
+
+
+def attention_divergence(clean: BlockState, ablated: BlockState) -> Float[Array, "batch heads"]:
+    """Jensen-Shannon divergence (base 2, in 0..1) between clean and ablated attention, per head, averaged over queries.
+
+    A capture for `contrast`.
+    """
+    p, q = clean.attention, ablated.attention
+    # log(p / m) = log1p((p - q) / (p + q)) with m = (p + q) / 2: exactly 0 for equal rows and accurate for close ones
+    ratio = jnp.where(p + q > 0, (p - q) / jnp.where(p + q > 0, p + q, 1), 0)
+    terms = jnp.where(p > 0, p * jnp.log1p(jnp.where(p > 0, ratio, 0)), 0) + jnp.where(q > 0, q * jnp.log1p(jnp.where(q > 0, -ratio, 0)), 0)
+    return terms.sum(axis=-1).mean(axis=-1) / (2 * jnp.log(2.0))
+
+
+CAPTURES: dict[str, Capture] = {f.__name__: f for f in (block_output, cls, registers, patch_mean, attention, attention_flow)}
+CONTRASTS: dict[str, Capture] = {f.__name__: f for f in (attention_divergence,)}
+
+CaptureSpec = str | Sequence[str] | Mapping[str, "str | Capture"]
+
+
+def resolve(capture: CaptureSpec, known: Mapping[str, Capture]) -> tuple[tuple[str, Capture], ...]:
+    """Named capture functions, hashable, in order.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    names = [capture] if isinstance(capture, str) else capture
+    pairs = names.items() if isinstance(names, Mapping) else [(name, name) for name in names]
+    resolved = []
+    for name, function in pairs:
+        if isinstance(function, str):
+            if function not in known:
+                raise ValueError(f'unknown capture "{function}"; known are {", ".join(known)}, or pass {{name: function}}')
+            function = known[function]
+        resolved.append((name, function))
+    return tuple(resolved)

@@ -1,0 +1,183 @@
+"""Running a model: embed, one `lax.scan` over blocks with their edits, captures coming out of it, final norm."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxvit import edits as editing
+from jaxvit.ablation import Ablation
+from jaxvit.capture import CAPTURES, CONTRASTS, BlockState, Capture, CaptureSpec, resolve
+from jaxvit.edits import Edits, Place, Stage, lower
+from jaxvit.tokens import TokenLayout
+from jaxvit.vit import Block, Rope, ViT
+
+Captures = tuple[tuple[str, Capture], ...]
+LayerStages = dict[str, tuple[Stage, ...]]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens", "prenorm", "captured"], meta_fields=["layout"])
+@dataclass(frozen=True)
+class Output:
+    """What a run returns; leading axes are free, so that it survives `jax.vmap`.
+
+    Attributes:
+        tokens: [..., T, D] after the final norm, in the order CLS, registers, patches.
+        prenorm: [..., T, D] output of the last block.
+        captured: what each capture returned, stacked over layers on its first axis.
+    """
+
+    tokens: Float[Array, "*batch tokens width"]
+    prenorm: Float[Array, "*batch tokens width"]
+    layout: TokenLayout
+    captured: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cls(self) -> Float[Array, "*batch width"]:
+        return self.tokens[..., 0, :]
+
+    @property
+    def registers(self) -> Float[Array, "*batch registers width"]:
+        return self.tokens[..., 1 : self.layout.prefix, :]
+
+    @property
+    def patches(self) -> Float[Array, "*batch patches width"]:
+        return self.tokens[..., self.layout.prefix :, :]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["clean", "ablated", "captured"], meta_fields=[])
+@dataclass(frozen=True)
+class Pair:
+    """A clean and an ablated run of the same images; `captured` holds what saw both, stacked over layers."""
+
+    clean: Output
+    ablated: Output
+    captured: dict[str, Any]
+
+
+def forward(
+    model: ViT,
+    images: Float[Array, "batch height width 3"],
+    ablation: Ablation | Edits | None = None,
+    capture: CaptureSpec = (),
+    example_ids: Int[Array, "batch"] | None = None,
+    valid: Bool[Array, "batch"] | None = None,
+) -> Output:
+    """Run a model, with tokens replaced and activations read out as asked.
+
+    Compiles once per (config, shapes, captures, structure of the edits). Pure: composes with jit, vmap, grad and shardings.
+
+    Args:
+        images: normalised pixels (`jaxvit.normalise`), any height and width that are multiples of the patch size.
+        ablation: what to replace; None runs the program without edits.
+        capture: names (see `jaxvit.capture.CAPTURES`), or {name: name or function of the `BlockState`}.
+        example_ids: numbers that address the random draws of each example; needed by noise, shuffle and random patches.
+        valid: which examples are no padding; padding never donates in a shuffle.
+
+    Raises:
+        ValueError: images, ablation, captures or ids do not fit; the message says what would.
+    """
+    edits = _prepare(model, images, ablation, example_ids, valid)
+    return _forward(model, images, edits, _ids(example_ids), valid, resolve(capture, CAPTURES))
+
+
+def contrast(
+    model: ViT,
+    images: Float[Array, "batch height width 3"],
+    ablation: Ablation | Edits,
+    capture: CaptureSpec = (),
+    example_ids: Int[Array, "batch"] | None = None,
+    valid: Bool[Array, "batch"] | None = None,
+) -> Pair:
+    """Run the clean and the ablated stream together in one scan; captures get (clean state, ablated state) of each block.
+
+    Arguments and errors as for `forward`; the named capture is "attention_divergence".
+    """
+    edits = _prepare(model, images, ablation, example_ids, valid)
+    return _contrast(model, images, edits, _ids(example_ids), valid, resolve(capture, CONTRASTS))
+
+
+@functools.partial(jax.jit, static_argnames="captures")
+def _forward(model: ViT, images: Array, edits: Edits | None, ids: Array | None, valid: Array | None, captures: Captures) -> Output:
+    x, rope, layout = _embed(model, images)
+
+    def step(x: Array, scanned: tuple[Block, LayerStages, Array]) -> tuple[Array, dict[str, Any]]:
+        block, stages, layer = scanned
+        place = Place(layer, ids, valid, layout)
+
+        def edit(site: str, stream: Array) -> Array:
+            return editing.apply(stages[site], stream, place) if site in stages else stream
+
+        state = BlockState(block(x, rope, edit), place)
+        return state.stream_out, {name: function(state) for name, function in captures}
+
+    x, captured = jax.lax.scan(step, x, _scanned(model, edits))
+    return Output(model.final_norm(x), x, layout, captured)
+
+
+@functools.partial(jax.jit, static_argnames="captures")
+def _contrast(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, captures: Captures) -> Pair:
+    x, rope, layout = _embed(model, images)
+
+    def step(streams: Array, scanned: tuple[Block, LayerStages, Array]) -> tuple[Array, dict[str, Any]]:
+        block, stages, layer = scanned
+        place = Place(layer, ids, valid, layout)
+
+        def edit(site: str, both: Array) -> Array:
+            return jnp.stack([both[0], editing.apply(stages[site], both[1], place)]) if site in stages else both
+
+        trace = block(streams, rope, edit)
+        clean, ablated = (BlockState(jax.tree.map(lambda leaf, i=i: leaf[i], trace), place) for i in range(2))
+        return trace.block_output, {name: function(clean, ablated) for name, function in captures}
+
+    # the two streams are one batch through the same kernels, so they differ by the ablation and by no rounding
+    streams, captured = jax.lax.scan(step, jnp.stack([x, x]), _scanned(model, edits))
+    tokens = model.final_norm(streams)
+    return Pair(Output(tokens[0], streams[0], layout), Output(tokens[1], streams[1], layout), captured)
+
+
+def _embed(model: ViT, images: Array) -> tuple[Array, Rope | None, TokenLayout]:
+    grid = model.config.grid(images.shape[-3], images.shape[-2])
+    return model.add_prefix(model.embed_patches(images), grid), model.rope(grid), TokenLayout(model.config.registers, *grid)
+
+
+def _scanned(model: ViT, edits: Edits | None) -> tuple[Block, LayerStages, Array]:
+    return model.blocks, {} if edits is None else edits.stages, jnp.arange(model.config.depth)
+
+
+def _prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: Any, valid: Any) -> Edits | None:
+    """Check what can be checked without looking at traced values; lower the ablation."""
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be [batch, height, width, 3], got {tuple(images.shape)}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be normalised floats, got {images.dtype}; use jaxvit.normalise(images, model.config)")
+    batch, size = images.shape[0], (images.shape[1], images.shape[2])
+    layout = TokenLayout.of(model.config, size)
+    for name, given in (("example_ids", ids), ("valid", valid)):
+        if given is not None and tuple(given.shape) != (batch,):
+            raise ValueError(f"{name} must have one entry per image ({batch}), got shape {tuple(given.shape)}")
+    if ablation is None:
+        return None
+    edits = lower(ablation, model, size) if isinstance(ablation, Ablation) else ablation
+    if edits.layout != layout:
+        raise ValueError(
+            f"these edits are for {edits.layout.registers} registers and a grid of {edits.layout.rows}x{edits.layout.columns} patches, "
+            f"the images give {layout.registers} and {layout.rows}x{layout.columns}; lower the ablation for this model and size"
+        )
+    if edits.addresses_examples and ids is None:
+        raise ValueError("noise, shuffle and random patches are drawn per example: pass example_ids, one integer per image")
+    if edits.shuffles:
+        known = None if valid is None or isinstance(valid, jax.core.Tracer) else int(np.sum(np.asarray(valid)))
+        if (batch if known is None else known) < 2:
+            raise ValueError(f"shuffle needs at least 2 valid examples in a batch, got {batch if known is None else known}")
+    return edits
+
+
+def _ids(example_ids: Any) -> Array | None:
+    return None if example_ids is None else jnp.asarray(example_ids)

@@ -1,0 +1,89 @@
+"""`TokenLayout`: which positions are CLS, registers and patches; the one place that turns a name into positions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxvit.config import ViTConfig
+
+Selector = str | int | Sequence["str | int"]
+"""A token name ("cls", "registers", "registers[1]", "patches", "patches[7]"), a position, or a list of those."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Order of the tokens of one image: CLS, registers, patches (row by row).
+
+    Attributes:
+        registers: number of register tokens.
+        rows, columns: grid of patches.
+    """
+
+    registers: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, config: ViTConfig, image_size: int | tuple[int, int]) -> TokenLayout:
+        """Layout of a model at an image size in pixels (a side, or height and width).
+
+        Raises:
+            ValueError: the size is no multiple of the patch size.
+        """
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        return cls(config.registers, *config.grid(height, width))
+
+    @property
+    def patches(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of the patches: CLS and the registers."""
+        return 1 + self.registers
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + self.patches
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the token groups of attention flow and statistics: CLS, each register, all patches."""
+        return ("cls", *(f"registers[{i}]" for i in range(self.registers)), "patches")
+
+    def group_of(self) -> np.ndarray:
+        """Index into `groups` of every position, int [tokens]."""
+        return np.minimum(np.arange(self.tokens), self.prefix)
+
+    def positions(self, selector: Selector) -> tuple[int, ...]:
+        """Positions a selector names, sorted, without repeats.
+
+        Raises:
+            ValueError: the name is unknown, or the model has no such token.
+        """
+        if isinstance(selector, str):
+            return self._named(selector)
+        if isinstance(selector, (int, np.integer)):
+            if not 0 <= selector < self.tokens:
+                raise ValueError(f"position {selector} is not a token; there are {self.tokens}, numbered from 0")
+            return (int(selector),)
+        return tuple(sorted({p for part in selector for p in self.positions(part)}))
+
+    def _named(self, name: str) -> tuple[int, ...]:
+        match = re.fullmatch(r"(cls|registers|patches)(?:\[(\d+)\])?", name)
+        if not match:
+            raise ValueError(
+                f'unknown token name "{name}"; use "cls", "registers", "registers[1]", "patches", "patches[7]", positions or a list'
+            )
+        start, count = {"cls": (0, 1), "registers": (1, self.registers), "patches": (self.prefix, self.patches)}[match[1]]
+        if match[1] == "registers" and not count:
+            raise ValueError(f'"{name}" selects registers, but this model has none; choose "cls", "patches" or a model with registers')
+        if match[2] is None:
+            return tuple(range(start, start + count))
+        if int(match[2]) >= count:
+            raise ValueError(f'"{name}" is out of range; {match[1]} are numbered 0 to {count - 1}')
+        return (start + int(match[2]),)
