@@ -1,0 +1,190 @@
+"""Closed-form ridge read-outs on standardised features: one eigendecomposition serves every regularisation.
+
+Everything takes one problem and maps over leading axes (layers, features, conditions) under `jax.vmap`, or under
+`jax.lax.map` where memory is short.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+LAMBDAS = tuple(10.0**e for e in range(-4, 3))
+"""Default regularisations, per example, on standardised features."""
+
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+class Ridge(NamedTuple):
+    """Linear read-outs of standardised features; with a leading axis of lambdas (a path), or without (`at`).
+
+    Attributes:
+        weights: [*lambdas, width, classes], for (features - mean) / scale.
+        intercept: [classes], the mean target: standardised features are centred, so it does not depend on lambda.
+        mean, scale: [width], of the rows fitted.
+        lambdas: [*lambdas], per example.
+    """
+
+    weights: Float[Array, "*lambdas width classes"]
+    intercept: Float[Array, "classes"]
+    mean: Float[Array, "width"]
+    scale: Float[Array, "width"]
+    lambdas: Float[Array, "*lambdas"]
+
+    def at(self, index: int | Int[Array, ""]) -> Ridge:
+        """The read-out of one lambda of a path."""
+        return self._replace(weights=self.weights[index], lambdas=self.lambdas[index])
+
+
+class Probe(NamedTuple):
+    """What `probe` found.
+
+    Attributes:
+        correct: 1 where the test example was classified right, else 0 (padding too).
+        chosen: position of the chosen lambda in the grid.
+        edge: the chosen lambda is the smallest or largest of the grid: the grid may be too narrow. True as well where
+            nothing depends on lambda (a constant feature).
+        ridge: the chosen read-out, for use on other conditions.
+    """
+
+    correct: Float[Array, "test"]
+    chosen: Int[Array, ""]
+    edge: Bool[Array, ""]
+    ridge: Ridge
+
+
+def one_hot(labels: Int[Array, "rows"], classes: int) -> Float[Array, "rows classes"]:
+    """Targets of a classification; a row labelled -1 (padding) is all 0."""
+    return jax.nn.one_hot(labels, classes)
+
+
+@jax.jit
+def standardisation(
+    features: Shaped[Array, "rows width"], weights: Shaped[Array, "rows"] | None = None
+) -> tuple[Float[Array, "width"], Float[Array, "width"]]:
+    """Mean and standard deviation (population) of every channel over the rows, weighted; a channel with no variance gets scale 1.
+
+    No variance means a deviation below 1e-6 of the mean: a few units in the last place of a constant are rounding, and
+    dividing by them would make noise a feature.
+    """
+    share = _shares(len(features), weights)
+    # Relative to a row, and in two passes: a float32 sum over many rows of a channel with a large mean is too coarse.
+    origin = features[jnp.argmax(share > 0)].astype(jnp.float32)
+    offset = jnp.where(share[:, None] > 0, features.astype(jnp.float32) - origin, 0)
+    mean = matmul(share, offset)
+    mean = mean + matmul(share, offset - mean)
+    deviation = jnp.sqrt(matmul(share, (offset - mean) ** 2))
+    return origin + mean, jnp.where(deviation > 1e-6 * jnp.abs(origin + mean), deviation, 1.0)
+
+
+@functools.partial(jax.jit, static_argnames="lambdas")
+def fit(
+    features: Shaped[Array, "rows width"],
+    targets: Float[Array, "rows classes"],
+    lambdas: tuple[float, ...] = LAMBDAS,
+    weights: Shaped[Array, "rows"] | None = None,
+) -> Ridge:
+    """Least squares with a squared-norm penalty, for every lambda (Hoerl & Kennard 1970).
+
+    Minimises, over W and b, sum_i w_i |targets_i - z_i W - b|^2 + lambda (sum_i w_i) |W|^2 with z the standardised
+    features: lambda is per example, so that a grid fits any number of rows (`sklearn.linear_model.Ridge` has
+    alpha = lambda * rows). The intercept is not penalised. Float32: the correlation matrix C is exact to 1e-7, so the weights
+    are exact to about 1e-7 |C| / (lambda + smallest eigenvalue of C), relative.
+
+    Args:
+        targets: one-hot labels, or soft ones such as the class shares of a patch's pixels.
+        lambdas: regularisations, positive.
+        weights: of the rows, non-negative; 0 or False for padding.
+
+    Raises:
+        ValueError: no lambda is given, or one is not positive.
+    """
+    if not lambdas or min(lambdas) <= 0:
+        raise ValueError(f"lambdas are {lambdas}; give at least one, all positive")
+    share = _shares(len(features), weights)
+    mean, scale = standardisation(features, weights)
+    z = jnp.where(share[:, None] > 0, (features.astype(jnp.float32) - mean) / scale, 0)
+    targets = jnp.where(share[:, None] > 0, targets, 0)
+    intercept = matmul(share, targets)
+    weighted = share[:, None] * z
+    correlation, covariance = matmul(weighted.T, z), matmul(weighted.T, targets - intercept)
+    values, vectors = jnp.linalg.eigh(correlation)
+    values = jnp.maximum(values, 0)
+
+    def solve(penalty: Float[Array, ""]) -> Float[Array, "width classes"]:
+        def inverse(right: Float[Array, "width classes"]) -> Float[Array, "width classes"]:
+            return matmul(vectors, matmul(vectors.T, right) / (values + penalty)[:, None])
+
+        solution = inverse(covariance)
+        # One step of iterative refinement: rounding in the eigenvectors of eigenvalues near 0 would be divided by lambda.
+        return solution + inverse(covariance - matmul(correlation, solution) - penalty * solution)
+
+    grid = jnp.asarray(lambdas, jnp.float32)
+    # One lambda at a time: the largest intermediate then is what is returned.
+    return Ridge(jax.lax.map(solve, grid), intercept, mean, scale, grid)
+
+
+@jax.jit
+def predict(ridge: Ridge, features: Shaped[Array, "rows width"]) -> Float[Array, "*lambdas rows classes"]:
+    """Scores of the classes, for every lambda of a path or for the one of a single read-out."""
+    return matmul((features.astype(jnp.float32) - ridge.mean) / ridge.scale, ridge.weights) + ridge.intercept
+
+
+@jax.jit
+def select(
+    path: Ridge,
+    features: Shaped[Array, "rows width"],
+    targets: Float[Array, "rows classes"],
+    weights: Shaped[Array, "rows"] | None = None,
+) -> Int[Array, ""]:
+    """Index of the lambda with the best accuracy on these rows, a split that is not reported; of equals the largest lambda.
+
+    Accuracy is the (weighted) mean target at the predicted class: for one-hot targets the share of rows classified right,
+    for soft ones the share of pixels.
+    """
+    share = _shares(len(features), weights)
+    targets = jnp.where(share[:, None] > 0, targets, 0)
+
+    def accuracy(index: Int[Array, ""]) -> Float[Array, ""]:
+        predicted = jnp.argmax(predict(path.at(index), features), axis=-1)
+        won = jnp.take_along_axis(targets, predicted[:, None], axis=-1)[:, 0]
+        return jnp.sum(won if weights is None else won * weights)
+
+    accuracies = jax.lax.map(accuracy, jnp.arange(len(path.lambdas)))
+    return jnp.argmax(jnp.where(accuracies == accuracies.max(), path.lambdas, -jnp.inf))
+
+
+@functools.partial(jax.jit, static_argnames=("classes", "lambdas"))
+def probe(
+    train: Shaped[Array, "train width"],
+    train_labels: Int[Array, "train"],
+    validation: Shaped[Array, "validation width"],
+    validation_labels: Int[Array, "validation"],
+    test: Shaped[Array, "test width"],
+    test_labels: Int[Array, "test"],
+    classes: int,
+    lambdas: tuple[float, ...] = LAMBDAS,
+) -> Probe:
+    """Fit on train, choose lambda on validation, score on test. Rows labelled -1 are padding in any of them.
+
+    A constant feature gives the majority class of the training rows.
+
+    Raises:
+        ValueError: see `fit`.
+    """
+    path = fit(train, one_hot(train_labels, classes), lambdas, train_labels >= 0)
+    chosen = select(path, validation, one_hot(validation_labels, classes), validation_labels >= 0)
+    ridge = path.at(chosen)
+    correct = jnp.argmax(predict(ridge, test), axis=-1) == test_labels
+    edge = (ridge.lambdas == path.lambdas.min()) | (ridge.lambdas == path.lambdas.max())
+    return Probe(correct.astype(jnp.float32), chosen, edge, ridge)
+
+
+def _shares(rows: int, weights: Shaped[Array, "rows"] | None) -> Float[Array, "rows"]:
+    """Row weights that sum to 1."""
+    weights = jnp.ones(rows) if weights is None else weights.astype(jnp.float32)
+    return weights / weights.sum()

@@ -1,0 +1,108 @@
+"""Effective rank, colours and cosines on matrices whose answer is known."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxvit.geometry import effective_rank, effective_rank_roy_vetterli, mean_cosine, pca_rgb, singular_values, unit
+
+
+def with_spectrum(values: np.ndarray, rows: int, width: int, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(generator.normal(size=(n, len(values))))[0] for n in (rows, width))
+    return ((left * values) @ right.T).astype(np.float32)
+
+
+def entropy_rank(values: np.ndarray) -> float:
+    share = values / values.sum()
+    return float(np.exp(-np.sum(share * np.log(share))))
+
+
+@pytest.mark.parametrize("shape", [(30, 12), (12, 30)])
+def test_known_spectra_have_known_ranks(shape):
+    for values in (np.ones(5), np.array([1.0]), np.geomspace(1, 1e-2, 12)):
+        features = jnp.asarray(with_spectrum(values, *shape))
+        assert effective_rank(features) == pytest.approx(entropy_rank(values**2), rel=1e-5)
+        assert effective_rank_roy_vetterli(features) == pytest.approx(entropy_rank(values), rel=1e-4)
+
+
+def test_small_singular_values_are_no_noise():
+    values = np.geomspace(1, 1e-5, 64)
+    features = jnp.asarray(with_spectrum(values, 200, 64))
+    np.testing.assert_allclose(np.sort(singular_values(features))[::-1], values, atol=1e-4)
+    # those below 3e-4 are hidden: 3e-4 of the sum, each about exp(-10) of it, so 3e-3 of the entropy
+    assert effective_rank_roy_vetterli(features) == pytest.approx(entropy_rank(values), rel=3e-3)
+    low = np.random.default_rng(0).normal(size=(200, 3)) @ np.random.default_rng(1).normal(size=(3, 64))
+    exact = np.linalg.svd(low, compute_uv=False)[:3]
+    got = singular_values(jnp.asarray(low, jnp.float32))
+    np.testing.assert_allclose(np.sort(got)[::-1], [*exact, *np.zeros(61)], atol=2e-6 * exact[0])
+    assert effective_rank_roy_vetterli(jnp.asarray(low, jnp.float32)) == pytest.approx(entropy_rank(exact), rel=1e-3)
+
+
+def test_centring_takes_the_mean_away():
+    features = jnp.asarray(with_spectrum(np.ones(4), 20, 8))
+    moved = features - features.mean(axis=0) + 100
+    np.testing.assert_allclose(effective_rank(moved, centred=True), effective_rank(features, centred=True), rtol=1e-3)
+    assert effective_rank(moved) < 1.01
+    assert effective_rank(jnp.zeros((20, 8))) == 0
+    assert effective_rank(jnp.ones((20, 8)), centred=True) == 0
+
+
+@given(st.integers(0, 1000), st.floats(0.01, 100))
+def test_rank_ignores_scale_order_and_rotation(seed, factor):
+    features = np.random.default_rng(seed).normal(size=(12, 6)) * np.geomspace(1, 0.1, 6)
+    generator = np.random.default_rng(seed + 1)
+    turned = factor * generator.permutation(features) @ np.linalg.qr(generator.normal(size=(6, 6)))[0]
+    for rank in (effective_rank, effective_rank_roy_vetterli):
+        a, b = (rank(jnp.asarray(x, jnp.float32)) for x in (features, turned))
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+        assert 1 <= a <= 6.0001
+
+
+@pytest.mark.parametrize("rank", [effective_rank, effective_rank_roy_vetterli])
+def test_a_batch_is_a_loop(rank):
+    features = jax.random.normal(jax.random.key(0), (3, 12, 6))
+    want = [rank(x) for x in features]
+    np.testing.assert_allclose(rank(features), want, rtol=1e-5)
+    np.testing.assert_allclose(rank(features[None]), [want], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 9), (9, 40)])
+def test_colours_are_the_principal_components(shape):
+    features = with_spectrum(np.array([9.0, 5, 3, 1, 0.5]), *shape) + 2
+    centred = features - features.mean(axis=0)
+    _, _, right = np.linalg.svd(centred.astype(np.float64), full_matrices=False)
+    loadings = right[:3] * np.sign(np.take_along_axis(right[:3], np.abs(right[:3]).argmax(axis=1)[:, None], axis=1))
+    want = centred @ loadings.T
+    want = (want - want.min(axis=0)) / (want.max(axis=0) - want.min(axis=0))
+    np.testing.assert_allclose(pca_rgb(jnp.asarray(features)), want, atol=1e-4)
+    clipped = pca_rgb(jnp.asarray(features), clip=0.2)
+    assert clipped.min() == 0
+    assert clipped.max() == 1
+    assert (clipped == 0).sum() >= 0.15 * clipped.size
+
+
+def test_colours_of_constant_features_are_finite():
+    np.testing.assert_array_equal(pca_rgb(jnp.ones((8, 5))), np.zeros((8, 3)))
+    with pytest.raises(ValueError, match="at least three"):
+        pca_rgb(jnp.ones((8, 2)))
+
+
+def test_mean_cosine_is_a_mean_over_valid_images():
+    tokens = np.random.default_rng(0).normal(size=(5, 3, 8)).astype(np.float32)
+    lengths = np.linalg.norm(tokens, axis=-1, keepdims=True)
+    each = np.einsum("brd,bsd->brs", tokens / lengths, tokens / lengths)
+    np.testing.assert_allclose(mean_cosine(jnp.asarray(tokens)), each.mean(axis=0), atol=1e-6)
+    valid = np.array([True, False, True, True, False])
+    tokens[1] = np.nan
+    np.testing.assert_allclose(mean_cosine(jnp.asarray(tokens), jnp.asarray(valid)), each[valid].mean(axis=0), atol=1e-6)
+
+
+def test_a_zero_vector_has_no_direction():
+    np.testing.assert_array_equal(unit(jnp.zeros((2, 3))), 0)
+    np.testing.assert_array_equal(mean_cosine(jnp.zeros((2, 2, 3))), 0)

@@ -1,0 +1,196 @@
+"""Probes against scikit-learn and plain loops over their definitions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge as Reference
+
+from jaxvit.probes import knn, ridge, segmentation
+
+CLASSES = 4
+LAMBDAS = (1e-4, 1e-2, 1.0, 100.0)
+
+
+def clusters(rows: int = 200, width: int = 12, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Features with channels of very different mean and scale, one constant and one massive."""
+    centres = np.random.default_rng(99).normal(size=(CLASSES, width))
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, CLASSES, rows)
+    features = (centres[labels] + noise * generator.normal(size=(rows, width))) * np.geomspace(0.1, 10, width)
+    features[:, 3] = 3.1415926
+    features[:, 5] -= 93
+    return features.astype(np.float32), labels
+
+
+def standardised(features: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    x = features.astype(np.float64)
+    mean = np.average(x, axis=0, weights=weights)
+    scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
+    return (x - mean) / np.where(scale > 1e-9, scale, 1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("rows", "width"), [(200, 12), (40, 60)])
+def test_ridge_is_scikit_learns(rows, width, soft, weighted):
+    features, labels = clusters(rows, width)
+    generator = np.random.default_rng(1)
+    targets = generator.dirichlet(np.ones(CLASSES), rows) if soft else np.eye(CLASSES)[labels]
+    weights = generator.random(rows).astype(np.float32) if weighted else np.ones(rows, np.float32)
+    path = ridge.fit(jnp.asarray(features), jnp.asarray(targets, jnp.float32), LAMBDAS, jnp.asarray(weights) if weighted else None)
+    predicted = ridge.predict(path, jnp.asarray(features))
+    z = standardised(features, weights)
+    for i, penalty in enumerate(LAMBDAS):
+        reference = Reference(alpha=penalty * weights.sum(dtype=np.float64)).fit(z, targets, sample_weight=weights)
+        # where there are fewer rows than channels, rounding of the correlations is divided by lambda
+        rounding = 1e-6 + (2e-7 / penalty if rows < width else 0)
+        np.testing.assert_allclose(path.weights[i].T, reference.coef_, atol=rounding)
+        np.testing.assert_allclose(predicted[i], reference.predict(z), atol=rounding + 1e-5)
+
+
+def test_a_channel_without_variance_is_divided_by_one():
+    features, _ = clusters(1000)
+    features[0, 3] = np.nextafter(features[0, 3], np.float32(4))  # rounding is no variance
+    mean, scale = ridge.standardisation(jnp.asarray(features))
+    assert scale[3] == 1
+    assert mean[3] == pytest.approx(3.1415926, abs=1e-6)
+    np.testing.assert_allclose(np.delete(scale, 3), np.delete(features.std(axis=0, dtype=np.float64), 3), rtol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, -93.7])
+def test_a_constant_feature_gives_the_majority_class(constant):
+    features = jnp.full((50, 6), constant)
+    labels = jnp.asarray([2] * 20 + [0] * 15 + [1] * 15)
+    result = ridge.probe(features, labels, features, labels, features, labels, CLASSES, LAMBDAS)
+    np.testing.assert_array_equal(result.correct, np.asarray(labels) == 2)
+    assert result.chosen == len(LAMBDAS) - 1
+    assert result.edge
+
+
+def test_the_probe_chooses_on_validation_and_scores_on_test():
+    splits = [clusters(120, 40, seed=s, noise=4.0) for s in range(3)]
+    arrays = [jnp.asarray(a) for split in splits for a in split]
+    lambdas = (*LAMBDAS, 1e4)
+    result = ridge.probe(*arrays, CLASSES, lambdas)
+    path = ridge.fit(arrays[0], ridge.one_hot(arrays[1], CLASSES), lambdas)
+    accuracy = [np.mean(np.argmax(ridge.predict(path.at(i), arrays[2]), axis=-1) == splits[1][1]) for i in range(5)]
+    best = max(range(5), key=lambda i: (accuracy[i], lambdas[i]))
+    assert result.chosen == best
+    assert result.edge == (best in (0, 4))
+    want = np.argmax(ridge.predict(path, arrays[4])[best], axis=-1) == splits[2][1]
+    np.testing.assert_array_equal(result.correct, want)
+
+
+def test_ties_go_to_the_larger_lambda_in_any_order():
+    features, labels = clusters(noise=0.01)
+    targets = ridge.one_hot(jnp.asarray(labels), CLASSES)
+    path = ridge.fit(jnp.asarray(features), targets, (1e-2, 1e-1, 1e-3))
+    assert ridge.select(path, jnp.asarray(features), targets) == 1
+
+
+@given(st.integers(0, 1000))
+def test_padding_changes_nothing(seed):
+    splits = [clusters(30, 6, seed=seed + s) for s in range(3)]
+    arrays = [jnp.asarray(a) for split in splits for a in split]
+    junk = jnp.full((5, 6), jnp.nan)
+    padded = [jnp.concatenate([a, junk if a.ndim == 2 else jnp.full(5, -1)]) for a in arrays]
+    plain, filled = (ridge.probe(*inputs, CLASSES, LAMBDAS) for inputs in (arrays, padded))
+    np.testing.assert_allclose(filled.ridge.weights, plain.ridge.weights, atol=1e-5)
+    np.testing.assert_array_equal(filled.correct, np.concatenate([plain.correct, np.zeros(5)]))
+    assert filled.chosen == plain.chosen
+
+
+def test_a_batch_of_probes_is_a_loop():
+    splits = [[jnp.stack([jnp.asarray(clusters(60, 8, seed=10 * layer + s)[0]) for layer in range(3)]) for s in range(3)], []]
+    labels = [jnp.asarray(np.random.default_rng(s).integers(0, CLASSES, 60)) for s in range(3)]
+
+    def one(train, validation, test):
+        return ridge.probe(train, labels[0], validation, labels[1], test, labels[2], CLASSES, LAMBDAS)
+
+    batch = jax.vmap(one)(*splits[0])
+    for layer in range(3):
+        single = one(*(s[layer] for s in splits[0]))
+        np.testing.assert_array_equal(batch.correct[layer], single.correct)
+        np.testing.assert_allclose(batch.ridge.weights[layer], single.ridge.weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("lambdas", [(), (0.0, 1.0)])
+def test_lambdas_must_be_positive(lambdas):
+    with pytest.raises(ValueError, match="all positive"):
+        ridge.fit(jnp.ones((3, 2)), jnp.ones((3, 2)), lambdas)
+
+
+def looped_knn(bank, labels, queries, k, temperature):
+    predicted = []
+    for query in queries:
+        similarity = [query @ row / np.sqrt((query @ query) * (row @ row)) for row in bank]
+        votes = np.zeros(CLASSES)
+        for i in sorted(range(len(bank)), key=lambda i: -similarity[i])[:k]:
+            votes[labels[i]] += np.exp(similarity[i] / temperature)
+        predicted.append(votes.argmax())
+    return predicted
+
+
+def test_knn_is_its_definition_for_every_k_and_chunk():
+    (bank, labels), (queries, truth) = clusters(80, noise=2.0), clusters(33, seed=1, noise=2.0)
+    ks = (1, 5, 20, 80)
+    want = [looped_knn(bank.astype(float), labels, queries.astype(float), k, 0.07) for k in ks]
+    arrays = [jnp.asarray(a) for a in (bank, labels, queries)]
+    for chunk in (7, 64):
+        got = knn.classify(*arrays, CLASSES, ks, chunk=chunk)
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(knn.correct(got, jnp.asarray(truth)), np.array(want) == truth)
+    padded = knn.classify(jnp.concatenate([arrays[2], arrays[0]]), jnp.concatenate([jnp.full(33, -1), arrays[1]]), arrays[2], CLASSES, ks)
+    np.testing.assert_array_equal(padded, want)
+    np.testing.assert_array_equal(knn.correct(jnp.asarray([-1, 2]), jnp.asarray([-1, 2])), [0, 1])
+
+
+def test_retrieval_averages_soft_labels():
+    bank, queries = clusters(40)[0], clusters(6, seed=1)[0]
+    targets = np.random.default_rng(0).dirichlet(np.ones(3), 40).astype(np.float32)
+    unit = [x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (bank, queries)]
+    got = knn.retrieve(jnp.asarray(bank), jnp.asarray(targets), jnp.asarray(queries), k=5, temperature=0.02)
+    for query, row in zip(unit[1], np.asarray(got), strict=True):
+        nearest = np.argsort(-unit[0] @ query)[:5]
+        weight = np.exp(unit[0][nearest] @ query / 0.02)
+        np.testing.assert_allclose(row, weight @ targets[nearest] / weight.sum(), atol=1e-4)
+
+
+@pytest.mark.parametrize("ks", [(0, 5), (5, 41)])
+def test_k_must_fit_the_bank(ks):
+    with pytest.raises(ValueError, match="k"):
+        knn.classify(jnp.ones((40, 2)), jnp.zeros(40, int), jnp.ones((3, 2)), CLASSES, ks)
+
+
+def test_class_shares_count_pixels():
+    generator = np.random.default_rng(0)
+    labels = np.where(generator.random((2, 6, 9)) < 0.3, 255, generator.integers(0, CLASSES, (2, 6, 9))).astype(np.uint8)
+    labels[0, :3, :3] = 255
+    shares, weights = segmentation.class_shares(jnp.asarray(labels), CLASSES, 3)
+    for image, patch in np.ndindex(2, 6):
+        row, column = divmod(patch, 3)
+        pixels = labels[image, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3].ravel()
+        pixels = pixels[pixels != 255]
+        assert weights[image, patch] == pytest.approx(len(pixels) / 9)
+        want = np.bincount(pixels, minlength=CLASSES) / max(len(pixels), 1)
+        np.testing.assert_allclose(shares[image, patch], want, atol=1e-6)
+    with pytest.raises(ValueError, match="whole patches"):
+        segmentation.class_shares(jnp.asarray(labels), CLASSES, 4)
+
+
+def test_pixels_are_predicted_from_bilinear_scores():
+    scores = np.random.default_rng(0).normal(size=(1, 3, 4, 5)).astype(np.float32)
+    height, width = 21, 20
+    want = np.empty((1, height, width), int)
+    for y, x in np.ndindex(height, width):
+        row, column = (np.clip((p + 0.5) * n / size - 0.5, 0, n - 1) for p, n, size in ((y, 3, height), (x, 4, width)))
+        r, c = min(int(row), 1), min(int(column), 2)
+        fy, fx = row - r, column - c
+        top, bottom = (scores[0, q, c] * (1 - fx) + scores[0, q, c + 1] * fx for q in (r, r + 1))
+        want[0, y, x] = np.argmax(top * (1 - fy) + bottom * fy)
+    np.testing.assert_array_equal(segmentation.predict_pixels(jnp.asarray(scores), (height, width)), want)
