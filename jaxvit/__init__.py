@@ -2,6 +2,7 @@
 
 from jaxvit.ablation import Ablation, constant, mean, noise, random_patches, shuffle, zero
 from jaxvit.calibration import Statistics, calibrate
+from jaxvit.checkpoint import load, save
 from jaxvit.config import MODELS, ViTConfig
 from jaxvit.edits import Edits, lower, stack
 from jaxvit.forward import Output, Pair, contrast, forward
@@ -23,11 +24,13 @@ __all__ = [
     "contrast",
     "create",
     "forward",
+    "load",
     "lower",
     "mean",
     "noise",
     "normalise",
     "random_patches",
+    "save",
     "shuffle",
     "stack",
     "zero",

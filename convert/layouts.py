@@ -1,0 +1,265 @@
+"""The key layouts of other people's checkpoints, as tables: leaf of our tree <- source keys and what turns them into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from jaxvit.config import FeedForwardKind
+
+Oracle = Literal["meta", "hf"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one leaf is made.
+
+    Attributes:
+        sources: keys; "?" at the end marks one that a whole checkpoint may lack.
+        make: takes their tensors (None where lacking), returns the leaf.
+    """
+
+    sources: tuple[str, ...]
+    make: Callable[..., np.ndarray]
+
+
+Rules = Mapping[str, Rule]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of naming the tensors of a vision transformer.
+
+    Attributes:
+        oracle: whose implementation these files are made for.
+        block_key: what stands before a block's keys, "{}" for its number.
+        outer: rules of the leaves outside blocks.
+        block: rules of one block's leaves, without the feed-forward layer.
+        feed_forward: the variants of the feed-forward layer.
+        ignored: patterns of keys that are no part of the model.
+    """
+
+    name: str
+    oracle: Oracle
+    block_key: str
+    outer: Rules
+    block: Rules
+    feed_forward: tuple[tuple[FeedForwardKind, Rules], ...]
+    ignored: tuple[str, ...]
+
+    def rules(self, variant: int) -> dict[str, Rule]:
+        """All rules under full leaf names, with one variant of the feed-forward layer; block keys keep their "{}"."""
+        inside = {**self.block, **{f"feed_forward.{leaf}": rule for leaf, rule in self.feed_forward[variant][1].items()}}
+        blocks = {
+            f"blocks.{leaf}": Rule(tuple(self.block_key + source for source in rule.sources), rule.make) for leaf, rule in inside.items()
+        }
+        return {**self.outer, **blocks}
+
+    def patterns(self) -> Iterator[str]:
+        """Every key that the layout may hold, "{}" for the number of a block."""
+        for variant in range(len(self.feed_forward)):
+            for rule in self.rules(variant).values():
+                yield from (source.removesuffix("?") for source in rule.sources)
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def _unbatched(x: np.ndarray) -> np.ndarray:
+    """[1, tokens, width] -> [tokens, width]."""
+    return np.squeeze(x, 0)
+
+
+def _one_token(x: np.ndarray) -> np.ndarray:
+    """[1, 1, width] -> [width]."""
+    return np.squeeze(x, (0, 1))
+
+
+def _cls_row(table: np.ndarray) -> np.ndarray:
+    return _unbatched(table)[0]
+
+
+def _patch_rows(table: np.ndarray) -> np.ndarray:
+    """[1, 1 + side^2, width] -> [side, side, width]."""
+    rows = _unbatched(table)[1:]
+    side = round(len(rows) ** 0.5)
+    return rows.reshape(side, side, rows.shape[1])
+
+
+def _patch_kernel(x: np.ndarray) -> np.ndarray:
+    """[width, channels, p, p] -> [(row column channel), width], the order in which `ViT.embed_patches` unrolls a patch."""
+    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+
+
+def _masked(bias: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Bias where the mask allows it. Chosen, not multiplied: Meta's files may hold NaN in the masked third."""
+    return bias if mask is None else np.where(mask == 0, np.float32(0), bias * mask)
+
+
+def _stacked(*weights: np.ndarray) -> np.ndarray:
+    return np.concatenate(weights).T
+
+
+def _stacked_biases(*biases: np.ndarray | None) -> np.ndarray:
+    """Query, key and value biases in one vector; a lacking one (DINOv3's key) is zero."""
+    like = next(b for b in biases if b is not None)
+    return np.concatenate([np.zeros_like(like) if b is None else b for b in biases])
+
+
+def _first_half(x: np.ndarray) -> np.ndarray:
+    return x[: len(x) // 2].T
+
+
+def _second_half(x: np.ndarray) -> np.ndarray:
+    return x[len(x) // 2 :].T
+
+
+def _leaf(leaf: str, key: str, make: Callable[..., np.ndarray] = _same) -> Rules:
+    return {leaf: Rule((key,), make)}
+
+
+def _norm(leaf: str, key: str) -> Rules:
+    return {**_leaf(f"{leaf}.scale", f"{key}.weight"), **_leaf(f"{leaf}.bias", f"{key}.bias")}
+
+
+def _linear(leaf: str, key: str, kernel: Callable[..., np.ndarray] = np.transpose) -> Rules:
+    return {**_leaf(f"{leaf}.kernel", f"{key}.weight", kernel), **_leaf(f"{leaf}.bias", f"{key}.bias")}
+
+
+def _separate_qkv(*keys: str) -> Rules:
+    return {
+        "attention.qkv.kernel": Rule(tuple(f"{k}.weight" for k in keys), _stacked),
+        "attention.qkv.bias": Rule(tuple(f"{k}.bias?" for k in keys), _stacked_biases),
+    }
+
+
+def _mlp(up: str, down: str) -> tuple[FeedForwardKind, Rules]:
+    return "mlp", {**_linear("up", up), **_linear("down", down)}
+
+
+def _swiglu(gate: str, up: str, down: str) -> tuple[FeedForwardKind, Rules]:
+    return "swiglu", {**_linear("gate", gate), **_linear("up", up), **_linear("down", down)}
+
+
+def _fused_swiglu(both: str, down: str) -> tuple[FeedForwardKind, Rules]:
+    gate = {**_leaf("gate.kernel", f"{both}.weight", _first_half), **_leaf("gate.bias", f"{both}.bias", _first_half)}
+    up = {**_leaf("up.kernel", f"{both}.weight", _second_half), **_leaf("up.bias", f"{both}.bias", _second_half)}
+    return "swiglu", {**gate, **up, **_linear("down", down)}
+
+
+def _table(key: str) -> Rules:
+    return {**_leaf("cls_position", key, _cls_row), **_leaf("patch_position", key, _patch_rows)}
+
+
+_META_OUTER: Rules = {
+    **_leaf("cls_token", "cls_token", _one_token),
+    **_linear("patch_embed", "patch_embed.proj", _patch_kernel),
+    **_norm("norm", "norm"),
+}
+_META_BLOCK: Rules = {
+    **_norm("norm1", "norm1"),
+    **_leaf("attention.qkv.kernel", "attn.qkv.weight", np.transpose),
+    "attention.qkv.bias": Rule(("attn.qkv.bias", "attn.qkv.bias_mask?"), _masked),
+    **_linear("attention.out", "attn.proj"),
+    **_leaf("scale1", "ls1.gamma"),
+    **_norm("norm2", "norm2"),
+    **_leaf("scale2", "ls2.gamma"),
+}
+_META_FEED_FORWARD = (
+    _mlp("mlp.fc1", "mlp.fc2"),
+    _fused_swiglu("mlp.w12", "mlp.w3"),
+    _swiglu("mlp.w1", "mlp.w2", "mlp.w3"),
+)
+# projection heads and loss state of training checkpoints
+_META_IGNORED = (r"mask_token", r"head\..+", r"(dino|ibot)_head\..+", r"(dino|ibot_patch)_loss\..+", r"mlp\.\d+\..+", r"last_layer\..+")
+
+_HF_TOKENS: Rules = {
+    **_leaf("cls_token", "embeddings.cls_token", _one_token),
+    **_leaf("register_tokens", "embeddings.register_tokens", _unbatched),
+}
+_HF_OUTER: Rules = {
+    **_leaf("cls_token", "embeddings.cls_token", _one_token),
+    **_table("embeddings.position_embeddings"),
+    **_linear("patch_embed", "embeddings.patch_embeddings.projection", _patch_kernel),
+    **_norm("norm", "layernorm"),
+}
+_HF_ATTENTION: Rules = {
+    **_separate_qkv(*(f"attention.attention.{x}" for x in ("query", "key", "value"))),
+    **_linear("attention.out", "attention.output.dense"),
+}
+_HF_SCALES: Rules = {
+    **_norm("norm1", "norm1"),
+    **_leaf("scale1", "layer_scale1.lambda1"),
+    **_norm("norm2", "norm2"),
+    **_leaf("scale2", "layer_scale2.lambda1"),
+}
+_HF_IGNORED = (r"embeddings\.mask_token", r"classifier\..+")
+_DINOV2_FEED_FORWARD = (_mlp("mlp.fc1", "mlp.fc2"), _fused_swiglu("mlp.weights_in", "mlp.weights_out"))
+_VIT_BLOCK = {**_HF_ATTENTION, **_norm("norm1", "layernorm_before"), **_norm("norm2", "layernorm_after")}
+_DINOV2_BLOCK = {**_HF_ATTENTION, **_HF_SCALES}
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        name="meta",
+        oracle="meta",
+        block_key="blocks.{}.",
+        outer={**_META_OUTER, **_table("pos_embed"), **_leaf("register_tokens", "register_tokens?", _unbatched)},
+        block=_META_BLOCK,
+        feed_forward=_META_FEED_FORWARD,
+        ignored=_META_IGNORED,
+    ),
+    Layout(
+        name="meta_v3",
+        oracle="meta",
+        block_key="blocks.{}.",
+        outer={
+            **_META_OUTER,
+            **_leaf("register_tokens", "storage_tokens", _unbatched),
+            **_leaf("rope_periods", "rope_embed.periods"),
+            **_norm("prefix_norm", "cls_norm"),
+        },
+        block=_META_BLOCK,
+        feed_forward=_META_FEED_FORWARD,
+        ignored=(*_META_IGNORED, r"local_cls_norm\..+"),  # used in training only
+    ),
+    Layout(
+        name="hf_vit",
+        oracle="hf",
+        block_key="encoder.layer.{}.",
+        outer=_HF_OUTER,
+        block=_VIT_BLOCK,
+        feed_forward=(_mlp("intermediate.dense", "output.dense"),),
+        ignored=(*_HF_IGNORED, r"pooler\..+"),
+    ),
+    Layout(
+        name="hf_dinov2",
+        oracle="hf",
+        block_key="encoder.layer.{}.",
+        outer=_HF_OUTER,
+        block=_DINOV2_BLOCK,
+        feed_forward=_DINOV2_FEED_FORWARD,
+        ignored=_HF_IGNORED,
+    ),
+    Layout(
+        name="hf_dinov2_with_registers",
+        oracle="hf",
+        block_key="encoder.layer.{}.",
+        outer={**_HF_OUTER, **_HF_TOKENS},
+        block=_DINOV2_BLOCK,
+        feed_forward=_DINOV2_FEED_FORWARD,
+        ignored=_HF_IGNORED,
+    ),
+    Layout(
+        name="hf_dinov3",
+        oracle="hf",
+        block_key="layer.{}.",
+        outer={**_HF_TOKENS, **_linear("patch_embed", "embeddings.patch_embeddings", _patch_kernel), **_norm("norm", "norm")},
+        block={**_HF_SCALES, **_separate_qkv(*(f"attention.{x}_proj" for x in "qkv")), **_linear("attention.out", "attention.o_proj")},
+        feed_forward=(_mlp("mlp.up_proj", "mlp.down_proj"), _swiglu("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")),
+        ignored=_HF_IGNORED,
+    ),
+)

@@ -1,0 +1,95 @@
+"""Names of tensors: wrappings taken off, chunks undone, the layout recognised, and every key accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from convert.layouts import LAYOUTS, Layout, Rule
+
+_PREFIX = re.compile(r"(module|model|backbone|vit|dinov2|dinov2_with_registers|dinov3_vit)\.")
+_BRANCHES = ("teacher.", "student.")  # the order says which is read where a file holds both
+_CHUNK = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
+_BLOCK = re.compile(r"(blocks\.|encoder\.layer\.|layer\.)(\d+)(\..+)")
+_SHOWN = 5
+
+
+def plain_names(keys: Iterable[str]) -> dict[str, str]:
+    """Source keys by the name they have without prefixes, branches and chunks of blocks.
+
+    Raises:
+        ValueError: two keys have the same plain name.
+    """
+    stripped = {key: _strip(key) for key in keys}
+    branch = next((b for b in _BRANCHES if any(name.startswith(b) for name in stripped.values())), "")
+    plain: dict[str, str] = {}
+    for key, name in stripped.items():
+        if branch and name.startswith(_BRANCHES) and not name.startswith(branch):
+            continue
+        name = _CHUNK.sub("blocks.", _strip(name.removeprefix(branch)))
+        if name in plain:
+            raise ValueError(f'keys "{plain[name]}" and "{key}" both mean "{name}"; pass a file that holds one model')
+        plain[name] = key
+    return plain
+
+
+def pattern_of(name: str) -> tuple[str, int | None]:
+    """A name with "{}" for the number of its block, and that number."""
+    match = _BLOCK.fullmatch(name)
+    return (f"{match[1]}{{}}{match[3]}", int(match[2])) if match else (name, None)
+
+
+def recognise(names: Iterable[str]) -> Layout:
+    """The layout that explains most keys; it must explain at least half of them.
+
+    Raises:
+        ValueError: none does.
+    """
+    found = {pattern_of(name)[0] for name in names}
+    scores = [len(found.intersection(layout.patterns())) for layout in LAYOUTS]
+    best = LAYOUTS[scores.index(max(scores))]
+    if max(scores) < len([p for p in found if not is_ignored(p, best)]) / 2 or not max(scores):
+        raise ValueError(
+            f"no known layout: keys like {listing(found)} belong to none of {', '.join(x.name for x in LAYOUTS)}; "
+            "pass a DINO, DINOv2 or DINOv3 vision transformer as Meta or Hugging Face publish it"
+        )
+    return best
+
+
+def is_ignored(name: str, layout: Layout) -> bool:
+    """Whether the layout says that this tensor is no part of the model."""
+    return any(re.fullmatch(pattern, name) for pattern in layout.ignored)
+
+
+def check_complete(layout: Layout, rules: Mapping[str, Rule], depth: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Every name is used or ignored, and every name that the rules of the model's leaves use is there.
+
+    A source that may be lacking may be lacking in all blocks, not in some. Empty tensors hold nothing and may stay.
+
+    Raises:
+        ValueError: names are missing or unknown.
+    """
+    present = {pattern_of(name)[0] for name in shapes}
+    used = set()
+    for source in (source for rule in rules.values() for source in rule.sources):
+        pattern = source.removesuffix("?")
+        if pattern in present or not source.endswith("?"):
+            used |= {pattern.format(i) for i in range(depth)} if "{}" in pattern else {pattern}
+    missing = used - shapes.keys()
+    unknown = {name for name in shapes.keys() - used if 0 not in shapes[name] and not is_ignored(name, layout)}
+    faults = [f"{len(names)} {what} ({listing(names)})" for what, names in (("missing", missing), ("unknown", unknown)) if names]
+    if faults:
+        raise ValueError(
+            f"keys do not fit the layout {layout.name} with {depth} blocks: {'; '.join(faults)}; pass the complete, original file"
+        )
+
+
+def listing(names: Collection[str]) -> str:
+    """The first few names."""
+    return ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _strip(name: str) -> str:
+    while match := _PREFIX.match(name):
+        name = name[match.end() :]
+    return name

@@ -1,0 +1,104 @@
+"""`.pth` files: the one place that needs torch. Nothing in a pickle is executed; only tensors, plain containers and
+`argparse.Namespace` (which full DINO checkpoints hold) are let through."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+ZIP = b"PK\x03\x04"
+# the order says which of several is read
+WRAPPERS = ("teacher", "student", "model", "state_dict", "module", "backbone")
+_DEEPEST = 5
+
+
+def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
+    """The weights of a `.pth` file as torch tensors by key, and the wrapper dicts around them ("model.teacher", or "").
+
+    Raises:
+        ValueError: torch is missing, or the file is damaged, holds other objects, or no weights.
+    """
+    torch = _torch()
+    with path.open("rb") as file:
+        is_zip = file.read(4) == ZIP
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols and old storages: the file is read or refused
+            # only zip archives can be memory-mapped
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
+    except Exception as error:  # torch raises whatever its unpickler trips over
+        raise ValueError(_reason(path, error)) from error
+    if not isinstance(content, dict):
+        raise ValueError(f'"{path}" holds a {type(content).__name__}, not a dict of tensors; pass a state dict')
+    weights, wrapper = _unwrap(content)
+    if not weights:
+        shown = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5])
+        raise ValueError(f'"{path}" holds no weights: its entries are {shown or "none"}; possible wrappers are {", ".join(WRAPPERS)}')
+    return weights, wrapper
+
+
+def to_safetensors(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Write the weights of a `.pth` file, keys and dtypes as they are, to a safetensors file; returns its path.
+
+    Raises:
+        ValueError: `source` is no readable `.pth` file, or `out` is a folder.
+    """
+    path, target = Path(source).expanduser(), Path(out).expanduser()
+    if not path.is_file():
+        raise ValueError(f'"{source}" is no file; pass a .pth file')
+    if target.is_dir():
+        raise ValueError(f'"{out}" is a folder; name a file that ends in .safetensors')
+    weights, _ = read_pickle(path)
+    from safetensors.torch import save_file
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        # copies, because tensors of a .pth may be views that share or stride over memory
+        save_file({key: tensor.detach().clone().contiguous() for key, tensor in weights.items()}, temporary, metadata={"format": "pt"})
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            "reading a .pth file needs torch: pip install -e '.[torch]', or run `python -m convert FILE.pth --to-safetensors "
+            "FILE.safetensors` on another machine that has it and convert the result here"
+        ) from error
+    return torch
+
+
+def _unwrap(tree: dict[Any, Any], depth: int = 0) -> tuple[dict[str, Any], str]:
+    """Weights below the first wrapper that leads to any, else the tensors of this dict. Everything else (optimizer, epoch,
+    arguments, scalars) is no weight; a tensor beside a wrapper is kept, so that it is noticed as unknown."""
+    tensors = {str(key): value for key, value in tree.items() if hasattr(value, "is_floating_point")}
+    for name in WRAPPERS if depth < _DEEPEST else ():
+        if isinstance(tree.get(name), dict):
+            inner, path = _unwrap(tree[name], depth + 1)
+            if inner:
+                return {**{k: v for k, v in tensors.items() if v.ndim}, **inner}, f"{name}.{path}".rstrip(".")
+    return tensors, ""
+
+
+def _reason(path: Path, error: Exception) -> str:
+    message = str(error)
+    refused = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"[Uu]nsupported (?:class|global):? ([\w.]+)", message)
+    if refused:
+        return (
+            f'"{path}" is refused: it holds a pickled {refused[1].rstrip(".")}, and only tensors, plain containers and argparse.Namespace '
+            "are read; export its state dict"
+        )
+    if "weights_only" in message:  # pages of advice on how to execute it after all
+        return f'"{path}" is refused: it is damaged, or its pickle holds more than tensors and plain containers; get the file again'
+    line = next((line for line in message.splitlines() if line.strip()), type(error).__name__)
+    return f'"{path}" is no readable PyTorch checkpoint, maybe cut off: {line[:200]}; get the file again'

@@ -1,0 +1,135 @@
+"""Opening a source, whatever its kind: afterwards it is shapes by key and a function that reads one tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from convert.pickles import ZIP, read_pickle
+from jaxvit import MODELS
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_CONFIG = "config.json"
+_PICKLE = b"\x80"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint of someone else.
+
+    Attributes:
+        files: everything that was read, for the manifest.
+        shapes: shape of every tensor.
+        read: one tensor by key, in float32.
+        settings: path of the `config.json` beside the weights; read it only where the layout is Hugging Face's.
+        wrapper: wrapper dicts around the weights, as "teacher".
+    """
+
+    files: tuple[Path, ...]
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    settings: Path | None = None
+    wrapper: str = ""
+
+
+def open_source(source: str | Path) -> Source:
+    """Open a `.pth` file, a `.safetensors` file or a Hugging Face folder; what it is is seen from its content.
+
+    Raises:
+        ValueError: there is nothing there, or it cannot be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        return _open_file(path)
+    if str(source) in MODELS:
+        raise ValueError(
+            f'"{source}" is a released model, but downloading by name is not available yet; download its file and pass the path'
+        )
+    raise ValueError(f'"{source}" does not exist; pass a .pth file, a .safetensors file or a Hugging Face folder')
+
+
+def _open_file(path: Path) -> Source:
+    with path.open("rb") as file:
+        start = file.read(32)
+    if start[8:9] == b"{":
+        return _open_safetensors((path,), path.parent)
+    if start.startswith((ZIP, _PICKLE)):
+        tensors, wrapper = read_pickle(path)
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        return Source((path,), shapes, lambda key: _from_torch(tensors[key], key), wrapper=wrapper)
+    found = f"it starts with {start!r}" if start else "it is empty"
+    raise ValueError(f'"{path}" is neither a PyTorch nor a safetensors file: {found}; get the file again')
+
+
+def _open_folder(folder: Path) -> Source:
+    if (folder / _SINGLE).is_file():
+        return _open_safetensors((folder / _SINGLE,), folder)
+    if not (folder / _INDEX).is_file():
+        raise ValueError(f'"{folder}" has neither {_SINGLE} nor {_INDEX}; pass a Hugging Face folder that has, or a weights file')
+    index = read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise ValueError(f"{folder / _INDEX} has no weight_map; get the folder again")
+    names = sorted(set(map(str, index.values())))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ValueError(f'{folder / _INDEX} names the file "{name}", which is not in the folder; get the folder again')
+    source = _open_safetensors(tuple(folder / name for name in names), folder)
+    if odd := sorted(source.shapes.keys() ^ index.keys()):
+        raise ValueError(f"{folder / _INDEX} and its files disagree about {', '.join(odd[:5])}; get the folder again")
+    return replace(source, files=(*source.files, folder / _INDEX))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; get the file again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} instead of an object; get the file again")
+    return content
+
+
+def _open_safetensors(files: tuple[Path, ...], folder: Path) -> Source:
+    from safetensors import SafetensorError, safe_open
+
+    handles: dict[str, Any] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        try:
+            handle = safe_open(path, framework="numpy")
+        except SafetensorError as error:
+            raise ValueError(f'"{path}" is no readable safetensors file, maybe cut off: {error}; get the file again') from error
+        for key in handle.keys():  # noqa: SIM118  # not a mapping
+            if key in handles:
+                raise ValueError(f'tensor "{key}" is in two files, {path.name} is the second; get the folder again')
+            handles[key] = handle
+            shapes[key] = tuple(handle.get_slice(key).get_shape())
+    settings = folder / _CONFIG
+    return Source(files, shapes, lambda key: _float32(handles[key].get_tensor(key), key), settings if settings.is_file() else None)
+
+
+def _from_torch(tensor: Any, key: str) -> np.ndarray:
+    if not (tensor.is_floating_point() or str(tensor.dtype) == "torch.bool"):
+        raise ValueError(f'tensor "{key}" holds {str(tensor.dtype).removeprefix("torch.")} instead of floats; pass unquantised weights')
+    return tensor.detach().float().contiguous().numpy()
+
+
+def _float32(array: np.ndarray, key: str) -> np.ndarray:
+    if not (array.dtype == np.bool_ or jnp.issubdtype(array.dtype, jnp.floating)):
+        raise ValueError(f'tensor "{key}" holds {array.dtype} instead of floats; pass unquantised weights')
+    with np.errstate(over="ignore"):  # what overflows is refused with every other infinity
+        return array.astype(np.float32)

@@ -1,0 +1,1 @@
+"""Weights of the demo models, trained by `python -m experiments.pretrain`."""

@@ -1,0 +1,188 @@
+"""Checkpoints come back as they were, are written whole or not at all, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jaxvit import checkpoint
+from jaxvit.checkpoint import load, named_leaves, read_manifest, save, weights_hash
+from tests.jaxvit import tiny
+
+CONFIGS = {"table": tiny.CONFIG, "rope": tiny.ROPE, "plain": tiny.PLAIN}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """A bundled demo: float16 leaves, the config in the header."""
+    monkeypatch.setattr(checkpoint, "DEMO_FOLDER", tmp_path / "demo")
+    leaves = {name: np.asarray(leaf, np.float16) for name, leaf in named_leaves(tiny.model()).items()}
+    (tmp_path / "demo").mkdir()
+    save_file(leaves, tmp_path / "demo" / "demo_tiny.safetensors", metadata={"config": json.dumps(dataclasses.asdict(tiny.CONFIG))})
+    return leaves
+
+
+def one_line(callable_, *arguments):
+    with pytest.raises(ValueError, match=".+") as caught:
+        callable_(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_comes_back_as_it_was(name, tmp_path):
+    model = tiny.model(CONFIGS[name])
+    restored = load(save(model, tmp_path / "deep" / "checkpoint"))
+    assert restored.config == model.config
+    assert jax.tree.structure(restored) == jax.tree.structure(model)
+    jax.tree.map(np.testing.assert_array_equal, restored, model)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
+    assert weights_hash(restored) == weights_hash(model) == read_manifest(tmp_path / "deep" / "checkpoint")["weights_sha256"]
+
+
+def test_bfloat16_weights_stay_bfloat16(tmp_path):
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny.model())
+    restored = load(save(model, tmp_path / "half"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(restored)} == {jnp.dtype(jnp.bfloat16)}
+    assert read_manifest(tmp_path / "half")["dtype"] == "bfloat16"
+    assert weights_hash(restored) == weights_hash(model) != weights_hash(tiny.model())
+
+
+def test_relative_and_moved_folders_open(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tiny.model(), "here/checkpoint")
+    assert weights_hash(load("here/checkpoint")) == weights_hash(tiny.model())
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert weights_hash(load("there/checkpoint")) == weights_hash(tiny.model())
+
+
+def test_manifest_holds_ours_and_what_the_caller_adds(tmp_path):
+    folder = save(tiny.model(), tmp_path / "m", {"source": {"path": "somewhere"}})
+    manifest = read_manifest(folder)
+    assert manifest["source"] == {"path": "somewhere"}
+    assert {"format", "format_version", "config", "dtype", "weights_sha256", "versions"} <= manifest.keys()
+    assert "config" in one_line(save, tiny.model(), tmp_path / "n", {"config": 1})
+
+
+def test_the_hash_sees_values_names_and_shapes():
+    model = tiny.model()
+    assert re.fullmatch("[0-9a-f]{64}", weights_hash(model))
+    changed = jax.tree.map(lambda leaf: leaf, model)
+    changed.cls_token[...] = changed.cls_token[...].at[0].add(1e-6)
+    assert len({weights_hash(m) for m in (model, changed, tiny.model(tiny.PLAIN), tiny.model(seed=1))}) == 4
+    assert weights_hash(jax.tree.map(np.asarray, model)) == weights_hash(model)
+
+
+def test_an_existing_checkpoint_is_replaced_and_nothing_else_is(tmp_path):
+    folder = tmp_path / "checkpoint"
+    save(tiny.model(), folder)
+    save(tiny.model(seed=1), folder)
+    assert weights_hash(load(folder)) == weights_hash(tiny.model(seed=1))
+    (tmp_path / "empty").mkdir()
+    save(tiny.model(), tmp_path / "empty")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text('{"name": "a web page"}')
+    assert "something else" in one_line(save, tiny.model(), tmp_path / "mine")
+    assert "is a file" in one_line(save, tiny.model(), tmp_path / "mine" / "manifest.json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "empty", "mine"]
+
+
+def test_a_save_that_dies_leaves_the_old_checkpoint_and_no_rubbish(tmp_path, monkeypatch):
+    folder = save(tiny.model(), tmp_path / "checkpoint")
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_put", die)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(KeyboardInterrupt):
+            save(tiny.model(seed=1), target)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+    assert weights_hash(load(folder)) == weights_hash(tiny.model())
+
+
+def test_demos_and_cached_checkpoints_open_by_name(demo, cache):
+    model = load("demo_tiny")
+    assert model.config == tiny.CONFIG
+    for name, leaf in named_leaves(model).items():
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_array_equal(leaf, demo[name].astype(np.float32))
+    save(tiny.model(), cache / "mine")
+    assert weights_hash(load("mine")) == weights_hash(tiny.model())
+
+
+def test_unknown_names_say_what_is_possible(demo, cache, tmp_path):
+    save(tiny.model(), cache / "mine")
+    message = one_line(load, "yours")
+    assert "yours" in message
+    assert "demo_tiny" in message
+    assert "mine" in message
+    assert "python -m convert" in message
+    assert "released model" in one_line(load, "dinov2_vits14")
+    assert "not here" in one_line(load, "../cache/mine/..")
+    (tmp_path / "file.pth").write_text("x")
+    for path in (tmp_path, tmp_path / "file.pth"):
+        assert "python -m convert" in one_line(load, path)
+
+
+def _edit_manifest(folder, **changes):
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _truncate(folder):
+    for file in (folder / "weights").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:40])
+
+
+DAMAGE = {
+    "no weights": (lambda f: shutil.rmtree(f / "weights"), "convert the weights again"),
+    "half the weights": (_truncate, "convert the weights again"),
+    "no tree": (lambda f: (f / "weights" / "_METADATA").unlink(), "convert the weights again"),
+    "cut manifest": (lambda f: (f / "manifest.json").write_text('{"format": "jax'), "no JSON"),
+    "foreign manifest": (lambda f: (f / "manifest.json").write_text("[]"), "no jaxvit checkpoint"),
+    "newer": (lambda f: _edit_manifest(f, format_version=99), "format 99"),
+    "strange config": (lambda f: _edit_manifest(f, config={"colour": "red"}), "colour"),
+    "no config": (lambda f: _edit_manifest(f, config=None), "no config"),
+    "deeper": (lambda f: _edit_manifest(f, config=dataclasses.asdict(dataclasses.replace(tiny.CONFIG, depth=4))), "instead of (4, 24)"),
+    "missing and unknown": (
+        lambda f: _edit_manifest(f, config=dataclasses.asdict(tiny.ROPE)),
+        "6 missing (blocks.feed_forward.gate.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_one_clear_line(damage, tmp_path):
+    folder = save(tiny.model(), tmp_path / "checkpoint")
+    spoil, expected = DAMAGE[damage]
+    spoil(folder)
+    assert expected in one_line(load, folder)
+
+
+def test_integer_weights_are_refused(tmp_path):
+    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(tiny.model()).items()}
+    leaves["norm.scale"] = leaves["norm.scale"].astype(np.int32)
+    assert "norm.scale has dtype int32" in one_line(checkpoint.assemble, tiny.CONFIG, leaves)
+
+
+def test_a_damaged_demo_is_one_clear_line(demo, tmp_path):
+    file = tmp_path / "demo" / "demo_tiny.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    assert "install the package again" in one_line(load, "demo_tiny")
+    save_file(demo, file)
+    assert "no config" in one_line(load, "demo_tiny")
