@@ -1,0 +1,1 @@
+"""Programs a person runs: data sets, protocols, the resumable study, figures, the report."""

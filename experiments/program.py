@@ -1,0 +1,30 @@
+"""What all programs of this folder share: one clear line and exit code 2 on bad input, and the choice of devices."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import tyro
+
+Config = TypeVar("Config")
+
+
+def run(program: Callable[[Config], None], config: type[Config], description: str | None) -> None:
+    """Parse the command line into `config` and run; a `ValueError` ends the program with its message and code 2."""
+    try:
+        program(tyro.cli(config, description=description))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def use_all_cores() -> None:
+    """On a CPU, one device per core, so that the batch is split over cores as it is over chips. Before any computation."""
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

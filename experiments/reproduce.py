@@ -1,0 +1,153 @@
+"""Run the token-ablation study and write its page: `python -m experiments.reproduce`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import jaxvit
+from experiments import report
+from experiments.cells import Store, cell_hash, write_text
+from experiments.data import DataSize, StudyData, digit_scenes
+from experiments.program import run, use_all_cores
+from experiments.study import PIXELS, Settings, Subject, machine, plan, run_job
+from jaxvit.sharding import batch_mesh
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """The whole study.
+
+    Attributes:
+        preset: which study; "demo" runs the bundled models on digit scenes, offline.
+        out: folder of the study (default runs/<preset>); the same command continues there.
+        models: bundled demo models, names in the local cache or checkpoint folders.
+        data: numbers of scenes.
+        seed: of the scenes, noise, shuffle, patch choice, random models and resampling.
+        batch_size: images per step, over all devices; part of what determines a shuffle.
+        resamples: of bootstrap and permutation tests.
+    """
+
+    preset: Literal["demo"] = "demo"
+    out: Path | None = None
+    models: tuple[str, ...] = ("demo_reg", "demo")
+    data: DataSize = field(default_factory=DataSize)
+    seed: int = 0
+    batch_size: int = 128
+    resamples: int = 10_000
+
+
+def reproduce(study: Reproduce) -> Path:
+    """Run every cell that is not there yet, then write results.jsonl, run.json and report.html; returns the page's path.
+
+    Raises:
+        ValueError: an unknown model, or a folder that holds something else or another study.
+    """
+    if study.batch_size < 2:
+        raise ValueError(f"batch size {study.batch_size} is too small; shuffling registers needs at least 2 images")
+    out = study.out or Path("runs") / study.preset
+    models = {Path(name).name: jaxvit.load(name) for name in study.models}
+    if len(models) < len(study.models):
+        raise ValueError(f"two models share a name in {', '.join(study.models)}; rename one of the folders")
+    claim(out, study)
+    console = Console()
+    console.print(f"study [bold]{study.preset}[/] on {jax.device_count()} x {jax.devices()[0].device_kind} -> {out}")
+    started = time.monotonic()
+    with console.status("composing scenes"):
+        data = digit_scenes(study.data, study.seed)
+    jobs = plan(_subjects(study, models, data))
+    store = Store(out / "cells")
+    missing = [job for job in jobs if job.key not in store]
+    console.print(f"{len(jobs)} cells, {len(jobs) - len(missing)} already there")
+    columns = (
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("starting", total=sum(job.weight for job in missing))
+        for job in missing:
+            progress.update(bar, description=job.label)
+            run_job(job, store)
+            progress.advance(bar, job.weight)
+    cells = [store.load(job.key) for job in jobs]
+    write_text(out / "results.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for cell in cells for row in cell.rows))
+    seconds = round(time.monotonic() - started, 1)
+    write_text(out / "run.json", json.dumps(_manifest(study, machine(), seconds, [c.hash for c in cells]), indent=1))
+    page = report.write(out)
+    console.print(f"{len(missing)} cells in {seconds:.0f} s; the page is [bold]{page}[/]", soft_wrap=True)
+    return page
+
+
+def claim(out: Path, study: Reproduce) -> None:
+    """Take a folder for a study: an empty one, or the one that this very study has begun.
+
+    Raises:
+        ValueError: the folder holds anything else.
+    """
+    marker = out / "run.json"
+    if marker.exists():
+        try:
+            found = json.loads(marker.read_text())["study"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{marker} is not a study's run.json; choose another --out") from None
+        wanted = _identity(study)
+        different = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        if different:
+            raise ValueError(f"{out} holds another study (it differs in {', '.join(different)}); choose another --out or remove the folder")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and holds no study; choose another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(marker, json.dumps(_manifest(study, machine(), None, []), indent=1))
+
+
+def _subjects(study: Reproduce, models: dict[str, jaxvit.ViT], data: StudyData) -> list[Subject]:
+    """The models, then the baselines: each architecture at random initialisation, and raw pixels."""
+    mesh = batch_mesh()
+    batch = -(-study.batch_size // mesh.size) * mesh.size
+    settings = Settings(study.seed, batch, study.resamples, "float32")
+    subjects = [Subject(name, model, mesh, data, settings) for name, model in models.items()]
+    for name, model in models.items():
+        subjects.append(Subject(f"{name}_random", jaxvit.create(model.config, study.seed), mesh, data, settings, baseline=True))
+    return [*subjects, Subject(PIXELS, None, mesh, data, settings, baseline=True)]
+
+
+def _identity(study: Reproduce) -> dict[str, Any]:
+    """What makes two runs the same study: everything but where it is written."""
+    chosen = {k: v for k, v in asdict(study).items() if k != "out"}
+    return json.loads(json.dumps(chosen))
+
+
+def _manifest(study: Reproduce, device: dict[str, Any], seconds: float | None, cells: list[str]) -> dict[str, Any]:
+    identity = _identity(study)
+    return {
+        "format": FORMAT,
+        "study": identity,
+        "hash": cell_hash(identity),
+        "finished": bool(cells),
+        "last_run_seconds": seconds,
+        "machine": device,
+        "cells": cells,
+    }
+
+
+def _main(study: Reproduce) -> None:
+    use_all_cores()
+    reproduce(study)
+
+
+if __name__ == "__main__":
+    run(_main, Reproduce, __doc__)

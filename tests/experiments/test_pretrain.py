@@ -1,0 +1,128 @@
+"""Pretraining: resumed = uninterrupted bit for bit, folders are not mixed up, and the parts do what they claim."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from experiments import objective, pretrain
+from experiments.pretrain import CONFIGS, Pretraining, Recipe, train
+from jaxvit.config import ViTConfig
+from jaxvit.vit import create
+
+TINY = ViTConfig(8, 16, 2, 2, 32, registers=1, position="antialias", image_size=64)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretraining:
+    """Four steps of a tiny model, with a checkpoint after every second."""
+    monkeypatch.setitem(CONFIGS, "demo_reg", TINY)
+    recipe = Recipe(batch=4, queue=8, warmup=1)
+    return Pretraining(tmp_path / "whole", steps=4, recipe=recipe, checkpoint_every=2, evaluate_every=4, bank=20, queries=10)
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(run: Pretraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_file(train(run))
+    step, seen = pretrain.train_step, []
+
+    def killed_at_the_fourth(*arguments):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return step(*arguments)
+
+    again = replace(run, out=tmp_path / "again")
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "train_step", killed_at_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            train(again)
+    assert not (again.out / "demo_reg.safetensors").exists()
+    resumed = load_file(train(again))
+    assert whole.keys() == resumed.keys() == set(objective.leaf_names(TINY))
+    for name, leaf in whole.items():
+        np.testing.assert_array_equal(resumed[name], leaf, err_msg=name)
+    steps = [json.loads(line)["step"] for line in (again.out / "log.jsonl").read_text().splitlines()]
+    assert steps[-1] == 4
+
+
+def test_the_model_says_what_it_is_and_how_it_was_trained(run: Pretraining) -> None:
+    with safe_open(train(replace(run, steps=1)), "numpy") as file:
+        config, training = (json.loads(file.metadata()[key]) for key in ("config", "training"))
+        assert file.get_tensor("blocks.attention.qkv.kernel").dtype == np.float16
+    assert config == json.loads(json.dumps(asdict(TINY)))
+    assert (training["steps"], training["seed"], training["recipe"]["batch"]) == (1, 0, 4)
+    assert 0 <= training["knn"] <= 1
+
+
+@pytest.mark.parametrize("change", [{"steps": 5}, {"seed": 1}, {"recipe": Recipe(batch=8)}])
+def test_the_folder_of_another_run_is_refused(run: Pretraining, change: dict) -> None:
+    run.out.mkdir()
+    pretrain._claim(run)
+    pretrain._claim(run)
+    with pytest.raises(ValueError, match=f"another {next(iter(change))}; choose another --out"):
+        train(replace(run, **change))
+
+
+def test_the_command_line_ends_with_2_and_one_line(run: Pretraining, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain._claim(run)
+    monkeypatch.setattr("sys.argv", ["pretrain", "--out", str(run.out), "--steps", "7"])
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_muon_takes_every_block_matrix_by_itself() -> None:
+    weights = {"backbone": objective.leaves_of(create(TINY)), "heads": objective.create_heads(TINY.width, jax.random.key(0))}
+    run = Pretraining(Path(), steps=10, recipe=Recipe(warmup=0, clip=1e9))
+    gradient = jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape), weights)
+    name = "blocks.attention.out.kernel"
+
+    @jax.jit
+    def update(g):
+        return pretrain.optimiser(run).update(g, pretrain.optimiser(run).init(weights), weights)[0]["backbone"][name]
+
+    both = update(gradient)
+    # a rank-one gradient of the second block's matrix must leave the first block's update alone
+    gradient["backbone"][name] = gradient["backbone"][name].at[1].set(1.0)
+    other = update(gradient)
+    np.testing.assert_array_equal(both[0], other[0])
+    singular = np.linalg.svd(np.asarray(both[0]) / 0.02, compute_uv=False)
+    assert singular.max() < 1.3
+    assert np.median(singular) > 0.6
+
+
+def test_leaves_rebuild_the_model() -> None:
+    model = create(TINY, seed=3)
+    leaves = objective.leaves_of(model)
+    rebuilt = objective.model_from(dict(reversed(leaves.items())), TINY)
+    assert jax.tree.structure(rebuilt) == jax.tree.structure(model)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), rebuilt, model)))
+    assert {"cls_token", "patch_embed.kernel", "blocks.scale1", "blocks.attention.qkv.kernel", "norm.scale"} <= leaves.keys()
+
+
+def test_sinkhorn_balances_the_prototypes() -> None:
+    scores = jax.random.uniform(jax.random.key(0), (256, 16), minval=-0.2, maxval=0.2)
+    assigned = objective.sinkhorn(scores)
+    np.testing.assert_allclose(assigned.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(assigned.sum(axis=0), 16, rtol=0.3)
+
+
+def test_blobs_cover_a_tenth_to_two_fifths() -> None:
+    share = objective.blobs(jax.random.key(0), 64, 8, 8).mean(axis=1)
+    assert 0.08 < share.min() < 0.2
+    assert 0.3 < share.max() <= 0.42
+
+
+def test_contrast_is_smallest_for_the_right_partner() -> None:
+    vectors = objective.unit(jax.random.normal(jax.random.key(0), (8, 32)))
+    queue = objective.unit(jax.random.normal(jax.random.key(1), (16, 32)))
+    assert objective.contrast(vectors, vectors, queue) < objective.contrast(vectors, jnp.roll(vectors, 1, axis=0), queue)
