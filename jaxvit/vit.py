@@ -27,6 +27,11 @@ class Buffer(nnx.Variable):
     """A leaf that belongs to the model but is not learned."""
 
 
+def gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """The exact GELU, by erf as the originals compute it: on CPU a third faster than the erfc of `jax.nn.gelu`."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
 class FeedForward(nnx.Module):
     """down(gelu(up(x))) with the exact GELU, or down(silu(gate(x)) * up(x)) (SwiGLU)."""
 
@@ -38,7 +43,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         up = self.up(x)
-        return self.down(jax.nn.gelu(up, approximate=False) if self.gate is None else jax.nn.silu(self.gate(x)) * up)
+        return self.down(gelu(up) if self.gate is None else jax.nn.silu(self.gate(x)) * up)
 
 
 class Attention(nnx.Module):
