@@ -8,15 +8,13 @@ patches to prototypes (as in iBOT, with Sinkhorn-Knopp assignments as in SwAV). 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxvit.config import ViTConfig
-from jaxvit.vit import ViT, abstract
+from jaxvit.vit import ViT
 
 Leaves = dict[str, Array]
 
@@ -37,22 +35,6 @@ class Features(NamedTuple):
 
     cls: Float[Array, "batch width"]
     patches: Float[Array, "batch patches width"]
-
-
-def leaf_names(config: ViTConfig) -> list[str]:
-    """Names of a model's leaves in the order of its pytree, such as "blocks.attention.qkv.kernel"."""
-    paths = jax.tree_util.tree_flatten_with_path(abstract(config))[0]
-    return [jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value") for path, _ in paths]
-
-
-def leaves_of(model: ViT) -> Leaves:
-    """A model's arrays by name."""
-    return dict(zip(leaf_names(model.config), jax.tree.leaves(model), strict=True))
-
-
-def model_from(leaves: Mapping[str, Array], config: ViTConfig) -> ViT:
-    """The model whose arrays these are; the inverse of `leaves_of`."""
-    return jax.tree.unflatten(jax.tree.structure(abstract(config)), [leaves[name] for name in leaf_names(config)])
 
 
 def features(

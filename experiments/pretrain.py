@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-import tyro
 from jaxtyping import Array, Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import save_file
 
-from experiments import objective, scenes
+from experiments import objective, program, scenes
+from jaxvit.checkpoint import assemble, named_leaves
 from jaxvit.config import ViTConfig
 from jaxvit.vit import create, normalise
 
@@ -139,7 +138,7 @@ def initial_state(run: Pretraining) -> State:
     config = CONFIGS[run.name]
 
     def weights() -> State:
-        return {"backbone": objective.leaves_of(create(config, run.seed)), "heads": objective.create_heads(config.width, head_key)}
+        return {"backbone": named_leaves(create(config, run.seed)), "heads": objective.create_heads(config.width, head_key)}
 
     student = weights()
     return {
@@ -160,7 +159,7 @@ def _train_step(run: Pretraining, size: int, source: scenes.Material, state: Sta
     images = normalise(views.reshape(-1, size, size, 3), config)
 
     def loss(student: State) -> tuple[Array, tuple[Array, Array, Array]]:
-        ours, theirs = ((objective.model_from(w["backbone"], config), w["heads"]) for w in (student, state["teacher"]))
+        ours, theirs = ((assemble(config, w["backbone"]), w["heads"]) for w in (student, state["teacher"]))
         cls_loss, patch_loss, fresh = objective.losses(ours, theirs, images, state["queue"], jax.random.fold_in(mask_key, step))
         return cls_loss + recipe.patch_weight * patch_loss, (cls_loss, patch_loss, fresh)
 
@@ -223,7 +222,7 @@ def neighbours(config: ViTConfig, backbone: objective.Leaves, bank: scenes.Scene
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(config: ViTConfig, backbone: objective.Leaves, images: Int[Array, "batch height width 3"]) -> Float[Array, "batch width"]:
-    return objective.unit(objective.features(objective.model_from(backbone, config), normalise(images, config)).cls)
+    return objective.unit(objective.features(assemble(config, backbone), normalise(images, config)).cls)
 
 
 def _batches(images: np.ndarray) -> list[np.ndarray]:
@@ -271,12 +270,8 @@ def _export(run: Pretraining, backbone: objective.Leaves, accuracy: float, secon
 
 
 def main() -> None:
-    """The command line; ends with 2 and one line where a folder belongs to another run."""
-    try:
-        print(train(tyro.cli(Pretraining, description=__doc__)))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Run the command line."""
+    program.run(lambda run: print(train(run)), Pretraining, __doc__)
 
 
 if __name__ == "__main__":

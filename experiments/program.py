@@ -25,6 +25,8 @@ def run(program: Callable[[Config], None], config: type[Config], description: st
         raise SystemExit(130) from None
 
 
-def use_all_cores() -> None:
-    """On a CPU, one device per core, so that the batch is split over cores as it is over chips. Before any computation."""
+def prepare_devices() -> None:
+    """Before any computation: on a CPU one device per core, so that the batch is split over cores as it is over chips; float32
+    products in full float32 on every device."""
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    jax.config.update("jax_default_matmul_precision", "highest")

@@ -22,6 +22,8 @@ from experiments.figures import HEAT_COLUMNS, Row, percent, select
 from experiments.program import run
 
 _TABLE_COLUMNS = [c for c in HEAT_COLUMNS if c[2] != "patch_mean"]
+TABLE_ROWS = Path("experiments/demo_table.jsonl")
+"""The rows that the README's table is made of, from the root of the checkout."""
 _README_MARKS = ("<!-- demo table: begin -->", "<!-- demo table: end -->")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
@@ -41,7 +43,7 @@ class Report:
 
     Attributes:
         folder: the study's folder, such as runs/demo.
-        readme: also write the table of results into this file, between its marks.
+        readme: also write the table of results into this file, between its marks, and the table's rows to `TABLE_ROWS` beside it.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -115,6 +117,11 @@ def fill_readme(readme: Path, rows: Sequence[Row]) -> None:
         raise ValueError(f"{readme} lacks the marks {begin} and {end}")
     before, after = text.split(begin)[0], text.split(end)[1]
     write_text(readme, f"{before}{begin}\n{markdown_table(rows)}\n{end}{after}")
+
+
+def table_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that the table shows."""
+    return [cell for _, cells in _table(rows) for cell in cells]
 
 
 def _table(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -202,7 +209,9 @@ _RANK_NOTE = (
 def _main(report: Report) -> None:
     page = write(report.folder)
     if report.readme:
-        fill_readme(report.readme, read(report.folder)[0])
+        shown = table_rows(read(report.folder)[0])
+        fill_readme(report.readme, shown)
+        write_text(report.readme.parent / TABLE_ROWS, "".join(json.dumps(row) + "\n" for row in shown))
     print(page)
 
 

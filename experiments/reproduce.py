@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -16,7 +17,7 @@ import jaxvit
 from experiments import report
 from experiments.cells import Store, cell_hash, write_text
 from experiments.data import DataSize, StudyData, digit_scenes
-from experiments.program import run, use_all_cores
+from experiments.program import prepare_devices, run
 from experiments.study import PIXELS, Settings, Subject, machine, plan, run_job
 from jaxvit.sharding import batch_mesh
 
@@ -52,8 +53,8 @@ def reproduce(study: Reproduce) -> Path:
     Raises:
         ValueError: an unknown model, or a folder that holds something else or another study.
     """
-    if study.batch_size < 2:
-        raise ValueError(f"batch size {study.batch_size} is too small; shuffling registers needs at least 2 images")
+    mesh = batch_mesh()
+    batch = _batch_size(study, mesh)
     out = study.out or Path("runs") / study.preset
     models = {Path(name).name: jaxvit.load(name) for name in study.models}
     if len(models) < len(study.models):
@@ -64,7 +65,7 @@ def reproduce(study: Reproduce) -> Path:
     started = time.monotonic()
     with console.status("composing scenes"):
         data = digit_scenes(study.data, study.seed)
-    jobs = plan(_subjects(study, models, data))
+    jobs = plan(_subjects(study, models, data, mesh, batch))
     store = Store(out / "cells")
     missing = [job for job in jobs if job.key not in store]
     console.print(f"{len(jobs)} cells, {len(jobs) - len(missing)} already there")
@@ -114,15 +115,23 @@ def claim(out: Path, study: Reproduce) -> None:
         write_text(marker, json.dumps(_manifest(study, machine(), None, []), indent=1))
 
 
-def _subjects(study: Reproduce, models: dict[str, jaxvit.ViT], data: StudyData) -> list[Subject]:
+def _subjects(study: Reproduce, models: dict[str, jaxvit.ViT], data: StudyData, mesh: Mesh, batch: int) -> list[Subject]:
     """The models, then the baselines: each architecture at random initialisation, and raw pixels."""
-    mesh = batch_mesh()
-    batch = -(-study.batch_size // mesh.size) * mesh.size
-    settings = Settings(study.seed, batch, study.resamples, "float32")
+    settings = Settings(study.seed, batch, study.resamples, "float32, matmul precision highest")
     subjects = [Subject(name, model, mesh, data, settings) for name, model in models.items()]
     for name, model in models.items():
         subjects.append(Subject(f"{name}_random", jaxvit.create(model.config, study.seed), mesh, data, settings, baseline=True))
     return [*subjects, Subject(PIXELS, None, mesh, data, settings, baseline=True)]
+
+
+def _batch_size(study: Reproduce, mesh: Mesh) -> int:
+    """Images per step: what was asked for, rounded up to the devices. Every batch must have two images to shuffle between."""
+    batch = -(-study.batch_size // mesh.size) * mesh.size
+    parts = {name: getattr(study.data, name) for name in ("bank", "choose", "test", "pairs")}
+    alone = [f"{name} ({count})" for name, count in parts.items() if batch < 2 or count % batch == 1]
+    if alone:
+        raise ValueError(f"batches of {batch} leave one image alone in {', '.join(alone)}, which cannot be shuffled; change --batch-size")
+    return batch
 
 
 def _identity(study: Reproduce) -> dict[str, Any]:
@@ -145,7 +154,7 @@ def _manifest(study: Reproduce, device: dict[str, Any], seconds: float | None, c
 
 
 def _main(study: Reproduce) -> None:
-    use_all_cores()
+    prepare_devices()
     reproduce(study)
 
 

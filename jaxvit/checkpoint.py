@@ -58,7 +58,7 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         "weights_sha256": weights_hash(model),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in _PACKAGES}},
     }
-    if clash := sorted(own.keys() & (manifest or {}).keys()):
+    if clash := sorted({*own, "files"} & (manifest or {}).keys()):
         raise ValueError(f"manifest entries {', '.join(clash)} are written by save itself; rename yours")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(folder)
@@ -67,7 +67,8 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / WEIGHTS, leaves)
             checkpointer.wait_until_finished()
-        (temporary / MANIFEST).write_text(json.dumps(own | dict(manifest or {}), indent=2) + "\n")
+        sizes = {f.relative_to(temporary).as_posix(): f.stat().st_size for f in sorted((temporary / WEIGHTS).rglob("*")) if f.is_file()}
+        (temporary / MANIFEST).write_text(json.dumps(own | {"files": sizes} | dict(manifest or {}), indent=2) + "\n")
         _put(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -117,12 +118,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def weights_hash(model: ViT) -> str:
     """SHA-256 over name, dtype, shape and bytes of every leaf: the same for the same weights, whatever way they came."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(named_leaves(model).items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    return _hash(named_leaves(model))
 
 
 def named_leaves(model: ViT) -> dict[str, Any]:
@@ -186,10 +182,26 @@ def _put(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _hash(leaves: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, leaf in sorted(leaves.items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def _load_folder(folder: Path) -> ViT:
     import orbax.checkpoint as ocp
 
-    config = _config(read_manifest(folder).get("config"), folder)
+    manifest = read_manifest(folder)
+    config = _config(manifest.get("config"), folder)
+    # sizes first: Orbax reads in parallel, and where several of its reads fail it says so in many places
+    for name, size in (manifest.get("files") or {}).items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size:
+            state = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
+            raise ValueError(f'checkpoint "{folder}" is damaged: {name} {state}, it had {size} when written; convert the weights again')
     wanted = named_leaves(abstract(config))
     weights = (folder / WEIGHTS).resolve()
     try:
@@ -200,6 +212,8 @@ def _load_folder(folder: Path) -> ViT:
     except Exception as error:  # Orbax and its storage raise many kinds, with messages of many lines
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f'checkpoint "{folder}" cannot be read, convert the weights again: {reason[:300]}') from error
+    if _hash(leaves) != manifest.get("weights_sha256"):
+        raise ValueError(f'checkpoint "{folder}" is damaged: its weights are not those of its manifest; convert the weights again')
     return assemble(config, {name: jnp.asarray(leaf) for name, leaf in leaves.items()})
 
 

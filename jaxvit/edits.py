@@ -111,6 +111,8 @@ def stack(ablations: Sequence[Ablation | Edits], model: ViT | ViTConfig, image_s
     if not ablations:
         raise ValueError("stack needs at least one ablation, got none")
     lowered = [a if isinstance(a, Edits) else lower(a, model, image_size) for a in ablations]
+    if len({e.layout for e in lowered}) > 1:
+        raise ValueError(f"these edits are for different layouts: {', '.join(str(e.layout) for e in lowered)}; lower them for one size")
     stages = {}
     for site in SITES:
         columns = _align([e.stages.get(site, ()) for e in lowered])

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-PARITY = pytest.StashKey[list[tuple[str, str, float, float]]]()
 
 # one jitted call may compile, so examples have no deadline; drawn the same way in every run
 settings.register_profile("jaxvit", deadline=None, derandomize=True, max_examples=15)
@@ -38,18 +37,19 @@ def golden() -> Callable[[str], tuple[dict, Path]]:
 
 
 @pytest.fixture
-def record_parity(request: pytest.FixtureRequest) -> Callable[[str, str, float, float], None]:
+def record_parity(record_property: Callable[[str, object], None]) -> Callable[[str, str, float, float], None]:
     """Note a measured error for the table at the end: what, tensor, error, tolerance."""
 
     def record(what: str, tensor: str, error: float, tolerance: float) -> None:
-        request.config.stash.setdefault(PARITY, []).append((what, tensor, error, tolerance))
+        record_property("parity", (what, tensor, float(error), tolerance))
 
     return record
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash.get(PARITY, [])
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    rows = [value for report in reports for name, value in report.user_properties if name == "parity"]
     if rows:
         terminalreporter.section("parity with the originals: max |error| / max(1, max |reference|)")
-        for what, tensor, error, tolerance in sorted(rows):
+        for what, tensor, error, tolerance in sorted(map(tuple, rows)):
             terminalreporter.write_line(f"{what:28} {tensor:40} {error:9.2e}   (tolerance {tolerance:.0e})")

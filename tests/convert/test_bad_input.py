@@ -121,7 +121,7 @@ def check_refused(source, arguments, expected, capsys, tmp_path):
     assert printed.err.endswith("\n")
     assert expected in printed.err
     assert sorted(tmp_path.rglob("*")) == before
-    with pytest.raises(ValueError, match=".+"):
+    with pytest.raises(ValueError, match=r".+"):
         convert(source, out, heads=HEADS)
 
 

@@ -20,6 +20,7 @@ from convert.__main__ import main
 from jaxvit.checkpoint import load, read_manifest
 
 transformers = pytest.importorskip("transformers", reason="the oracle of these tests is transformers")
+no_init_weights = pytest.importorskip("transformers.initialization").no_init_weights
 
 TOLERANCE = 3e-5
 S = {"hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 12}
@@ -40,7 +41,8 @@ def make(family: str, sizes: dict, head: str = "Model", seed: int = 0, **changes
     if family in ("vit", "dinov3"):
         settings.setdefault("intermediate_size", 4 * settings["hidden_size"])
     torch.manual_seed(seed)
-    model = getattr(transformers, stem + head)(getattr(transformers, f"{stem}Config")(**settings)).eval()
+    with no_init_weights():  # all of them are redrawn
+        model = getattr(transformers, stem + head)(getattr(transformers, f"{stem}Config")(**settings)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lambda" in name:

@@ -47,7 +47,8 @@ def rows_of(out: Path) -> list[dict]:
 
 def test_every_row_has_what_a_reader_needs(finished):
     rows = rows_of(finished)
-    fields = "model condition task metric protocol layer feature value ci_low ci_high n seed delta p_value cell".split()
+    fields = ["model", "condition", "task", "metric", "protocol", "layer", "feature", "value", "ci_low", "ci_high"]
+    fields += ["n", "seed", "delta", "p_value", "cell"]
     for row in rows:
         assert all(field in row for field in fields)
         assert row["ci_low"] <= row["value"] <= row["ci_high"] or row["task"] == "segmentation"
@@ -114,6 +115,12 @@ def test_another_study_is_refused_and_nothing_is_written(finished, models, tmp_p
     with pytest.raises(ValueError, match="holds no study"):
         reproduce.reproduce(settings(foreign, models))
     assert [p.name for p in foreign.iterdir()] == ["chapter1.tex"]
+
+
+def test_a_batch_size_that_leaves_one_image_alone_is_refused_before_anything_runs(models, tmp_path):
+    with pytest.raises(ValueError, match=r"one image alone in bank \(60\).*change --batch-size"):
+        reproduce.reproduce(dataclasses.replace(settings(tmp_path / "new", models), batch_size=59))
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_unknown_model_is_refused_before_the_folder_is_made(tmp_path):

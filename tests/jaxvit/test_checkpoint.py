@@ -37,7 +37,7 @@ def demo(tmp_path, monkeypatch):
 
 
 def one_line(callable_, *arguments):
-    with pytest.raises(ValueError, match=".+") as caught:
+    with pytest.raises(ValueError, match=r".+") as caught:
         callable_(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -150,9 +150,9 @@ def _truncate(folder):
 
 
 DAMAGE = {
-    "no weights": (lambda f: shutil.rmtree(f / "weights"), "convert the weights again"),
-    "half the weights": (_truncate, "convert the weights again"),
-    "no tree": (lambda f: (f / "weights" / "_METADATA").unlink(), "convert the weights again"),
+    "no weights": (lambda f: shutil.rmtree(f / "weights"), "is missing"),
+    "half the weights": (_truncate, "has 40 bytes"),
+    "no tree": (lambda f: (f / "weights" / "_METADATA").unlink(), "_METADATA is missing"),
     "cut manifest": (lambda f: (f / "manifest.json").write_text('{"format": "jax'), "no JSON"),
     "foreign manifest": (lambda f: (f / "manifest.json").write_text("[]"), "no jaxvit checkpoint"),
     "newer": (lambda f: _edit_manifest(f, format_version=99), "format 99"),
@@ -161,8 +161,9 @@ DAMAGE = {
     "deeper": (lambda f: _edit_manifest(f, config=dataclasses.asdict(dataclasses.replace(tiny.CONFIG, depth=4))), "instead of (4, 24)"),
     "missing and unknown": (
         lambda f: _edit_manifest(f, config=dataclasses.asdict(tiny.ROPE)),
-        "6 missing (blocks.feed_forward.gate.bias",
+        "5 missing (blocks.feed_forward.gate.bias",
     ),
+    "other weights": (lambda f: _edit_manifest(f, weights_sha256="0" * 64), "not those of its manifest"),
 }
 
 

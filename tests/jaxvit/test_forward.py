@@ -170,7 +170,7 @@ def test_every_released_model_has_the_tokens_its_config_says(name):
 # millions of parameters as the model cards give them (backbone, to the precision printed there)
 PUBLISHED_SIZES = {
     "dino_vits16": 21, "dino_vitb16": 85, "dinov2_vits14": 21, "dinov2_vitb14": 86, "dinov2_vitl14": 300, "dinov2_vitg14": 1100,
-    "dinov3_vits16": 21, "dinov3_vits16plus": 29, "dinov3_vitb16": 86, "dinov3_vitl16": 300, "dinov3_vith16plus": 840, 
+    "dinov3_vits16": 21, "dinov3_vits16plus": 29, "dinov3_vitb16": 86, "dinov3_vitl16": 300, "dinov3_vith16plus": 840,
     "dinov3_vit7b16": 6716,
 }  # fmt: skip
 
