@@ -79,6 +79,7 @@ class Pretraining:
         name: model to train.
         steps: optimiser steps; the schedules stretch with them.
         seed: seed of the weights and of everything drawn during training.
+        start: folder of a finished run to go on from, with schedules of its own: weights, heads and queue are taken over.
         recipe: hyper-parameters.
         checkpoint_every: steps between checkpoints.
         evaluate_every: steps between k-NN evaluations on training digits.
@@ -90,6 +91,7 @@ class Pretraining:
     name: Literal["demo_reg", "demo"] = "demo_reg"
     steps: int = 3600
     seed: int = 0
+    start: Path | None = None
     recipe: Recipe = Recipe()
     checkpoint_every: int = 100
     evaluate_every: int = 200
@@ -110,11 +112,9 @@ def train(run: Pretraining) -> Path:
     state, elapsed, accuracy = initial_state(run), 0.0, float("nan")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[now]}"))
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
-    with ocp.CheckpointManager((run.out / "checkpoints").absolute(), options=options) as manager, Progress(*columns) as progress:
+    with ocp.CheckpointManager(_checkpoints(run.out), options=options) as manager, Progress(*columns) as progress:
         if manager.latest_step() is not None:
-            target = {"state": jax.eval_shape(lambda: state), "elapsed": 0.0, "accuracy": 0.0}
-            saved = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(target))
-            state, elapsed, accuracy = saved["state"], float(saved["elapsed"]), float(saved["accuracy"])
+            state, elapsed, accuracy = _restore(manager, state)
         first = int(state["step"])
         bar = progress.add_task(run.name, total=run.steps, completed=first, now="compiling")
         started, seconds = time.monotonic(), elapsed
@@ -141,13 +141,29 @@ def initial_state(run: Pretraining) -> State:
         return {"backbone": named_leaves(create(config, run.seed)), "heads": objective.create_heads(config.width, head_key)}
 
     student = weights()
-    return {
+    state = {
         "step": jnp.zeros((), jnp.int32),
         "student": student,
         "teacher": weights(),
         "queue": objective.unit(jax.random.normal(queue_key, (run.recipe.queue, objective.PROJECTION))),
         "optimiser": optimiser(run).init(student),
     }
+    if run.start is not None:
+        with ocp.CheckpointManager(_checkpoints(run.start)) as earlier:
+            before = _restore(earlier, state)[0]
+        state |= {part: before[part] for part in ("student", "teacher", "queue")}
+    return state
+
+
+def _checkpoints(folder: Path) -> Path:
+    return (folder / "checkpoints").absolute()
+
+
+def _restore(manager: ocp.CheckpointManager, like: State) -> tuple[State, float, float]:
+    """The newest saved state, the seconds trained until then, and its k-NN accuracy."""
+    target = {"state": jax.eval_shape(lambda: like), "elapsed": 0.0, "accuracy": 0.0}
+    saved = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(target))
+    return saved["state"], float(saved["elapsed"]), float(saved["accuracy"])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -177,7 +193,7 @@ def _train_step(run: Pretraining, size: int, source: scenes.Material, state: Sta
 def train_step(run: Pretraining, size: int, source: scenes.Material, state: State) -> tuple[State, dict[str, Array]]:
     """One step on views of a given size; compiles once per size. `state` is consumed (its buffers are reused)."""
     # What does not shape the program must not recompile it.
-    plain = replace(run, out=Path(), checkpoint_every=0, evaluate_every=0, bank=0, queries=0, bundle=False)
+    plain = replace(run, out=Path(), start=None, checkpoint_every=0, evaluate_every=0, bank=0, queries=0, bundle=False)
     return _train_step(plain, size, source, state)
 
 
@@ -232,7 +248,19 @@ def _batches(images: np.ndarray) -> list[np.ndarray]:
 def _identity(run: Pretraining) -> dict[str, Any]:
     """Everything that determines the weights."""
     recipe = {**asdict(run.recipe), "teacher": list(run.recipe.teacher)}
-    return {"name": run.name, "steps": run.steps, "seed": run.seed, "recipe": recipe}
+    before = {} if run.start is None else {"start": _identity_of(run.start)}
+    return {"name": run.name, "steps": run.steps, "seed": run.seed, "recipe": recipe, **before}
+
+
+def _identity_of(folder: Path) -> dict[str, Any]:
+    """Of the run in a folder.
+
+    Raises:
+        ValueError: it holds no finished run.
+    """
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} holds no finished run to start from; let that one finish first, or drop --start")
+    return json.loads((folder / "run.json").read_text())
 
 
 def _claim(run: Pretraining) -> None:

@@ -206,7 +206,10 @@ def _load_folder(folder: Path) -> ViT:
     weights = (folder / WEIGHTS).resolve()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            stored = dict(checkpointer.metadata(weights).item_metadata.tree)
+            description = checkpointer.metadata(weights).item_metadata
+            if description is None:
+                raise ValueError("the description of its tree is damaged")
+            stored = dict(description.tree)
             _check(wanted, stored)
             leaves = checkpointer.restore(weights, {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in stored.items()})
     except Exception as error:  # Orbax and its storage raise many kinds, with messages of many lines

@@ -63,6 +63,22 @@ def test_the_model_says_what_it_is_and_how_it_was_trained(run: Pretraining) -> N
     assert 0 <= training["knn"] <= 1
 
 
+def test_a_second_run_starts_from_the_weights_of_the_first(run: Pretraining, tmp_path: Path) -> None:
+    second = replace(run, out=tmp_path / "second", start=run.out, steps=2, seed=1)
+    with pytest.raises(ValueError, match="holds no finished run"):
+        train(second)
+    assert not second.out.exists()
+    first = load_file(train(run))
+    teacher = pretrain.initial_state(second)["teacher"]["backbone"]
+    for name, leaf in first.items():
+        np.testing.assert_array_equal(np.asarray(teacher[name], np.float16), leaf, err_msg=name)
+    path = train(second)
+    assert any((load_file(path)[name] != leaf).any() for name, leaf in first.items())
+    with safe_open(path, "numpy") as file:
+        training = json.loads(file.metadata()["training"])
+    assert (training["steps"], training["start"]["steps"]) == (2, 4)
+
+
 @pytest.mark.parametrize("change", [{"steps": 5}, {"seed": 1}, {"recipe": Recipe(batch=8)}])
 def test_the_folder_of_another_run_is_refused(run: Pretraining, change: dict) -> None:
     run.out.mkdir()

@@ -149,10 +149,16 @@ def _truncate(folder):
         file.write_bytes(file.read_bytes()[:40])
 
 
+def _scramble(folder):
+    file = folder / "weights" / "_METADATA"
+    file.write_bytes(b"x" * file.stat().st_size)
+
+
 DAMAGE = {
     "no weights": (lambda f: shutil.rmtree(f / "weights"), "is missing"),
     "half the weights": (_truncate, "has 40 bytes"),
     "no tree": (lambda f: (f / "weights" / "_METADATA").unlink(), "_METADATA is missing"),
+    "scrambled tree": (_scramble, "description of its tree"),
     "cut manifest": (lambda f: (f / "manifest.json").write_text('{"format": "jax'), "no JSON"),
     "foreign manifest": (lambda f: (f / "manifest.json").write_text("[]"), "no jaxvit checkpoint"),
     "newer": (lambda f: _edit_manifest(f, format_version=99), "format 99"),
