@@ -181,8 +181,8 @@ _CAUTION = (
 )
 _BASELINE_NOTE = (
     "Frozen features without any ablation, beside the same architecture at random initialisation (<i>_random</i>) and raw "
-    "pixels. Small print: 95 % bootstrap intervals over images (over pairs for correspondence and Recall@1); they cover test "
-    "sampling only."
+    "pixels. A model that does not beat both on a task says little there. Small print: 95 % bootstrap intervals over "
+    "images (over pairs for correspondence and Recall@1); they cover test sampling only."
 )
 _ABLATION_NOTE = (
     "Tokens are overwritten at the output of every block. Point at a cell for the exact value, its interval, and the paired "
@@ -197,8 +197,8 @@ _FLOW_NOTE = (
 )
 _PROBE_NOTE = "Top-1 of a ridge probe on standardised block outputs, with 95 % bootstrap intervals over test scenes."
 _MAP_NOTE = (
-    "First three principal components of the patch features (after the final norm) as red, green and blue. One basis and one "
-    "scale for all images and conditions of a model, so colours are comparable within a block of pictures."
+    "First three principal components of the patch features (after the final norm) as red, green and blue. Each image "
+    "has one basis and one scale for all its conditions: compare colours down a column, not along a row."
 )
 _RANK_NOTE = (
     "exp of the entropy of the Gram eigenvalues of an image's patch features (after the final norm, not centred), mean over "

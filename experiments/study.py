@@ -26,6 +26,7 @@ from jaxvit.statistics import Scores, bootstrap, compare, mean_scores, value
 
 PIXELS = "raw_pixels"
 _MAP_IMAGES = 6
+_MAP_BASIS = "principal components of each image, shared by its conditions"
 _MAP_CONDITIONS = ("full", "zero_cls", "zero_registers")
 
 
@@ -130,7 +131,7 @@ def _jobs(subject: Subject) -> Iterator[Job]:
     if not subject.baseline:
         yield Job(_key(subject, "layer_probes"), f"{subject.name}: probes at every layer", 8, lambda store: _layer_probes(subject))
         yield Job(_key(subject, "attention_flow"), f"{subject.name}: attention flow", 2, lambda store: _attention_flow(subject))
-        yield Job(_key(subject, "maps"), f"{subject.name}: feature maps", 1, lambda store: _maps(subject))
+        yield Job(_key(subject, "maps", basis=_MAP_BASIS), f"{subject.name}: feature maps", 1, lambda store: _maps(subject))
 
 
 def _key(subject: Subject, kind: str, **more: Any) -> dict[str, Any]:
@@ -215,10 +216,11 @@ def _attention_flow(subject: Subject) -> tuple[list[dict[str, Any]], dict[str, n
 
 
 def _maps(subject: Subject) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Principal components of patches as colours, one basis for all images and conditions."""
+    """Principal components of patches as colours; one basis and scale for the conditions of an image."""
     images = subject.data.test.images[:_MAP_IMAGES]
     names = [c for c in _MAP_CONDITIONS if c in subject.conditions]
     patches = np.stack([subject.runner.extract(images, subject.ablation(c), first_id("test")).patches for c in names])
-    colours = np.asarray(geometry.pca_rgb(patches.reshape(-1, patches.shape[-1])))
+    colours = np.stack([geometry.pca_rgb(patches[:, i].reshape(-1, patches.shape[-1])) for i in range(len(images))])
     side = round(patches.shape[2] ** 0.5)
-    return [], {"images": images, "conditions": np.array(names), "maps": colours.reshape(*patches.shape[:2], side, side, 3)}
+    maps = colours.reshape(len(images), len(names), side, side, 3).swapaxes(0, 1)
+    return [], {"images": images, "conditions": np.array(names), "maps": maps}
