@@ -58,7 +58,10 @@ def ablation_heat_map(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
         hover.append([_hover(r) for r in found])
     names = [f"{model} · {condition}" for model, condition in lines]
     headings = [heading for *_, heading in HEAT_COLUMNS]
-    span = max((abs(v) for line in delta for v in line if v is not None), default=1) or 1
+    # what is so by construction would drown the rest
+    shown = {column[:3] for column in HEAT_COLUMNS}
+    told = [r for r in rows if (r["task"], r["metric"], r["feature"]) in shown and r["delta"] is not None and not r.get("note")]
+    span = 100 * max((abs(r["delta"]) for r in told), default=0) or 1
     common = {"x": headings, "y": names, "customdata": hover, "hovertemplate": "%{customdata}<extra></extra>", "texttemplate": "%{text}"}
     figure = go.Figure(
         [
