@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 import jaxvit
 from jaxvit import Ablation, Statistics, ViT
 from jaxvit.capture import CaptureSpec
+from jaxvit.edits import Edits
 from jaxvit.sharding import batches, replicate
 
 _IN_FLIGHT = 2
@@ -26,6 +28,15 @@ class Features(NamedTuple):
     registers: Float[np.ndarray, "images registers width"]
     patches: Float[np.ndarray, "images patches width"]
     captured: dict[str, np.ndarray]
+
+
+@functools.partial(jax.jit, static_argnames="capture")
+def _forward(
+    model: ViT, images: Array, edits: Edits | None, capture: CaptureSpec, ids: Array, valid: Array
+) -> tuple[Array, Array, Array, dict[str, Array]]:
+    """Pixels to features in one program: whatever is done outside of it waits for the batch before."""
+    out = jaxvit.forward(model, jaxvit.normalise(images, model.config), edits, capture, ids, valid)
+    return out.cls, out.registers, out.patches, out.captured
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,10 @@ class Runner:
         """Features of every image; example ids count from `first_id`."""
         edits = jaxvit.lower(ablation, self.model, images.shape[1:3]) if ablation.replacements else None
         edits = replicate(edits, self.mesh)
-        running: deque[tuple[Any, ...]] = deque()
+        running: deque[tuple] = deque()
         done = []
         for batch in batches(images, self.batch_size, self.mesh, first_id):
-            x = jaxvit.normalise(batch.rows, self.model.config)
-            out = jaxvit.forward(self.model, x, edits, capture, batch.example_ids, batch.valid)
-            running.append((out.cls, out.registers, out.patches, out.captured))
+            running.append(_forward(self.model, batch.rows, edits, capture, batch.example_ids, batch.valid))
             if len(running) > _IN_FLIGHT:
                 done.append(jax.device_get(running.popleft()))
         done += jax.device_get(list(running))

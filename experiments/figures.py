@@ -8,6 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from experiments.demo import label
+
 Row = dict[str, Any]
 
 HEAT_COLUMNS = (
@@ -56,7 +58,7 @@ def ablation_heat_map(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
             ["" if r is None or r["delta"] is None else f"{100 * r['delta']:+.1f}{mark}" for r, mark in zip(found, marks, strict=True)]
         )
         hover.append([_hover(r) for r in found])
-    names = [f"{model} · {condition}" for model, condition in lines]
+    names = [f"{label(model)} · {condition}" for model, condition in lines]
     headings = [heading for *_, heading in HEAT_COLUMNS]
     # what is so by construction would drown the rest
     shown = {column[:3] for column in HEAT_COLUMNS}
@@ -101,7 +103,7 @@ def attention_flow(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
     """Share of attention from source to target groups, one heat map per model, with a slider over layers."""
     flow = select(rows, task="attention_flow")
     layers = sorted({r["layer"] for r in flow})
-    figure = make_subplots(1, len(models), subplot_titles=list(models), horizontal_spacing=0.16)
+    figure = make_subplots(1, len(models), subplot_titles=[label(m) for m in models], horizontal_spacing=0.16)
     for layer in layers:
         for column, model in enumerate(models, start=1):
             found = select(flow, model=model, layer=layer)
@@ -149,7 +151,7 @@ def attention_flow(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
 def layer_probes(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
     """Top-1 of a linear probe of CLS and of each register at every layer, with 95 % intervals."""
     probes = select(rows, task="layer_probe")
-    figure = make_subplots(1, len(models), subplot_titles=list(models), shared_yaxes=True, horizontal_spacing=0.04)
+    figure = make_subplots(1, len(models), subplot_titles=[label(m) for m in models], shared_yaxes=True, horizontal_spacing=0.04)
     features = list(dict.fromkeys(r["feature"] for r in probes))
     for column, model in enumerate(models, start=1):
         for colour, feature in zip(_COLOURS, features, strict=False):
@@ -190,7 +192,7 @@ def effective_rank(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
             error_y={"array": [r["ci_high"] - r["value"] for r in found], "arrayminus": [r["value"] - r["ci_low"] for r in found]},
             customdata=[_hover(r, scale=1) for r in found],
             hovertemplate="%{customdata}<extra></extra>",
-            name=model,
+            name=label(model),
             marker_color=colour,
         )
         figure.add_trace(bars)
@@ -206,7 +208,7 @@ def _interval(row: Row, scale: float = 100) -> str:
 def _hover(row: Row | None, scale: float = 100) -> str:
     if row is None:
         return "not run"
-    lines = [f"{row['model']} · {row['condition']}", f"{row['task']}: {row['metric']} of {row['feature']}, layer {row['layer']}"]
+    lines = [f"{label(row['model'])} · {row['condition']}", f"{row['task']}: {row['metric']} of {row['feature']}, layer {row['layer']}"]
     lines.append(f"value {_interval(row, scale)}, n = {row['n']}")
     if row["delta"] is not None:
         change = [scale * row[k] for k in ("delta", "delta_ci_low", "delta_ci_high")]

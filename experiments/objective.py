@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxvit.vit import ViT
+from jaxvit.vit import Block, ViT
 
 Leaves = dict[str, Array]
 
@@ -31,27 +31,54 @@ PROJECTION = _CLS_WIDTHS[-1]
 
 
 class Features(NamedTuple):
-    """Tokens after the final norm."""
+    """Tokens after the final norm, of one or many views."""
 
-    cls: Float[Array, "batch width"]
-    patches: Float[Array, "batch patches width"]
+    cls: Float[Array, "*views width"]
+    patches: Float[Array, "*views patches width"]
+
+
+class Hiding(NamedTuple):
+    """What a student does not see of its views.
+
+    Attributes:
+        patches: patches that the mask token replaces before the first block.
+        keys: patches whose keys CLS and patches cannot attend to, in every block; registers can.
+    """
+
+    patches: Bool[Array, "*views patches"]
+    keys: Bool[Array, "*views patches"]
 
 
 def features(
-    model: ViT, images: Float[Array, "batch height width 3"], masking: tuple[Bool[Array, "masked patches"], Array] | None = None
+    model: ViT, images: Float[Array, "*views height width 3"], hiding: Hiding | None = None, token: Array | float = 0.0
 ) -> Features:
-    """Run the backbone. `masking` is a mask and the token that replaces patches of the first `masked` images where it is true."""
+    """Run the backbone; `token` is the mask token."""
     patches = model.embed_patches(images)
-    if masking is not None:
-        mask, token = masking
-        hidden = jnp.where(mask[..., None], token, patches[: len(mask)])
-        patches = jnp.concatenate([hidden, patches[len(mask) :]])
-    grid = model.config.grid(*images.shape[1:3])
+    unseen = None
+    if hiding is not None:
+        patches = jnp.where(hiding.patches[..., None], token, patches)
+        unseen = _unseen(hiding.keys, model.config.registers)
+    grid = model.config.grid(*images.shape[-3:-1])
     x = model.add_prefix(patches, grid)
     rope = model.rope(grid)
-    x, _ = jax.lax.scan(lambda x, block: (block(x, rope).block_output, None), x, model.blocks)
+
+    # On a CPU, computing a block again for its gradient costs less than the way of what it computes to memory and back.
+    @jax.checkpoint
+    def step(x: Array, block: Block) -> tuple[Array, None]:
+        return block(x, rope, hidden=unseen).block_output, None
+
+    x, _ = jax.lax.scan(step, x, model.blocks)
     x = model.final_norm(x)
-    return Features(x[:, 0], x[:, 1 + model.config.registers :])
+    return Features(x[..., 0, :], x[..., 1 + model.config.registers :, :])
+
+
+def _unseen(keys: Bool[Array, "*views patches"], registers: int) -> Bool[Array, "*views tokens tokens"]:
+    """Which query does not see which key: the given patches, for all but registers."""
+    tokens = 1 + registers + keys.shape[-1]
+    position = jnp.arange(tokens)
+    reads_all = (position >= 1) & (position <= registers)
+    key = jnp.concatenate([jnp.zeros((*keys.shape[:-1], 1 + registers), bool), keys], axis=-1)
+    return ~reads_all[:, None] & key[..., None, :]
 
 
 def create_heads(width: int, key: Array) -> Leaves:
@@ -66,23 +93,26 @@ def create_heads(width: int, key: Array) -> Leaves:
     }
 
 
-def losses(
-    student: tuple[ViT, Leaves], teacher: tuple[ViT, Leaves], images: Float[Array, "views height width 3"], queue: Array, key: Array
-) -> tuple[Array, Array, Float[Array, "scenes projection"]]:
-    """CLS loss, patch loss and what to append to the queue. Views 2 i and 2 i + 1 show scene i.
+def hide(key: Array, views: int, rows: int, columns: int, keys: float) -> Hiding:
+    """Draw what the student does not see: blobs of patches in the first 40 % of the views (a static share: scenes come in no
+    order), and in every view a share U(0, `keys`) of the keys."""
+    blob_key, share_key, pick_key = jax.random.split(key, 3)
+    masked = round(_MASKED_VIEWS * views)
+    patches = jnp.zeros((views, rows * columns), bool).at[:masked].set(blobs(blob_key, masked, rows, columns))
+    share = jax.random.uniform(share_key, (views, 1), maxval=keys)
+    return Hiding(patches, jax.random.uniform(pick_key, patches.shape) < share)
 
-    The masked views are the first 40 % of the batch, a static share: scenes come in no order.
-    """
-    (student_model, student_heads), (teacher_model, teacher_heads) = student, teacher
-    masked = 2 * round(_MASKED_VIEWS * len(images) / 2)
-    rows, columns = student_model.config.grid(*images.shape[1:3])
-    mask = blobs(key, masked, rows, columns)
-    targets = jax.lax.stop_gradient(features(teacher_model, images))
-    seen = features(student_model, images, (mask, student_heads["mask_token"]))
+
+def losses(
+    student_heads: Leaves, teacher_heads: Leaves, seen: Features, targets: Features, masked: Bool[Array, "views patches"], queue: Array
+) -> tuple[Array, Array, Float[Array, "scenes projection"]]:
+    """CLS loss, patch loss and what to append to the queue. Views 2 i and 2 i + 1 show scene i."""
+    targets = jax.lax.stop_gradient(targets)
     ours, theirs = (unit(_mlp("cls", h, f.cls)) for h, f in ((student_heads, seen), (teacher_heads, targets)))
     theirs = jax.lax.stop_gradient(theirs)
     cls_loss = (contrast(ours[::2], theirs[1::2], queue) + contrast(ours[1::2], theirs[::2], queue)) / 2
-    patch_loss = _patch_loss(student_heads, teacher_heads, seen.patches[:masked], targets.patches, mask)
+    count = round(_MASKED_VIEWS * len(masked))
+    patch_loss = _patch_loss(student_heads, teacher_heads, seen.patches[:count], targets.patches, masked[:count])
     return cls_loss, patch_loss, theirs[::2]
 
 
@@ -123,9 +153,10 @@ def unit(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
 
 def _patch_loss(student_heads: Leaves, teacher_heads: Leaves, seen: Array, targets: Array, mask: Array) -> Array:
     """Cross-entropy of the student's masked patches against the teacher's balanced assignments of the same patches."""
-    projected = _mlp("patch", teacher_heads, targets)
-    # Without the centring, prototypes encode where a patch is, which the student knows from the position alone.
-    projected = unit(projected - projected.mean(axis=0))
+    # Without the centring, prototypes encode where a patch is and which view it comes from (its light, its colours), which
+    # the student can tell from the position and from any other patch.
+    centred = targets - targets.mean(axis=0) - targets.mean(axis=1, keepdims=True) + targets.mean(axis=(0, 1))
+    projected = unit(_mlp("patch", teacher_heads, centred))
     scores = projected @ unit(teacher_heads["prototypes"]).T
     assigned = sinkhorn(scores.reshape(-1, _PROTOTYPES)).reshape(scores.shape)[: len(mask)]
     logits = unit(_mlp("patch", student_heads, seen)) @ unit(student_heads["prototypes"]).T / _PATCH_TEMPERATURE

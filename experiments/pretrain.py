@@ -19,22 +19,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import save_file
 
 from experiments import objective, program, scenes
-from jaxvit.checkpoint import assemble, named_leaves
+from experiments.cells import write_text
+from experiments.demo import CONFIGS
+from jaxvit.checkpoint import DEMO_FOLDER, assemble, named_leaves
 from jaxvit.config import ViTConfig
+from jaxvit.sharding import batch_mesh, batches, replicate
 from jaxvit.vit import create, normalise
 
-CONFIGS = {
-    name: ViTConfig(8, 96, 6, 3, 384, registers=registers, position="antialias", image_size=scenes.SIZE)
-    for name, registers in (("demo_reg", 4), ("demo", 0))
-}
-_DEMO = Path(__file__).parents[1] / "jaxvit" / "demo"
 _NEIGHBOURS = 10
-_QUERY_BATCH = 100
+_QUERY_BATCH = 96
+_VIEWS_AT_A_TIME = 12
 
 State = dict[str, Any]
 
@@ -54,6 +54,7 @@ class Recipe:
         patch_weight: weight of the patch loss beside the CLS loss.
         curriculum: share of the steps over which ground contrast and geometry grow from 0 to full.
         small_views: share of the steps with views of 48 instead of 64 pixels.
+        hidden_keys: largest share of a view's patch keys that CLS and patches cannot see; above 0, registers come to be read.
         teacher: first and last momentum of the EMA teacher.
     """
 
@@ -67,6 +68,7 @@ class Recipe:
     patch_weight: float = 0.5
     curriculum: float = 0.4
     small_views: float = 0.7
+    hidden_keys: float = 0.0
     teacher: tuple[float, float] = (0.98, 0.999)
 
 
@@ -88,7 +90,7 @@ class Pretraining:
     """
 
     out: Path
-    name: Literal["demo_reg", "demo"] = "demo_reg"
+    name: Literal["demo_reg", "demo", "demo_reg_read"] = "demo_reg"
     steps: int = 3600
     seed: int = 0
     start: Path | None = None
@@ -112,24 +114,27 @@ def train(run: Pretraining) -> Path:
     state, elapsed, accuracy = initial_state(run), 0.0, float("nan")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[now]}"))
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    mesh = _mesh(run)
     with ocp.CheckpointManager(_checkpoints(run.out), options=options) as manager, Progress(*columns) as progress:
         if manager.latest_step() is not None:
             state, elapsed, accuracy = _restore(manager, state)
+        state = replicate(state, mesh)
         first = int(state["step"])
+        _cut_log(run, first)
         bar = progress.add_task(run.name, total=run.steps, completed=first, now="compiling")
         started, seconds = time.monotonic(), elapsed
         for step in range(first, run.steps):
-            state, report = train_step(run, view_size(run, step), source, state)
+            state, report = train_step(run, view_size(run, step), mesh, source, state)
             done, seconds = step + 1, elapsed + time.monotonic() - started
             if done % run.evaluate_every == 0 or done == run.steps:
-                accuracy = neighbours(config, state["teacher"]["backbone"], *evaluation)
+                accuracy = neighbours(config, mesh, state["teacher"]["backbone"], *evaluation)
             if done % 20 == 0 or done == run.steps:
                 _log(run, progress, bar, done, seconds, (done - first) / (seconds - elapsed), report, accuracy)
             if done % run.checkpoint_every == 0 or done == run.steps:
                 tree = {"state": state, "elapsed": seconds, "accuracy": accuracy}
                 manager.save(done, args=ocp.args.StandardSave(tree), force=True)
         manager.wait_until_finished()
-    return _export(run, state["teacher"]["backbone"], accuracy, seconds)
+    return _export(run, mesh, state["teacher"]["backbone"], accuracy, seconds)
 
 
 def initial_state(run: Pretraining) -> State:
@@ -155,6 +160,13 @@ def initial_state(run: Pretraining) -> State:
     return state
 
 
+def _mesh(run: Pretraining) -> Mesh:
+    """As many devices as the scenes of a step divide evenly over."""
+    devices = jax.devices()
+    count = max(n for n in range(1, len(devices) + 1) if run.recipe.batch % n == 0)
+    return batch_mesh(devices[:count])
+
+
 def _checkpoints(folder: Path) -> Path:
     return (folder / "checkpoints").absolute()
 
@@ -166,17 +178,21 @@ def _restore(manager: ocp.CheckpointManager, like: State) -> tuple[State, float,
     return saved["state"], float(saved["elapsed"]), float(saved["accuracy"])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _train_step(run: Pretraining, size: int, source: scenes.Material, state: State) -> tuple[State, dict[str, Array]]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _train_step(run: Pretraining, size: int, mesh: Mesh, source: scenes.Material, state: State) -> tuple[State, dict[str, Array]]:
     recipe, config, step = run.recipe, CONFIGS[run.name], state["step"]
-    scene_key, mask_key = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), 2))
+    scene_key, hide_key = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), 2))
     strength = jnp.minimum(step / max(recipe.curriculum * run.steps, 1), 1.0)
-    views = scenes.training_views(source, scene_key, step * recipe.batch + jnp.arange(recipe.batch), strength, size)
-    images = normalise(views.reshape(-1, size, size, 3), config)
+    numbers = jax.lax.with_sharding_constraint(step * recipe.batch + jnp.arange(recipe.batch), _over(mesh))
+    views = scenes.training_views(source, scene_key, numbers, strength, size).reshape(-1, size, size, 3)
+    hiding = objective.hide(jax.random.fold_in(hide_key, step), len(views), *config.grid(size, size), recipe.hidden_keys)
+    run_backbone = functools.partial(_backbone, config, mesh, views)
+    targets = run_backbone(state["teacher"]["backbone"])
 
     def loss(student: State) -> tuple[Array, tuple[Array, Array, Array]]:
-        ours, theirs = ((assemble(config, w["backbone"]), w["heads"]) for w in (student, state["teacher"]))
-        cls_loss, patch_loss, fresh = objective.losses(ours, theirs, images, state["queue"], jax.random.fold_in(mask_key, step))
+        seen = run_backbone(student["backbone"], hiding, student["heads"]["mask_token"])
+        heads = student["heads"], state["teacher"]["heads"]
+        cls_loss, patch_loss, fresh = objective.losses(*heads, seen, targets, hiding.patches, state["queue"])
         return cls_loss + recipe.patch_weight * patch_loss, (cls_loss, patch_loss, fresh)
 
     gradient, (cls_loss, patch_loss, fresh) = jax.grad(loss, has_aux=True)(state["student"])
@@ -187,14 +203,45 @@ def _train_step(run: Pretraining, size: int, source: scenes.Material, state: Sta
     teacher = jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, state["teacher"], student)
     queue = jnp.concatenate([fresh, state["queue"]])[: recipe.queue]
     report = {"cls_loss": cls_loss, "patch_loss": patch_loss, "gradient_norm": optax.tree.norm(gradient)}
-    return {"step": step + 1, "student": student, "teacher": teacher, "queue": queue, "optimiser": moments}, report
+    after = {"step": step + 1, "student": student, "teacher": teacher, "queue": queue, "optimiser": moments}
+    return jax.lax.with_sharding_constraint((after, report), NamedSharding(mesh, PartitionSpec()))
 
 
-def train_step(run: Pretraining, size: int, source: scenes.Material, state: State) -> tuple[State, dict[str, Array]]:
+def _over(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec("batch"))
+
+
+def _backbone(
+    config: ViTConfig,
+    mesh: Mesh,
+    views: Array,
+    leaves: objective.Leaves,
+    hiding: objective.Hiding | None = None,
+    token: Array | float = 0.0,
+) -> objective.Features:
+    """Features of all views, each device its share; a CPU core takes a few at a time, so that they stay in its cache."""
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("batch")), out_specs=PartitionSpec("batch")
+    )
+    def share(leaves: objective.Leaves, token: Array | float, views: tuple[Array, objective.Hiding | None]) -> objective.Features:
+        model = assemble(config, leaves)
+
+        def one(view: tuple[Array, objective.Hiding | None]) -> objective.Features:
+            return objective.features(model, normalise(view[0], config), view[1], token)
+
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(one, views, batch_size=_VIEWS_AT_A_TIME)
+        return jax.vmap(one)(views)
+
+    return share(leaves, token, (views, hiding))
+
+
+def train_step(run: Pretraining, size: int, mesh: Mesh, source: scenes.Material, state: State) -> tuple[State, dict[str, Array]]:
     """One step on views of a given size; compiles once per size. `state` is consumed (its buffers are reused)."""
     # What does not shape the program must not recompile it.
     plain = replace(run, out=Path(), start=None, checkpoint_every=0, evaluate_every=0, bank=0, queries=0, bundle=False)
-    return _train_step(plain, size, source, state)
+    return _train_step(plain, size, mesh, source, state)
 
 
 def view_size(run: Pretraining, step: int) -> int:
@@ -226,9 +273,14 @@ def optimiser(run: Pretraining) -> optax.GradientTransformation:
     )
 
 
-def neighbours(config: ViTConfig, backbone: objective.Leaves, bank: scenes.Scenes, queries: scenes.Scenes) -> float:
+def neighbours(config: ViTConfig, mesh: Mesh, backbone: objective.Leaves, bank: scenes.Scenes, queries: scenes.Scenes) -> float:
     """Share of the queries whose digit the nearest neighbours' similarity-weighted vote names (cosine, CLS token)."""
-    known, asked = (np.concatenate([_encode(config, backbone, b) for b in _batches(s.images)]) for s in (bank, queries))
+    known, asked = (
+        np.concatenate(
+            [_encode(config, mesh, backbone, batch.rows)[batch.valid] for batch in batches(s.images, _QUERY_BATCH * mesh.size, mesh)]
+        )
+        for s in (bank, queries)
+    )
     similarity = asked @ known.T
     nearest = np.argsort(-similarity, axis=1)[:, :_NEIGHBOURS]
     weight = np.exp(np.take_along_axis(similarity, nearest, axis=1) / 0.07)
@@ -236,13 +288,11 @@ def neighbours(config: ViTConfig, backbone: objective.Leaves, bank: scenes.Scene
     return float((votes.argmax(axis=1) == queries.labels).mean())
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(config: ViTConfig, backbone: objective.Leaves, images: Int[Array, "batch height width 3"]) -> Float[Array, "batch width"]:
-    return objective.unit(objective.features(assemble(config, backbone), normalise(images, config)).cls)
-
-
-def _batches(images: np.ndarray) -> list[np.ndarray]:
-    return [images[i : i + _QUERY_BATCH] for i in range(0, len(images), _QUERY_BATCH)]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(
+    config: ViTConfig, mesh: Mesh, backbone: objective.Leaves, images: Int[Array, "batch height width 3"]
+) -> Float[Array, "batch width"]:
+    return objective.unit(_backbone(config, mesh, images, backbone).cls)
 
 
 def _identity(run: Pretraining) -> dict[str, Any]:
@@ -273,6 +323,18 @@ def _claim(run: Pretraining) -> None:
     path.write_text(json.dumps(identity, indent=1))
 
 
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    """What a run has logged so far."""
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _cut_log(run: Pretraining, first: int) -> None:
+    """Forget what was logged after the checkpoint that the run goes on from: it will come again."""
+    kept = [line for line in log_lines(run.out) if line["step"] <= first]
+    write_text(run.out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
 def _log(run: Pretraining, progress: Progress, bar: Any, done: int, seconds: float, rate: float, report: dict, accuracy: float) -> None:
     numbers = {name: round(float(value), 4) for name, value in report.items()}
     speed = round(rate * run.recipe.batch, 1)
@@ -284,22 +346,29 @@ def _log(run: Pretraining, progress: Progress, bar: Any, done: int, seconds: flo
     progress.update(bar, completed=done, now=now)
 
 
-def _export(run: Pretraining, backbone: objective.Leaves, accuracy: float, seconds: float) -> Path:
+def _export(run: Pretraining, mesh: Mesh, backbone: objective.Leaves, accuracy: float, seconds: float) -> Path:
     """Write the backbone in float16, with its config and how it was trained in the header."""
     speed = run.steps * run.recipe.batch / seconds if seconds else 0.0
-    training = {**_identity(run), "knn": accuracy, "seconds": round(seconds, 1), "scenes_per_second": round(speed, 1)}
+    device = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    measured = {"knn": accuracy, "seconds": round(seconds, 1), "scenes_per_second": round(speed, 1), "device": device}
+    training = {**_identity(run), **measured}
     metadata = {"config": json.dumps(asdict(CONFIGS[run.name])), "training": json.dumps(training)}
     path = run.out / f"{run.name}.safetensors"
     save_file({name: np.asarray(leaf, np.float16) for name, leaf in backbone.items()}, path, metadata)
     if run.bundle:
-        _DEMO.mkdir(exist_ok=True)
-        shutil.copyfile(path, _DEMO / path.name)
+        shutil.copyfile(path, DEMO_FOLDER / path.name)
     return path
+
+
+def _main(run: Pretraining) -> None:
+    program.prepare_devices()
+    path, last = train(run), log_lines(run.out)[-1]
+    print(f"{path}: {last['step']} steps in {last['seconds'] / 60:.0f} min, k-NN {last['knn']:.3f}, {last['scenes_per_second']} scenes/s")
 
 
 def main() -> None:
     """Run the command line."""
-    program.run(lambda run: print(train(run)), Pretraining, __doc__)
+    program.run(_main, Pretraining, __doc__)
 
 
 if __name__ == "__main__":

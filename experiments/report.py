@@ -18,10 +18,12 @@ from plotly.offline import get_plotlyjs
 
 from experiments import figures
 from experiments.cells import write_text
+from experiments.demo import NOTES, label
 from experiments.figures import HEAT_COLUMNS, Row, percent, select
 from experiments.program import run
 
-_TABLE_COLUMNS = [c for c in HEAT_COLUMNS if c[2] != "patch_mean"]
+TABLE_COLUMNS = [c for c in HEAT_COLUMNS if c[2] != "patch_mean"]
+"""(task, metric, feature, heading) of the table's columns."""
 TABLE_ROWS = Path("experiments/demo_table.jsonl")
 """The rows that the README's table is made of, from the root of the checkout."""
 _README_MARKS = ("<!-- demo table: begin -->", "<!-- demo table: end -->")
@@ -87,21 +89,21 @@ def read(folder: Path) -> tuple[list[Row], dict[str, Any]]:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The full condition of models and baselines as a Markdown table: percent with 95 % intervals."""
-    heads = [heading.replace("<br>", " ") for *_, heading in _TABLE_COLUMNS]
+    heads = [heading.replace("<br>", " ") for *_, heading in TABLE_COLUMNS]
     lines = ["| percent [95 % interval] | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, cells in _table(rows):
         shown = [f"{percent(c['value'])} [{percent(c['ci_low'])}, {percent(c['ci_high'])}]" for c in cells]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+        lines.append(f"| {label(name)} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
 def html_table(rows: Sequence[Row]) -> str:
     """The same as HTML."""
-    heads = "".join(f"<th>{heading}</th>" for *_, heading in _TABLE_COLUMNS)
+    heads = "".join(f"<th>{heading}</th>" for *_, heading in TABLE_COLUMNS)
     body = ""
     for name, cells in _table(rows):
         shown = [f"<td>{percent(c['value'])}<small>{percent(c['ci_low'])} – {percent(c['ci_high'])}</small></td>" for c in cells]
-        body += f"<tr><td>{html.escape(name)}</td>{''.join(shown)}</tr>"
+        body += f"<tr><td>{html.escape(label(name))}</td>{''.join(shown)}</tr>"
     return f"<table><tr><th>full, percent</th>{heads}</tr>{body}</table>"
 
 
@@ -126,7 +128,7 @@ def table_rows(rows: Sequence[Row]) -> list[Row]:
 
 def _table(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     names = dict.fromkeys(r["model"] for r in rows)
-    return [(m, [select(rows, model=m, condition="full", task=t, metric=k, feature=f)[0] for t, k, f, _ in _TABLE_COLUMNS]) for m in names]
+    return [(m, [select(rows, model=m, condition="full", task=t, metric=k, feature=f)[0] for t, k, f, _ in TABLE_COLUMNS]) for m in names]
 
 
 def _maps(folder: Path, manifest: dict[str, Any], rows: Sequence[Row]) -> list[str]:
@@ -141,7 +143,7 @@ def _maps(folder: Path, manifest: dict[str, Any], rows: Sequence[Row]) -> list[s
         pictures = ["<div>image</div>", *(_picture(image, "input image") for image in images)]
         for condition, row in zip(conditions, maps, strict=True):
             pictures += [f"<div>{condition}</div>", *(_picture(np.round(255 * m).astype(np.uint8), f"{condition} map") for m in row)]
-        model = html.escape(cell["key"]["model"]["name"])
+        model = html.escape(label(cell["key"]["model"]["name"]))
         columns = f"grid-template-columns: 8rem repeat({len(images)}, 1fr)"
         grids.append(f'<h3>{model}</h3><div class="maps" style="{columns}">{"".join(pictures)}</div>')
     return grids
@@ -169,8 +171,15 @@ def _page(sections: Sequence[str], manifest: dict[str, Any]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>jaxvit: {manifest["study"]["preset"]} study</title>'
         f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>"
         f"<h1>What do the tokens do?</h1><p>Token ablations of {', '.join(manifest['study']['models'])} on digit scenes.</p>"
-        f'<p class="note caution">{_CAUTION}</p>{"".join(sections)}<footer>{foot}</footer></body></html>'
+        f'<p class="note caution">{_CAUTION}</p>{_cautions(manifest["study"]["models"])}'
+        f"{''.join(sections)}<footer>{foot}</footer></body></html>"
     )
+
+
+def _cautions(models: Sequence[str]) -> str:
+    """What a reader must know about each bundled model on the page."""
+    known = [m for m in models if m in NOTES]
+    return "".join(f'<p class="note caution"><b>{label(m)}</b>: {NOTES[m]}</p>' for m in known)
 
 
 _CAUTION = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,7 @@ class Reproduce:
 
     preset: Literal["demo"] = "demo"
     out: Path | None = None
-    models: tuple[str, ...] = ("demo_reg", "demo")
+    models: tuple[str, ...] = ("demo_reg", "demo", "demo_reg_read")
     data: DataSize = field(default_factory=DataSize)
     seed: int = 0
     batch_size: int = 128
@@ -54,7 +55,7 @@ def reproduce(study: Reproduce) -> Path:
         ValueError: an unknown model, or a folder that holds something else or another study.
     """
     mesh = batch_mesh()
-    batch = _batch_size(study, mesh)
+    _batch_size(study, mesh)  # before anything is written
     out = study.out or Path("runs") / study.preset
     models = {Path(name).name: jaxvit.load(name) for name in study.models}
     if len(models) < len(study.models):
@@ -65,7 +66,7 @@ def reproduce(study: Reproduce) -> Path:
     started = time.monotonic()
     with console.status("composing scenes"):
         data = digit_scenes(study.data, study.seed)
-    jobs = plan(_subjects(study, models, data, mesh, batch))
+    jobs = plan(_subjects(study, models, data, mesh))
     store = Store(out / "cells")
     missing = [job for job in jobs if job.key not in store]
     console.print(f"{len(jobs)} cells, {len(jobs) - len(missing)} already there")
@@ -115,13 +116,31 @@ def claim(out: Path, study: Reproduce) -> None:
         write_text(marker, json.dumps(_manifest(study, machine(), None, []), indent=1))
 
 
-def _subjects(study: Reproduce, models: dict[str, jaxvit.ViT], data: StudyData, mesh: Mesh, batch: int) -> list[Subject]:
-    """The models, then the baselines: each architecture at random initialisation, and raw pixels."""
-    settings = Settings(study.seed, batch, study.resamples, "float32, matmul precision highest")
-    subjects = [Subject(name, model, mesh, data, settings) for name, model in models.items()]
+def _subjects(study: Reproduce, models: dict[str, jaxvit.ViT], data: StudyData, mesh: Mesh) -> list[Subject]:
+    """The models, then the baselines: each architecture once at random initialisation, and raw pixels."""
+    chosen = settings(study, mesh)
+    subjects = [Subject(name, model, mesh, data, chosen) for name, model in models.items()]
+    shapes: list[jaxvit.ViTConfig] = []
     for name, model in models.items():
-        subjects.append(Subject(f"{name}_random", jaxvit.create(model.config, study.seed), mesh, data, settings, baseline=True))
-    return [*subjects, Subject(PIXELS, None, mesh, data, settings, baseline=True)]
+        if model.config not in shapes:
+            shapes.append(model.config)
+            subjects.append(Subject(f"{name}_random", jaxvit.create(model.config, study.seed), mesh, data, chosen, baseline=True))
+    return [*subjects, Subject(PIXELS, None, mesh, data, chosen, baseline=True)]
+
+
+def settings(study: Reproduce, mesh: Mesh) -> Settings:
+    """What the numbers of a study depend on beside models, conditions and data.
+
+    Raises:
+        ValueError: a batch would leave one image alone.
+    """
+    return Settings(study.seed, _batch_size(study, mesh), study.resamples, "float32, matmul precision highest")
+
+
+def from_manifest(manifest: Mapping[str, Any]) -> Reproduce:
+    """The study that a run.json tells of."""
+    told = manifest["study"]
+    return Reproduce(**{**told, "models": tuple(told["models"]), "data": DataSize(**told["data"])})
 
 
 def _batch_size(study: Reproduce, mesh: Mesh) -> int:

@@ -29,7 +29,6 @@ _DIGIT = 8
 _UPSAMPLE = 6
 _MARGIN = 1
 _TRAIN_COLUMNS = 0.6
-_PAIR_STRENGTH = 0.5
 
 DIGITS = {"train": range(0, 1297), "test": range(1297, 1797), "bank": range(0, 1037), "choose": range(1037, 1297)}
 """Indices into `load_digits`. "bank" and "choose" divide the training digits, for choosing without the test split."""
@@ -332,7 +331,7 @@ def _pair_chunk(source: Material, key: Array, indices: Int[Array, "chunk"]) -> t
     def one(index: Array) -> tuple[Array, Array, Array, Array]:
         identity, around, *views = jax.random.split(jax.random.fold_in(key, index), 4)
         scene = _surround(around, source, _main_digit(identity, source), 1.0)
-        first, second = (_view(k, _PAIR_STRENGTH, SIZE, shear=0.0) for k in views)
+        first, second = (_view(k, 1.0, SIZE, shear=0.0) for k in views)
         image, main, _ = _render(source, scene, first, SIZE)
         back = _invert(second[:, :2], second[:, 2])
         linear = jnp.stack([_apply(back[:, :2], first[:, i]) for i in (0, 1)], axis=1)

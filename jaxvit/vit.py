@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxvit.attention import attend
 from jaxvit.config import MODELS, ViTConfig
@@ -96,12 +96,18 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
         self.scale2 = _layer_scale(config)
 
-    def __call__(self, x: Float[Array, "*batch tokens width"], rope: Rope | None, edit: Edit = unedited) -> BlockTrace:
+    def __call__(
+        self,
+        x: Float[Array, "*batch tokens width"],
+        rope: Rope | None,
+        edit: Edit = unedited,
+        hidden: Bool[Array, "*batch tokens tokens"] | None = None,
+    ) -> BlockTrace:
         """Run the block. `edit(site, x)` may replace the stream before and after the block and what each branch adds to
-        it (after LayerScale, before the residual sum)."""
+        it (after LayerScale, before the residual sum); `hidden` says which query does not see which key."""
         x = edit("block_input", x)
         q, k, v = self.attention.project(self.norm1(x), rope)
-        mixed = self.attention.out(attend(q, k, v).reshape(x.shape))
+        mixed = self.attention.out(attend(q, k, v, hidden).reshape(x.shape))
         mixed = edit("attention_output", mixed if self.scale1 is None else mixed * self.scale1[...])
         middle = x + mixed
         fed = self.feed_forward(self.norm2(middle))
@@ -221,4 +227,4 @@ def _norm(config: ViTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def _layer_scale(config: ViTConfig) -> nnx.Param | None:
-    return nnx.Param(jnp.full(config.width, _LAYER_SCALE)) if config.layer_scale else None
+    return nnx.Param(jnp.full(config.width, _LAYER_SCALE, jnp.float32)) if config.layer_scale else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from experiments import objective, pretrain
 from experiments.pretrain import CONFIGS, Pretraining, Recipe, train
 from jaxvit.checkpoint import named_leaves
 from jaxvit.config import ViTConfig
+from jaxvit.forward import forward
 from jaxvit.vit import abstract, create
 
 TINY = ViTConfig(8, 16, 2, 2, 32, registers=1, position="antialias", image_size=64)
@@ -50,8 +53,76 @@ def test_resumed_equals_uninterrupted_bit_for_bit(run: Pretraining, tmp_path: Pa
     assert whole.keys() == resumed.keys() == set(named_leaves(abstract(TINY)))
     for name, leaf in whole.items():
         np.testing.assert_array_equal(resumed[name], leaf, err_msg=name)
-    steps = [json.loads(line)["step"] for line in (again.out / "log.jsonl").read_text().splitlines()]
-    assert steps[-1] == 4
+    assert [line["step"] for line in pretrain.log_lines(again.out)] == [4]
+
+
+def test_what_was_logged_after_the_checkpoint_is_forgotten(run: Pretraining) -> None:
+    run.out.mkdir()
+    (run.out / "log.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (20, 40, 60)))
+    pretrain._cut_log(run, 40)
+    assert [line["step"] for line in pretrain.log_lines(run.out)] == [20, 40]
+
+
+def test_two_devices_train_as_one(tmp_path: Path) -> None:
+    """In a process of its own, which has two devices; only the order of sums differs."""
+    program = """
+import sys, jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+from experiments.pretrain import *
+from experiments.pretrain import _mesh
+CONFIGS["demo_reg"] = ViTConfig(8, 16, 2, 2, 32, registers=1, position="antialias", image_size=64)
+run = Pretraining(Path(), steps=4, recipe=Recipe(batch=4, queue=8, warmup=0, hidden_keys=0.9))
+source, found = scenes.material("train"), []
+meshes = batch_mesh(jax.devices()[:1]), _mesh(run)
+assert [mesh.size for mesh in meshes] == [1, 2]
+for mesh in meshes:
+    state, report = train_step(run, 48, mesh, replicate(source, mesh), replicate(initial_state(run), mesh))
+    found.append(jax.device_get((report, state["student"], state["teacher"], state["queue"])))
+for one, two in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(one, two, atol=2e-5, rtol=1e-4)
+assert found[0][0]["gradient_norm"] > 0.1
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+
+
+def test_registers_see_hidden_keys_and_nothing_else_does() -> None:
+    """With every patch key hidden in the one block there is, CLS and patches depend on no other patch, the register on all."""
+    config = replace(TINY, depth=1)
+    model = create(config)
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    hiding = objective.Hiding(jnp.zeros((2, 64), bool), jnp.ones((2, 64), bool))
+    other = images.at[:, :8, :8].add(1.0)  # the first patch
+    seen = [objective.features(model, x, hiding, jnp.zeros(16)) for x in (images, other)]
+    np.testing.assert_array_equal(seen[0].cls, seen[1].cls)
+    np.testing.assert_array_equal(seen[0].patches[:, 1:], seen[1].patches[:, 1:])
+    assert (seen[0].patches[:, 0] != seen[1].patches[:, 0]).any()
+    unseen = objective._unseen(hiding.keys, 1)
+    assert not unseen[:, 1].any()
+    assert not unseen[:, :, :2].any()
+    assert unseen[:, 0, 2:].all()
+    assert unseen[:, 2:, 2:].all()
+    plain = [objective.features(model, x).cls for x in (images, other)]
+    assert (plain[0] != plain[1]).any()
+
+
+def test_what_is_hidden_is_drawn_as_documented() -> None:
+    hiding = objective.hide(jax.random.key(0), 200, 8, 8, 0.95)
+    assert hiding.patches[:80].any(axis=1).all()
+    assert not hiding.patches[80:].any()
+    share = np.asarray(hiding.keys.mean(axis=1))
+    assert 0.4 < share.mean() < 0.55
+    assert share.max() > 0.85
+    assert share.min() < 0.05
+    assert not objective.hide(jax.random.key(0), 200, 8, 8, 0.0).keys.any()
+
+
+def test_features_are_those_of_the_model() -> None:
+    model = create(TINY)
+    images = jax.random.normal(jax.random.key(0), (3, 64, 64, 3))
+    found, run = objective.features(model, images), forward(model, images)
+    np.testing.assert_allclose(found.cls, run.cls, atol=1e-5)
+    np.testing.assert_allclose(found.patches, run.patches, atol=1e-5)
 
 
 def test_the_model_says_what_it_is_and_how_it_was_trained(run: Pretraining) -> None:

@@ -1,0 +1,93 @@
+"""Model cards: what they say is what the logs and the study say, and what is missing is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import jaxvit.checkpoint
+from experiments import card, demo, pretrain, report, reproduce
+from experiments.card import Cards
+from experiments.data import DataSize
+from experiments.figures import percent, select
+from jaxvit.config import ViTConfig
+
+TINY = ViTConfig(8, 16, 2, 2, 32, registers=1, position="antialias", image_size=64)
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory) -> Cards:
+    """A tiny model bundled in a folder of its own, its two seeds, its study, and the cards made of them."""
+    folder = tmp_path_factory.mktemp("cards")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(demo.CONFIGS, "demo_reg", TINY)
+        for module in (card, pretrain, jaxvit.checkpoint):
+            patch.setattr(module, "DEMO_FOLDER", folder / "demo")
+        (folder / "demo").mkdir()
+        recipe = pretrain.Recipe(batch=4, queue=8, warmup=1, small_views=0.0)
+        run = pretrain.Pretraining(folder / "seed0", steps=2, recipe=recipe, evaluate_every=1, bank=20, queries=10, bundle=True)
+        runs = (run.out, folder / "seed1")
+        pretrain.train(run)
+        pretrain.train(dataclasses.replace(run, out=runs[1], seed=1, bundle=False))
+        size = DataSize(bank=60, choose=20, test=30, pairs=20, segmentation=20, calibration=32, flow=10)
+        study = reproduce.Reproduce(out=folder / "study", models=("demo_reg",), data=size, batch_size=16, resamples=200)
+        reproduce.reproduce(study)
+        wanted = Cards(folder / "study", runs, folder / "demo")
+        card.write(wanted)
+        yield wanted
+
+
+def test_the_card_says_what_logs_and_study_say(cards):
+    text = (cards.out / "demo_reg.md").read_text()
+    rows, _ = report.read(cards.study)
+    assert report.markdown_table(rows) in text
+    assert demo.NOTES["demo_reg"] in text
+    training = card.read_run(cards.runs[0]).training
+    for said in (
+        f"| steps | {training['steps']} |",
+        "| seed | 0 |",
+        f"| scenes per second | {training['scenes_per_second']} |",
+        training["device"],
+    ):
+        assert said in text
+    last = pretrain.log_lines(cards.runs[0])[-1]
+    assert f"| {last['step']} | {percent(last['knn'])} |" in text
+    (row,) = select(rows, model="demo_reg", condition="zero_registers", task="segmentation", metric="miou")
+    assert f"{100 * row['delta']:+.1f}" in text
+
+
+def test_every_seed_stands_in_the_card_with_the_spread(cards):
+    text = (cards.out / "demo_reg.md").read_text()
+    assert "| seed 0 (bundled) |" in text
+    assert "| seed 1 |" in text
+    assert "| spread |" in text
+    rows, _ = report.read(cards.study)
+    (row,) = select(rows, model="demo_reg", condition="full", task="knn", metric="top1_k20")
+    line = next(line for line in text.splitlines() if line.startswith("| seed 0"))
+    assert percent(row["value"]) in line, "the bundled seed scores as in the study"
+
+
+def test_what_is_missing_is_named(cards, tmp_path):
+    with pytest.raises(ValueError, match=r"holds no finished training; run python -m experiments\.pretrain"):
+        card.write(dataclasses.replace(cards, runs=(tmp_path,)))
+    with pytest.raises(ValueError, match="none of the runs of demo_reg has the bundled weights"):
+        card.write(dataclasses.replace(cards, runs=cards.runs[1:]))
+    elsewhere = tmp_path / "study"
+    shutil.copytree(cards.study, elsewhere)
+    rows = [dict(row, model="other") for row in report.read(elsewhere)[0]]
+    (elsewhere / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="is no study of demo_reg"):
+        card.write(dataclasses.replace(cards, study=elsewhere))
+
+
+def test_bundled_cards_are_of_the_readme_table():
+    rows = [json.loads(line) for line in (Path(__file__).parents[2] / report.TABLE_ROWS).read_text().splitlines()]
+    for name in demo.CONFIGS:
+        text = (jaxvit.checkpoint.DEMO_FOLDER / f"{name}.md").read_text()
+        shown = [r for r in rows if r["model"] in (name, "raw_pixels") or r["model"].endswith("_random")]
+        assert report.markdown_table(shown) in text
+        assert demo.NOTES[name] in text
