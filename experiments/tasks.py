@@ -12,7 +12,7 @@ import numpy as np
 from experiments.data import CLASSES, MASK_CLASSES, StudyData, first_id
 from experiments.features import Features, Runner
 from jaxvit import Ablation, geometry, metrics
-from jaxvit.probes import knn, ridge, segmentation
+from jaxvit.probes import knn, logistic, ridge, segmentation
 from jaxvit.statistics import Scores, mean_scores, ratio_scores
 
 NEIGHBOURS = (10, 20)
@@ -123,7 +123,7 @@ def correspondence(f: ConditionFeatures, data: StudyData) -> list[Measure]:
 
 
 def segment(f: ConditionFeatures, data: StudyData) -> list[Measure]:
-    """mIoU over ground and ten digit classes: ridge read-out of patches, scores upsampled to pixels before the argmax."""
+    """mIoU over ground and ten digit classes: softmax regression of patches, logits upsampled to pixels before the argmax."""
     height, width = data.test.masks.shape[1:]
     rows = round(f.test.patches.shape[1] ** 0.5)
     patch, count = height // rows, data.size.segmentation
@@ -134,9 +134,8 @@ def segment(f: ConditionFeatures, data: StudyData) -> list[Measure]:
     def rowwise(patches: np.ndarray) -> np.ndarray:
         return patches.reshape(-1, patches.shape[-1])
 
-    path = ridge.fit(rowwise(f.bank.patches[:count]), targets(data.bank.masks[:count]))
-    chosen = path.at(ridge.select(path, rowwise(f.choose.patches), targets(data.choose.masks)))
-    scores = ridge.predict(chosen, jnp.asarray(rowwise(f.test.patches))).reshape(-1, rows, rows, MASK_CLASSES)
+    readout = logistic.fit(rowwise(f.bank.patches[:count]), targets(data.bank.masks[:count]))
+    scores = logistic.predict(readout, rowwise(f.test.patches)).reshape(-1, rows, rows, MASK_CLASSES)
     predicted = segmentation.predict_pixels(scores, (height, width))
     confusion = metrics.confusion(predicted, data.test.masks, MASK_CLASSES)
     return [Measure("miou", "patches", Scores(np.asarray(confusion), metrics.mean_iou))]
@@ -154,7 +153,9 @@ TASKS = {
     "knn": Task("DINO weighted k-NN, cosine, temperature 0.07, final norm", nearest_neighbours),
     "retrieval": Task("instance Recall@1 over pairs of views, cosine, final norm", retrieval),
     "correspondence": Task("known affine warps, cosine, tolerance 1 patch, final norm; units are pairs", correspondence),
-    "segmentation": Task("ridge read-out of patches, 11 classes, bilinear to pixels before argmax, summed confusion", segment),
+    "segmentation": Task(
+        "softmax regression of patches on class shares, L2 1e-4, 11 classes, bilinear to pixels before argmax, summed confusion", segment
+    ),
     "effective_rank": Task("exp of entropy, not centred, final norm, mean over images", effective_rank),
 }
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as Reference
 
-from jaxvit.probes import knn, ridge, segmentation
+from jaxvit.probes import knn, logistic, ridge, segmentation
 
 CLASSES = 4
 LAMBDAS = (1e-4, 1e-2, 1.0, 100.0)
@@ -194,3 +196,30 @@ def test_pixels_are_predicted_from_bilinear_scores():
         top, bottom = (scores[0, q, c] * (1 - fx) + scores[0, q, c + 1] * fx for q in (r, r + 1))
         want[0, y, x] = np.argmax(top * (1 - fy) + bottom * fy)
     np.testing.assert_array_equal(segmentation.predict_pixels(jnp.asarray(scores), (height, width)), want)
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 1e-1])
+def test_softmax_regression_agrees_with_scikit_learn(penalty):
+    features, labels = load_digits(return_X_y=True)
+    features, labels = features[:600].astype(np.float32), labels[:600]
+    rows = np.concatenate([features, 100 + features[:7]])  # the last seven are padding
+    padding = np.r_[np.ones(600), np.zeros(7)]
+    ours = logistic.fit(jnp.asarray(rows), jnp.eye(10)[np.r_[labels, labels[:7]]], penalty, jnp.asarray(padding), 500, 1e-6)
+    z = (features.astype(np.float64) - np.asarray(ours.mean)) / np.asarray(ours.scale)
+    theirs = LogisticRegression(C=1 / (penalty * 600), tol=1e-8, max_iter=5000).fit(z, labels)
+    found = jax.nn.softmax(logistic.predict(ours, jnp.asarray(features)))
+    np.testing.assert_allclose(found, theirs.predict_proba(z), atol=3e-5)  # measured: 7e-6
+
+
+def test_softmax_regression_of_soft_targets_is_that_of_repeated_rows():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(200, 5)).astype(np.float32)
+    labels = generator.integers(0, 3, (200, 4))
+    soft = logistic.fit(jnp.asarray(features), jnp.eye(3)[labels].mean(axis=1), 1e-2, tolerance=1e-5)
+    hard = logistic.fit(jnp.asarray(np.repeat(features, 4, axis=0)), jnp.eye(3)[labels.ravel()], 1e-2, tolerance=1e-5)
+    np.testing.assert_allclose(soft.weights, hard.weights, atol=1e-4)
+
+
+def test_softmax_regression_of_a_constant_gives_the_shares():
+    found = logistic.fit(jnp.ones((40, 3)), jnp.eye(2)[np.arange(40) % 4 // 3])
+    np.testing.assert_allclose(jax.nn.softmax(logistic.predict(found, jnp.ones((1, 3)))), [[0.75, 0.25]], atol=1e-4)
