@@ -179,9 +179,11 @@ def _restore(manager: ocp.CheckpointManager, like: State) -> tuple[State, float,
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _train_step(run: Pretraining, size: int, mesh: Mesh, source: scenes.Material, state: State) -> tuple[State, dict[str, Array]]:
+def _train_step(
+    run: Pretraining, size: int, mesh: Mesh, source: scenes.Material, state: State, seed: int
+) -> tuple[State, dict[str, Array]]:
     recipe, config, step = run.recipe, CONFIGS[run.name], state["step"]
-    scene_key, hide_key = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), 2))
+    scene_key, hide_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2))
     strength = jnp.minimum(step / max(recipe.curriculum * run.steps, 1), 1.0)
     numbers = jax.lax.with_sharding_constraint(step * recipe.batch + jnp.arange(recipe.batch), _over(mesh))
     views = scenes.training_views(source, scene_key, numbers, strength, size).reshape(-1, size, size, 3)
@@ -240,8 +242,8 @@ def _backbone(
 def train_step(run: Pretraining, size: int, mesh: Mesh, source: scenes.Material, state: State) -> tuple[State, dict[str, Array]]:
     """One step on views of a given size; compiles once per size. `state` is consumed (its buffers are reused)."""
     # What does not shape the program must not recompile it.
-    plain = replace(run, out=Path(), start=None, checkpoint_every=0, evaluate_every=0, bank=0, queries=0, bundle=False)
-    return _train_step(plain, size, mesh, source, state)
+    plain = replace(run, seed=0, out=Path(), start=None, checkpoint_every=0, evaluate_every=0, bank=0, queries=0, bundle=False)
+    return _train_step(plain, size, mesh, source, state, run.seed)
 
 
 def view_size(run: Pretraining, step: int) -> int:

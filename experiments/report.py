@@ -24,8 +24,8 @@ from experiments.program import run
 
 TABLE_COLUMNS = [c for c in HEAT_COLUMNS if c[2] != "patch_mean"]
 """(task, metric, feature, heading) of the table's columns."""
-TABLE_ROWS = Path("experiments/demo_table.jsonl")
-"""The rows that the README's table is made of, from the root of the checkout."""
+SHOWN_ROWS = Path("experiments/demo_results.jsonl")
+"""The rows that the README's table and the model cards are made of, from the root of the checkout."""
 _README_MARKS = ("<!-- demo table: begin -->", "<!-- demo table: end -->")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
@@ -45,7 +45,7 @@ class Report:
 
     Attributes:
         folder: the study's folder, such as runs/demo.
-        readme: also write the table of results into this file, between its marks, and the table's rows to `TABLE_ROWS` beside it.
+        readme: also write the table of results into this file, between its marks, and what it and the cards show to `SHOWN_ROWS`.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -121,9 +121,10 @@ def fill_readme(readme: Path, rows: Sequence[Row]) -> None:
     write_text(readme, f"{before}{begin}\n{markdown_table(rows)}\n{end}{after}")
 
 
-def table_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows that the table shows."""
-    return [cell for _, cells in _table(rows) for cell in cells]
+def shown_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the table's columns under every condition, and the attention of CLS."""
+    columns = {column[:3] for column in TABLE_COLUMNS}
+    return [r for r in rows if (r["task"], r["metric"], r["feature"]) in columns or (r["task"], r["metric"]) == ("attention_flow", "cls")]
 
 
 def _table(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -185,13 +186,14 @@ def _cautions(models: Sequence[str]) -> str:
 _CAUTION = (
     "These are demo numbers: tiny models after a short training, on composed scenes of handwritten digits. They exercise "
     "every path of the study with meaningful scores. They do not replicate published results on DINO models, and a register "
-    "that nothing reads shows no effect. One training seed and one seed for noise, shuffle and patch choice; p-values in the "
-    "hovers are not corrected for the number of comparisons."
+    "that nothing reads shows no effect. One training seed of each model (the model cards beside the weights tell of others) and one seed "
+    "for noise, shuffle and patch choice; p-values in the hovers are not corrected for the number of comparisons."
 )
 _BASELINE_NOTE = (
     "Frozen features without any ablation, beside the same architecture at random initialisation (<i>_random</i>) and raw "
     "pixels. A model that does not beat both on a task says little there. Small print: 95 % bootstrap intervals over "
-    "images (over pairs for correspondence and Recall@1); they cover test sampling only."
+    "images (over pairs for correspondence and Recall@1); they cover test sampling only. demo_reg_read has the architecture of "
+    "demo_reg, and so the same random initialisation."
 )
 _ABLATION_NOTE = (
     "Tokens are overwritten at the output of every block. Point at a cell for the exact value, its interval, and the paired "
@@ -218,9 +220,9 @@ _RANK_NOTE = (
 def _main(report: Report) -> None:
     page = write(report.folder)
     if report.readme:
-        shown = table_rows(read(report.folder)[0])
+        shown = shown_rows(read(report.folder)[0])
         fill_readme(report.readme, shown)
-        write_text(report.readme.parent / TABLE_ROWS, "".join(json.dumps(row) + "\n" for row in shown))
+        write_text(report.readme.parent / SHOWN_ROWS, "".join(json.dumps(row) + "\n" for row in shown))
     print(page)
 
 

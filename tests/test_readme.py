@@ -6,7 +6,10 @@ import json
 import re
 from pathlib import Path
 
-from experiments.report import TABLE_ROWS, markdown_table
+import pytest
+
+from experiments.figures import select
+from experiments.report import SHOWN_ROWS, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -19,19 +22,53 @@ def test_the_example_runs_and_is_short(capsys):
     assert "(3, 16, 96) (3, 16, 64, 96)" in capsys.readouterr().out
 
 
+ROWS = [json.loads(line) for line in (ROOT / SHOWN_ROWS).read_text().splitlines()]
+TWINS = ("demo_reg", "demo")
+
+
+def found(model: str, metric: str, feature: str, condition: str = "full") -> dict:
+    (row,) = select(ROWS, model=model, condition=condition, metric=metric, feature=feature)
+    return row
+
+
 def test_the_table_is_generated_from_the_result_file():
-    rows = [json.loads(line) for line in (ROOT / TABLE_ROWS).read_text().splitlines()]
-    assert markdown_table(rows) in README
+    assert markdown_table(ROWS) in README
 
 
-def test_both_trained_models_beat_random_initialisation_and_raw_pixels():
-    """On the study's own numbers: lower end of the model's interval above the upper end of the baseline's."""
-    rows = [json.loads(line) for line in (ROOT / TABLE_ROWS).read_text().splitlines()]
+@pytest.mark.parametrize("model", TWINS)
+def test_the_twins_are_worth_ablating(model):
     for metric in ("top1", "top1_k20"):
-        found = {r["model"]: r for r in rows if r["metric"] == metric and r["feature"] == "cls"}
-        for model in ("demo_reg", "demo"):
-            for baseline in (f"{model}_random", "raw_pixels"):
-                assert found[model]["ci_low"] > found[baseline]["ci_high"], (model, baseline, metric)
+        row = found(model, metric, "cls")
+        assert row["value"] >= 0.93
+        assert row["ci_high"] - row["ci_low"] <= 0.03
+
+
+@pytest.mark.parametrize("model", TWINS)
+@pytest.mark.parametrize(("metric", "feature"), [("top1", "cls"), ("top1_k20", "cls"), ("accuracy", "digit_patches"), ("miou", "patches")])
+def test_the_twins_beat_random_initialisation_and_raw_pixels_well_outside_the_intervals(model, metric, feature):
+    """The gap between the intervals is wider than either of them."""
+    ours = found(model, metric, feature)
+    for baseline in (f"{model}_random", "raw_pixels"):
+        theirs = found(baseline, metric, feature)
+        assert ours["ci_low"] - theirs["ci_high"] > max(r["ci_high"] - r["ci_low"] for r in (ours, theirs))
+
+
+@pytest.mark.parametrize("model", [*TWINS, "demo_reg_read"])
+def test_zeroing_random_patches_costs_the_dense_tasks(model):
+    for metric, feature in (("accuracy", "digit_patches"), ("accuracy", "patches"), ("miou", "patches")):
+        assert found(model, metric, feature, "random_patches")["delta_ci_high"] < 0
+
+
+def test_the_positive_control_reads_its_registers():
+    row = found("demo_reg_read", "top1_k20", "cls")
+    assert row["value"] >= 0.85
+    assert row["ci_high"] - row["ci_low"] <= 0.03
+    for condition in ("zero_registers", "shuffle_registers"):
+        for metric in ("top1", "top1_k20"):
+            assert found("demo_reg_read", metric, "cls", condition)["delta_ci_high"] < 0
+    flow = [r for r in select(ROWS, model="demo_reg_read", task="attention_flow", metric="cls") if r["feature"].startswith("registers")]
+    by_block = [sum(r["value"] for r in flow if r["layer"] == layer) for layer in range(6)]
+    assert sum(share >= 0.15 for share in by_block) >= 3
 
 
 def test_the_map_names_every_module():
