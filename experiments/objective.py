@@ -93,13 +93,13 @@ def create_heads(width: int, key: Array) -> Leaves:
     }
 
 
-def hide(key: Array, views: int, rows: int, columns: int, keys: float) -> Hiding:
+def hide(key: Array, views: int, rows: int, columns: int, keys: tuple[float, float]) -> Hiding:
     """Draw what the student does not see: blobs of patches in the first 40 % of the views (a static share: scenes come in no
-    order), and in every view a share U(0, `keys`) of the keys."""
+    order), and in every view a share U(`keys`) of the keys."""
     blob_key, share_key, pick_key = jax.random.split(key, 3)
     masked = round(_MASKED_VIEWS * views)
     patches = jnp.zeros((views, rows * columns), bool).at[:masked].set(blobs(blob_key, masked, rows, columns))
-    share = jax.random.uniform(share_key, (views, 1), maxval=keys)
+    share = jax.random.uniform(share_key, (views, 1), minval=keys[0], maxval=keys[1])
     return Hiding(patches, jax.random.uniform(pick_key, patches.shape) < share)
 
 

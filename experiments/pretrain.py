@@ -54,7 +54,7 @@ class Recipe:
         patch_weight: weight of the patch loss beside the CLS loss.
         curriculum: share of the steps over which ground contrast and geometry grow from 0 to full.
         small_views: share of the steps with views of 48 instead of 64 pixels.
-        hidden_keys: largest share of a view's patch keys that CLS and patches cannot see; above 0, registers come to be read.
+        hidden_keys: smallest and largest share of a view's patch keys that CLS and patches cannot see; above 0, registers come to be read.
         teacher: first and last momentum of the EMA teacher.
     """
 
@@ -68,7 +68,7 @@ class Recipe:
     patch_weight: float = 0.5
     curriculum: float = 0.4
     small_views: float = 0.7
-    hidden_keys: float = 0.0
+    hidden_keys: tuple[float, float] = (0.0, 0.0)
     teacher: tuple[float, float] = (0.98, 0.999)
 
 
@@ -299,7 +299,7 @@ def _encode(
 
 def _identity(run: Pretraining) -> dict[str, Any]:
     """Everything that determines the weights."""
-    recipe = {**asdict(run.recipe), "teacher": list(run.recipe.teacher)}
+    recipe = json.loads(json.dumps(asdict(run.recipe)))
     before = {} if run.start is None else {"start": _identity_of(run.start)}
     return {"name": run.name, "steps": run.steps, "seed": run.seed, "recipe": recipe, **before}
 

@@ -95,9 +95,10 @@ def test_what_is_missing_is_named(cards, tmp_path):
 
 
 def test_the_bundled_cards_are_made_of_the_bundled_results():
-    rows = [json.loads(line) for line in (Path(__file__).parents[2] / report.SHOWN_ROWS).read_text().splitlines()]
+    root = Path(__file__).parents[2]
+    rows = [json.loads(line) for line in (root / report.SHOWN_ROWS).read_text().splitlines()]
     for name in demo.CONFIGS:
-        text = (jaxvit.checkpoint.DEMO_FOLDER / f"{name}.md").read_text()
+        text = (root / "jaxvit" / "demo" / f"{name}.md").read_text()
         scores = [r for r in rows if r["model"] in (name, "raw_pixels") or r["model"].endswith("_random")]
         for part in (report.markdown_table(scores), card._costs(name, rows), *card._flow(name, rows), demo.NOTES[name]):
             assert part in text

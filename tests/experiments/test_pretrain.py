@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from experiments import objective, pretrain
+from experiments import objective, pretrain, program
 from experiments.pretrain import CONFIGS, Pretraining, Recipe, train
 from jaxvit.checkpoint import named_leaves
 from jaxvit.config import ViTConfig
@@ -65,24 +65,29 @@ def test_what_was_logged_after_the_checkpoint_is_forgotten(run: Pretraining) -> 
 
 def test_two_devices_train_as_one(tmp_path: Path) -> None:
     """In a process of its own, which has two devices; only the order of sums differs."""
-    program = """
-import sys, jax, numpy as np
+    script = """
+import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
 from experiments.pretrain import *
 from experiments.pretrain import _mesh
 CONFIGS["demo_reg"] = ViTConfig(8, 16, 2, 2, 32, registers=1, position="antialias", image_size=64)
-run = Pretraining(Path(), steps=4, recipe=Recipe(batch=4, queue=8, warmup=0, hidden_keys=0.9))
+run = Pretraining(Path(), steps=4, recipe=Recipe(batch=4, queue=8, warmup=0, hidden_keys=(0.5, 0.9)))
 source, found = scenes.material("train"), []
 meshes = batch_mesh(jax.devices()[:1]), _mesh(run)
 assert [mesh.size for mesh in meshes] == [1, 2]
 for mesh in meshes:
-    state, report = train_step(run, 48, mesh, replicate(source, mesh), replicate(initial_state(run), mesh))
-    found.append(jax.device_get((report, state["student"], state["teacher"], state["queue"])))
-for one, two in zip(*map(jax.tree.leaves, found), strict=True):
-    np.testing.assert_allclose(one, two, atol=2e-5, rtol=1e-4)
-assert found[0][0]["gradient_norm"] > 0.1
+    state, told = replicate(initial_state(run), mesh), []
+    for _ in range(2):
+        state, report = train_step(run, 48, mesh, replicate(source, mesh), state)
+        told.append(jax.device_get((report, state["queue"])))
+    found.append(told)
+# Not the weights: where a gradient is zero but for rounding, the first step of Adam is its sign.
+for step, tolerance in enumerate((1e-5, 1e-3)):
+    for one, two in zip(*(jax.tree.leaves(told[step]) for told in found), strict=True):
+        np.testing.assert_allclose(one, two, atol=tolerance, rtol=tolerance)
+assert found[0][0][0]["gradient_norm"] > 0.1
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
 
 
@@ -107,14 +112,14 @@ def test_registers_see_hidden_keys_and_nothing_else_does() -> None:
 
 
 def test_what_is_hidden_is_drawn_as_documented() -> None:
-    hiding = objective.hide(jax.random.key(0), 200, 8, 8, 0.95)
+    hiding = objective.hide(jax.random.key(0), 200, 8, 8, (0.0, 0.95))
     assert hiding.patches[:80].any(axis=1).all()
     assert not hiding.patches[80:].any()
     share = np.asarray(hiding.keys.mean(axis=1))
     assert 0.4 < share.mean() < 0.55
     assert share.max() > 0.85
     assert share.min() < 0.05
-    assert not objective.hide(jax.random.key(0), 200, 8, 8, 0.0).keys.any()
+    assert not objective.hide(jax.random.key(0), 200, 8, 8, (0.0, 0.0)).keys.any()
 
 
 def test_features_are_those_of_the_model() -> None:
@@ -161,6 +166,7 @@ def test_the_folder_of_another_run_is_refused(run: Pretraining, change: dict) ->
 
 def test_the_command_line_ends_with_2_and_one_line(run: Pretraining, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain._claim(run)
+    monkeypatch.setattr(program, "prepare_devices", lambda: None)  # this process has its devices
     monkeypatch.setattr("sys.argv", ["pretrain", "--out", str(run.out), "--steps", "7"])
     with pytest.raises(SystemExit) as stop:
         pretrain.main()
