@@ -90,10 +90,10 @@ def ablation_heat_map(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
                 "pad": {"b": 48},
             }
         ],
-        xaxis={"side": "top"},
+        xaxis={"side": "top", "tickangle": 0, "tickfont": {"size": 11}},
         yaxis={"autorange": "reversed"},
         height=170 + 34 * len(names),
-        margin={"l": 210, "r": 20, "t": 140, "b": 20},
+        margin={"l": 250, "r": 20, "t": 140, "b": 20},
         font=_FONT,
     )
     return figure
