@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,48 +11,73 @@ from typing import Annotated
 
 import tyro
 
-from convert import convert, to_safetensors
+from convert import convert, fetch, to_safetensors
+from convert.conversion import Dtype
 from convert.layouts import Oracle
+from jaxvit import MODELS
+from jaxvit.checkpoint import read_manifest, verify
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Convert a .pth file, a .safetensors file or a Hugging Face folder to a jaxvit checkpoint."""
+    """Convert weights to a jaxvit checkpoint: a .pth or .safetensors file, a Hugging Face or timm folder, or a released name."""
 
-    source: Annotated[str, tyro.conf.Positional]
-    """File or folder to read."""
+    source: Annotated[str | None, tyro.conf.Positional] = None
+    """File or folder to read, or the name of a released model to download."""
     out: Path | None = None
-    """Checkpoint folder to write; an existing checkpoint is replaced."""
+    """Checkpoint folder to write (for a released name by default the cache); an existing checkpoint is replaced."""
     heads: int | None = None
     """Attention heads, where neither the source nor a released model of the same sizes tells their number."""
     name: str | None = None
     """A released model (sizes checked, pixel statistics kept) or any label."""
     oracle: Oracle | None = None
     """Whose implementation to agree with where they differ; by default that of the source's layout."""
+    dtype: Dtype = "float32"
+    """Of the stored weights."""
     to_safetensors: Path | None = None
     """Only turn a .pth file into this .safetensors file: the one step that needs torch."""
+    show: Path | None = None
+    """Only print the manifest of this checkpoint folder."""
+    verify: Path | None = None
+    """Only check this checkpoint folder, byte by byte, against its manifest."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2, with one line on stderr, where the input is bad."""
     args = tyro.cli(Arguments, prog="python -m convert", args=arguments)
     try:
-        print(f"wrote {_run(args)}")
+        print(_run(args))
     except (ValueError, OSError) as error:
         print("convert:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 
 
-def _run(args: Arguments) -> Path:
-    if (args.out is None) == (args.to_safetensors is None):
-        raise ValueError("pass either --out DIR (convert) or --to-safetensors FILE (only change the file format)")
+def _run(args: Arguments) -> str:
+    """Do what is asked for; returns what to print."""
+    options = {"--out": args.out, "--heads": args.heads, "--name": args.name, "--oracle": args.oracle}
+    converting = [option for option, value in options.items() if value is not None] + ["--dtype"] * (args.dtype != "float32")
+    for only, value in (("--show", args.show), ("--verify", args.verify), ("--to-safetensors", args.to_safetensors)):
+        if value is not None and converting:
+            raise ValueError(f"{only} converts nothing, so {', '.join(converting)} would have no effect: leave it out")
+    tasks = {"SOURCE": args.source, "--show": args.show, "--verify": args.verify}
+    asked = [task for task, value in tasks.items() if value is not None]
+    if len(asked) != 1:
+        raise ValueError(f"pass one of SOURCE, --show DIR and --verify DIR, got {' and '.join(asked) or 'none'}; --help tells more")
+    if args.show is not None:
+        return json.dumps(read_manifest(args.show), indent=2)
+    if args.verify is not None:
+        return f"{args.verify} is whole: {verify(args.verify)}"
+    assert args.source is not None
     if args.to_safetensors is not None:
-        if (args.heads, args.name, args.oracle) != (None, None, None):
-            raise ValueError("--to-safetensors only changes the file format; pass --heads, --name and --oracle when converting its result")
-        return to_safetensors(args.source, args.to_safetensors)
-    assert args.out is not None
-    return convert(args.source, args.out, args.heads, args.name, args.oracle)
+        return f"wrote {to_safetensors(args.source, args.to_safetensors)}"
+    if args.source in MODELS and not Path(args.source).exists():
+        if args.name is not None:
+            raise ValueError(f"--name goes with a file or folder; {args.source} is a released name already")
+        return f"wrote {fetch(args.source, args.out, args.oracle, args.dtype, args.heads)}"
+    if args.out is None:
+        raise ValueError("pass --out DIR, or --to-safetensors FILE to change only the file format")
+    return f"wrote {convert(args.source, args.out, args.heads, args.name, args.oracle, args.dtype)}"
 
 
 if __name__ == "__main__":

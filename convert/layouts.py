@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxvit.config import FeedForwardKind
 
-Oracle = Literal["meta", "hf"]
+Oracle = Literal["meta", "hf", "timm"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,12 @@ def _cls_row(table: np.ndarray) -> np.ndarray:
 
 def _patch_rows(table: np.ndarray) -> np.ndarray:
     """[1, 1 + side^2, width] -> [side, side, width]."""
-    rows = _unbatched(table)[1:]
+    return _square(table[:, 1:])
+
+
+def _square(table: np.ndarray) -> np.ndarray:
+    """[1, side^2, width] -> [side, side, width]."""
+    rows = _unbatched(table)
     side = round(len(rows) ** 0.5)
     return rows.reshape(side, side, rows.shape[1])
 
@@ -108,6 +113,10 @@ def _stacked_biases(*biases: np.ndarray | None) -> np.ndarray:
     """Query, key and value biases in one vector; a lacking one (DINOv3's key) is zero."""
     like = next(b for b in biases if b is not None)
     return np.concatenate([np.zeros_like(like) if b is None else b for b in biases])
+
+
+def _without_key_bias(query: np.ndarray | None, value: np.ndarray | None) -> np.ndarray:
+    return _stacked_biases(query, None, value)
 
 
 def _first_half(x: np.ndarray) -> np.ndarray:
@@ -155,6 +164,7 @@ def _table(key: str) -> Rules:
     return {**_leaf("cls_position", key, _cls_row), **_leaf("patch_position", key, _patch_rows)}
 
 
+# What Meta's layouts share with timm's.
 _META_OUTER: Rules = {
     **_leaf("cls_token", "cls_token", _one_token),
     **_linear("patch_embed", "patch_embed.proj", _patch_kernel),
@@ -169,6 +179,12 @@ _META_BLOCK: Rules = {
     **_norm("norm2", "norm2"),
     **_leaf("scale2", "ls2.gamma"),
 }
+_EVA_BLOCK: Rules = {
+    **_META_BLOCK,
+    "attention.qkv.bias": Rule(("attn.q_bias?", "attn.v_bias?"), _without_key_bias),
+    **_leaf("scale1", "gamma_1"),
+    **_leaf("scale2", "gamma_2"),
+}
 _META_FEED_FORWARD = (
     _mlp("mlp.fc1", "mlp.fc2"),
     _fused_swiglu("mlp.w12", "mlp.w3"),
@@ -176,6 +192,9 @@ _META_FEED_FORWARD = (
 )
 # projection heads and loss state of training checkpoints
 _META_IGNORED = (r"mask_token", r"head\..+", r"(dino|ibot)_head\..+", r"(dino|ibot_patch)_loss\..+", r"mlp\.\d+\..+", r"last_layer\..+")
+
+_TIMM_FEED_FORWARD = (_mlp("mlp.fc1", "mlp.fc2"), _fused_swiglu("mlp.fc1", "mlp.fc2"))
+_TIMM_IGNORED = (r"head\..+",)
 
 _HF_TOKENS: Rules = {
     **_leaf("cls_token", "embeddings.cls_token", _one_token),
@@ -225,6 +244,35 @@ LAYOUTS: tuple[Layout, ...] = (
         block=_META_BLOCK,
         feed_forward=_META_FEED_FORWARD,
         ignored=(*_META_IGNORED, r"local_cls_norm\..+"),  # used in training only
+    ),
+    # DINO and DINOv2 without registers have Meta's keys in timm's files, but for the feed-forward layer of ViT-g.
+    Layout(
+        name="timm",
+        oracle="timm",
+        block_key="blocks.{}.",
+        outer={**_META_OUTER, **_table("pos_embed")},
+        block=_META_BLOCK,
+        feed_forward=_TIMM_FEED_FORWARD,
+        ignored=_TIMM_IGNORED,
+    ),
+    Layout(
+        name="timm_reg",
+        oracle="timm",
+        block_key="blocks.{}.",
+        # the position of CLS is added to `cls_token`
+        outer={**_META_OUTER, **_leaf("patch_position", "pos_embed", _square), **_leaf("register_tokens", "reg_token", _unbatched)},
+        block=_META_BLOCK,
+        feed_forward=_TIMM_FEED_FORWARD,
+        ignored=_TIMM_IGNORED,
+    ),
+    Layout(
+        name="timm_eva",
+        oracle="timm",
+        block_key="blocks.{}.",
+        outer={**_META_OUTER, **_leaf("register_tokens", "reg_token", _unbatched)},
+        block=_EVA_BLOCK,
+        feed_forward=(_mlp("mlp.fc1", "mlp.fc2"), _swiglu("mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")),
+        ignored=_TIMM_IGNORED,
     ),
     Layout(
         name="hf_vit",

@@ -39,19 +39,24 @@ def pattern_of(name: str) -> tuple[str, int | None]:
     return (f"{match[1]}{{}}{match[3]}", int(match[2])) if match else (name, None)
 
 
-def recognise(names: Iterable[str]) -> Layout:
+def recognise(names: Iterable[str], timm: bool = False) -> Layout:
     """The layout that explains most keys; it must explain at least half of them.
+
+    Args:
+        names: plain names of the tensors.
+        timm: whether something beside the keys says that timm wrote them: some of its files have the very keys of Meta's.
 
     Raises:
         ValueError: none does.
     """
     found = {pattern_of(name)[0] for name in names}
     scores = [len(found.intersection(layout.patterns())) for layout in LAYOUTS]
-    best = LAYOUTS[scores.index(max(scores))]
+    likely = [layout for layout, score in zip(LAYOUTS, scores, strict=True) if score == max(scores)]
+    best = next((layout for layout in likely if timm and layout.oracle == "timm"), likely[0])
     if max(scores) < len([p for p in found if not is_ignored(p, best)]) / 2 or not max(scores):
         raise ValueError(
             f"no known layout: keys like {listing(found)} belong to none of {', '.join(x.name for x in LAYOUTS)}; "
-            "pass a DINO, DINOv2 or DINOv3 vision transformer as Meta or Hugging Face publish it"
+            "pass a DINO, DINOv2 or DINOv3 vision transformer as Meta, Hugging Face or timm publish it"
         )
     return best
 

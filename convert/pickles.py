@@ -11,6 +11,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jaxvit.checkpoint import require_space
+
 ZIP = b"PK\x03\x04"
 # the order says which of several is read
 WRAPPERS = ("teacher", "student", "model", "state_dict", "module", "backbone")
@@ -46,7 +48,7 @@ def to_safetensors(source: str | os.PathLike[str], out: str | os.PathLike[str]) 
     """Write the weights of a `.pth` file, keys and dtypes as they are, to a safetensors file; returns its path.
 
     Raises:
-        ValueError: `source` is no readable `.pth` file, or `out` is a folder.
+        ValueError: `source` is no readable `.pth` file, `out` is a folder, or there is no space for it.
     """
     path, target = Path(source).expanduser(), Path(out).expanduser()
     if not path.is_file():
@@ -54,6 +56,7 @@ def to_safetensors(source: str | os.PathLike[str], out: str | os.PathLike[str]) 
     if target.is_dir():
         raise ValueError(f'"{out}" is a folder; name a file that ends in .safetensors')
     weights, _ = read_pickle(path)
+    require_space(target, sum(tensor.numel() * tensor.element_size() for tensor in weights.values()))
     from safetensors.torch import save_file
 
     target.parent.mkdir(parents=True, exist_ok=True)

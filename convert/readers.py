@@ -18,6 +18,7 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _CONFIG = "config.json"
 _PICKLE = b"\x80"
+_MAPPED = 2**29
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Source:
         files: everything that was read, for the manifest.
         shapes: shape of every tensor.
         read: one tensor by key, in float32.
-        settings: path of the `config.json` beside the weights; read it only where the layout is Hugging Face's.
+        settings: path of the `config.json` beside the weights, which may belong to something else.
         wrapper: wrapper dicts around the weights, as "teacher".
     """
 
@@ -51,10 +52,8 @@ def open_source(source: str | Path) -> Source:
     if path.is_file():
         return _open_file(path)
     if str(source) in MODELS:
-        raise ValueError(
-            f'"{source}" is a released model, but downloading by name is not available yet; download its file and pass the path'
-        )
-    raise ValueError(f'"{source}" does not exist; pass a .pth file, a .safetensors file or a Hugging Face folder')
+        raise ValueError(f'"{source}" is a released model, no file: convert.fetch("{source}") or python -m convert {source} downloads it')
+    raise ValueError(f'"{source}" does not exist; pass a .pth file, a .safetensors file or a Hugging Face or timm folder')
 
 
 def _open_file(path: Path) -> Source:
@@ -65,7 +64,9 @@ def _open_file(path: Path) -> Source:
     if start.startswith((ZIP, _PICKLE)):
         tensors, wrapper = read_pickle(path)
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        return Source((path,), shapes, lambda key: _from_torch(tensors[key], key), wrapper=wrapper)
+        settings = path.parent / _CONFIG
+        read = _PickleReader(path, tensors) if start.startswith(ZIP) else lambda key: _from_torch(tensors[key], key)
+        return Source((path,), shapes, read, settings if settings.is_file() else None, wrapper)
     found = f"it starts with {start!r}" if start else "it is empty"
     raise ValueError(f'"{path}" is neither a PyTorch nor a safetensors file: {found}; get the file again')
 
@@ -106,20 +107,42 @@ def read_json(path: Path) -> dict[str, Any]:
 def _open_safetensors(files: tuple[Path, ...], folder: Path) -> Source:
     from safetensors import SafetensorError, safe_open
 
-    handles: dict[str, Any] = {}
+    where: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         try:
-            handle = safe_open(path, framework="numpy")
+            with safe_open(path, framework="numpy") as file:
+                for key in file.keys():  # noqa: SIM118  # not a mapping
+                    if key in where:
+                        raise ValueError(f'tensor "{key}" is in two files, {path.name} is the second; get the folder again')
+                    where[key] = path
+                    shapes[key] = tuple(file.get_slice(key).get_shape())
         except SafetensorError as error:
             raise ValueError(f'"{path}" is no readable safetensors file, maybe cut off: {error}; get the file again') from error
-        for key in handle.keys():  # noqa: SIM118  # not a mapping
-            if key in handles:
-                raise ValueError(f'tensor "{key}" is in two files, {path.name} is the second; get the folder again')
-            handles[key] = handle
-            shapes[key] = tuple(handle.get_slice(key).get_shape())
+
+    def read(key: str) -> np.ndarray:
+        # opened for each tensor: what has been read from a mapped file counts as used memory until the file is closed
+        with safe_open(where[key], framework="numpy") as file:
+            return _float32(file.get_tensor(key), key)
+
     settings = folder / _CONFIG
-    return Source(files, shapes, lambda key: _float32(handles[key].get_tensor(key), key), settings if settings.is_file() else None)
+    return Source(files, shapes, read, settings if settings.is_file() else None)
+
+
+class _PickleReader:
+    """Reads tensors of a memory-mapped `.pth` file, and opens it anew after every half gigabyte: what has been read from a
+    mapped file counts as used memory until the file is closed."""
+
+    def __init__(self, path: Path, tensors: dict[str, Any]):
+        self._path, self._tensors, self._read = path, tensors, 0
+
+    def __call__(self, key: str) -> np.ndarray:
+        if self._read > _MAPPED:
+            self._tensors, self._read = {}, 0
+            self._tensors = read_pickle(self._path)[0]
+        tensor = self._tensors[key]
+        self._read += tensor.numel() * tensor.element_size()
+        return _from_torch(tensor, key)
 
 
 def _from_torch(tensor: Any, key: str) -> np.ndarray:

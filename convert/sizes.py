@@ -20,6 +20,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 _MODEL_TYPES = {"hf_vit": "vit", "hf_dinov2": "dinov2", "hf_dinov2_with_registers": "dinov2_with_registers", "hf_dinov3": "dinov3_vit"}
 _SETTINGS = {"hidden_size": "width", "num_hidden_layers": "depth", "patch_size": "patch_size", "num_register_tokens": "registers"}
 _PERIODS = "rope_embed.periods"
+_RESIZE: dict[Oracle, Position] = {"meta": "offset", "hf": "plain", "timm": "antialias"}
+"""How a position table of a model without registers is resized; with registers all three antialias."""
 _NOMINAL_SIDE = 224
 
 
@@ -30,7 +32,8 @@ class Plan:
     Attributes:
         oracle: whose rules for positions, epsilon and RoPE periods the config follows.
         rules: how leaves are made.
-        computed: leaves that do not come from the source: RoPE periods where it has none, or where the oracle computes them.
+        computed: leaves that do not come from the source: RoPE periods where it has none, or where the oracle computes them;
+            the zeros that timm leaves out (biases, the position of CLS where `cls_token` has it already).
     """
 
     config: ViTConfig
@@ -55,31 +58,43 @@ def plan(
     rules = layout.rules(variant)
     rope = "patch_position" not in rules
     chosen = oracle or layout.oracle
+    computed = {}
+    if layout.name == "timm_eva" and not sizes["qkv_bias"] and (with_bias := _released(sizes | {"qkv_bias": True}, rope)):
+        sizes["qkv_bias"] = True
+        computed["blocks.attention.qkv.bias"] = np.zeros((with_bias[0].depth, 3 * with_bias[0].width), np.float32)
+    if not rope and "cls_position" not in rules:
+        computed["cls_position"] = np.zeros(sizes["width"], np.float32)
     if settings is not None:
         _check_settings(settings, layout, sizes, rope)
     if name in MODELS and (odd := _differences(MODELS[name], sizes, rope)):
         raise ValueError(f"this is not {name}: {', '.join(odd)}; drop the name or pass the file of that model")
     stored = shapes.get(_PERIODS)
     sizes["heads"] = _heads(heads, name, settings, sizes, rope, stored[0] if stored else None)
-    position: Position = "rope" if rope else "antialias" if sizes["registers"] else "offset" if chosen == "meta" else "plain"
+    position: Position = "rope" if rope else "antialias" if sizes["registers"] else _RESIZE[chosen]
     eps = 1e-5 if rope else 1e-12 if chosen == "hf" and not sizes["layer_scale"] else 1e-6
     if chosen == "hf" and settings is not None:
         eps = float(settings.get("layer_norm_eps", eps))
     if name in MODELS:
         sizes |= {"pixel_mean": MODELS[name].pixel_mean, "pixel_std": MODELS[name].pixel_std}
     config = ViTConfig(**sizes, position=position, norm_eps=eps)
-    computed = {}
-    if rope and (chosen == "hf" or "rope_periods" not in rules):
+    if rope and (chosen != "meta" or "rope_periods" not in rules):
         periods = rope_periods(config.head_width)
         # Meta computes them in bfloat16
         computed["rope_periods"] = periods.astype(jnp.bfloat16).astype(np.float32) if chosen == "meta" else periods
     return Plan(config, chosen, rules, computed)
 
 
+def has_packed_feed_forward(shapes: Shapes) -> bool:
+    """Whether `mlp.fc1` holds gate and up of a SwiGLU, which only timm writes so."""
+    up, down = shapes.get("blocks.0.mlp.fc1.weight", ()), shapes.get("blocks.0.mlp.fc2.weight", ())
+    return len(up) == len(down) == 2 and up[0] == 2 * down[1]
+
+
 class _Shapes:
     """Shapes by key pattern: the first block that has a key speaks for all, the others are asserted when they are read."""
 
     def __init__(self, shapes: Shapes, block_key: str):
+        self.shapes = shapes
         self._first: dict[str, tuple[int, ...]] = {}
         blocks = set()
         for key, shape in shapes.items():
@@ -94,7 +109,7 @@ class _Shapes:
     def count(self, rules: Mapping[str, Rule], *leaves: str) -> int:
         """How many source keys of these leaves (by default of all) are there."""
         wanted = [rules[leaf] for leaf in (leaves or rules) if leaf in rules]
-        return sum(source.removesuffix("?") in self._first for rule in wanted for source in rule.sources)
+        return len({source.removesuffix("?") for rule in wanted for source in rule.sources} & self._first.keys())
 
     def of(self, rule: Rule, axes: int) -> tuple[int, ...]:
         """Shape of a rule's first source."""
@@ -110,8 +125,7 @@ class _Shapes:
 def _sizes(layout: Layout, shapes: Shapes) -> tuple[int, dict[str, Any]]:
     """Variant of the feed-forward layer, and all fields of the config that the tensors tell."""
     first = _Shapes(shapes, layout.block_key)
-    matches = [first.count(layout.rules(i)) for i in range(len(layout.feed_forward))]
-    variant = matches.index(max(matches))
+    variant = _variant(layout, first)
     rules = layout.rules(variant)
     width, channels, patch, across = first.of(rules["patch_embed.kernel"], 4)
     if channels != 3 or patch != across or not patch:
@@ -121,7 +135,7 @@ def _sizes(layout: Layout, shapes: Shapes) -> tuple[int, dict[str, Any]]:
         registers = None
     side = _NOMINAL_SIDE // patch or 1
     if "patch_position" in rules:
-        rows = first.of(rules["patch_position"], 3)[1] - 1
+        rows = first.of(rules["patch_position"], 3)[1] - ("cls_position" in rules)
         side = math.isqrt(max(rows, 0))
         if side**2 != rows or not side:
             raise ValueError(f"the position table has {rows} rows for patches, which is no square grid")
@@ -137,6 +151,17 @@ def _sizes(layout: Layout, shapes: Shapes) -> tuple[int, dict[str, Any]]:
         "qkv_bias": first.count(rules, "blocks.attention.qkv.bias") > 0,
         "untied_norm": first.count(rules, "prefix_norm.scale", "prefix_norm.bias") > 0,
     }
+
+
+def _variant(layout: Layout, first: _Shapes) -> int:
+    """Number of the feed-forward variant that has most keys; where two have the same keys, the one whose sizes fit."""
+    variants = range(len(layout.feed_forward))
+    matches = [first.count(layout.rules(i)) for i in variants]
+    likely = [i for i in variants if matches[i] == max(matches)]
+    if len(likely) == 1:
+        return likely[0]
+
+    return next((i for i in likely if (layout.feed_forward[i][0] == "swiglu") == has_packed_feed_forward(first.shapes)), likely[0])
 
 
 def _heads(
@@ -157,7 +182,7 @@ def _heads(
             raise ValueError(f"{periods} RoPE periods mean heads of width {4 * periods}, which does not divide width {width}")
         known[_PERIODS] = width // (4 * periods)
     if not known:
-        known = {n: config.heads for n, config in MODELS.items() if not _differences(config, sizes, rope)}
+        known = {released_name: config.heads for released_name, config in MODELS.items() if config in _released(sizes, rope)}
     if not known:
         raise ValueError(
             f"the head count is not in this file, and width {width} with depth {sizes['depth']} is no released model; "
@@ -169,6 +194,11 @@ def _heads(
     if not isinstance(heads, int):
         raise ValueError(f"the head count must be a whole number, got {heads!r}")
     return heads
+
+
+def _released(sizes: Mapping[str, Any], rope: bool) -> list[ViTConfig]:
+    """Released models of these sizes."""
+    return [config for config in MODELS.values() if not _differences(config, sizes, rope)]
 
 
 def _differences(config: ViTConfig, sizes: Mapping[str, Any], rope: bool) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import glob
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
+import socket
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +26,15 @@ from jaxvit.config import MODELS, ViTConfig
 from jaxvit.vit import ViT, abstract
 
 FORMAT = "jaxvit"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights"
 DEMO_FOLDER = Path(__file__).parent / "demo"
 _PACKAGES = ("jax", "flax", "orbax-checkpoint", "numpy")
+_SEAL = "manifest_sha256"
 _NAMES_SHOWN = 5
+_TRIES = 20
+_OVERHEAD = 2**20  # bytes beside the weights: the description of the tree, the manifest
 
 
 def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] | None = None) -> Path:
@@ -42,7 +49,8 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         The folder.
 
     Raises:
-        ValueError: something that is no jaxvit checkpoint stands at `path`, or `manifest` redefines an entry of ours.
+        ValueError: something that is no jaxvit checkpoint stands at `path`, there is no space for it, or `manifest` redefines an
+            entry of ours.
     """
     # imported where it is used: it costs as much as the rest of the library, and most runs only load a demo
     import orbax.checkpoint as ocp
@@ -58,17 +66,23 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         "weights_sha256": weights_hash(model),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in _PACKAGES}},
     }
-    if clash := sorted({*own, "files"} & (manifest or {}).keys()):
+    if clash := sorted({*own, "files", _SEAL} & (manifest or {}).keys()):
         raise ValueError(f"manifest entries {', '.join(clash)} are written by save itself; rename yours")
+    require_space(folder, sum(leaf.nbytes for leaf in leaves.values()))
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     temporary = _sibling(folder)
     try:
         temporary.mkdir()
-        with ocp.StandardCheckpointer() as checkpointer:
+        # Orbax's defaults copy every array before it is compressed and written: twice the weights in memory, to save a tenth on disk
+        registry = ocp.type_handlers.create_type_handler_registry(
+            (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, ocp.type_handlers.ArrayHandler())
+        )
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+        with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(temporary / WEIGHTS, leaves)
-            checkpointer.wait_until_finished()
-        sizes = {f.relative_to(temporary).as_posix(): f.stat().st_size for f in sorted((temporary / WEIGHTS).rglob("*")) if f.is_file()}
-        (temporary / MANIFEST).write_text(json.dumps(own | {"files": sizes} | dict(manifest or {}), indent=2) + "\n")
+        entries = own | {"files": _listing(temporary)} | dict(manifest or {})
+        (temporary / MANIFEST).write_text(json.dumps(entries | {_SEAL: _seal(entries)}, indent=2) + "\n")
         _put(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -116,6 +130,25 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
+def verify(path: str | os.PathLike[str]) -> str:
+    """Check every byte of a checkpoint folder against its manifest, and the manifest against its own seal.
+
+    Returns:
+        The hash of the weights.
+
+    Raises:
+        ValueError: it is no checkpoint, or anything in it has changed since it was written; the message names the file.
+    """
+    folder, manifest = Path(path).expanduser(), read_manifest(path)
+    if manifest.pop(_SEAL, None) != _seal(manifest):
+        raise ValueError(f'checkpoint "{folder}" is damaged: its {MANIFEST} was changed; convert the weights again')
+    for name, entry in manifest["files"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != entry["sha256"]:
+            raise ValueError(f'checkpoint "{folder}" is damaged: {name} is not what was written; convert the weights again')
+    _load_folder(folder)
+    return manifest["weights_sha256"]
+
+
 def weights_hash(model: ViT) -> str:
     """SHA-256 over name, dtype, shape and bytes of every leaf: the same for the same weights, whatever way they came."""
     return _hash(named_leaves(model))
@@ -158,28 +191,86 @@ def refuse_foreign(path: Path) -> None:
         raise ValueError(f'"{path}" is a folder of something else and is left alone; name a new folder or an existing jaxvit checkpoint')
 
 
+def require_space(path: Path, size: int) -> None:
+    """Make sure that `size` bytes fit where `path` is to be written.
+
+    Raises:
+        ValueError: they do not.
+    """
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < size + _OVERHEAD:
+        raise ValueError(f'no space left for "{path}": it takes {size / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free in {there}')
+
+
 def cache_folder() -> Path:
     """Where checkpoints are looked up by name."""
     return Path(os.environ.get("JAXVIT_CACHE") or "~/.cache/jaxvit").expanduser()
 
 
 def _sibling(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
+    """A hidden neighbour that says who is writing it."""
+    return folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes of this machine that were killed had begun to write in the place of `folder`."""
+    start = f".{folder.name}.{socket.gethostname()}."
+    for left in folder.parent.glob(f"{glob.escape(start)}*.tmp"):
+        writer = left.name.removeprefix(start).split(".")[0]
+        if writer.isdigit() and not _is_running(int(writer)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _put(temporary: Path, folder: Path) -> None:
-    """Give the finished folder its name; a checkpoint that has it now makes room and comes back if that fails."""
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    old = _sibling(folder)
-    folder.rename(old)
+    """Give the finished folder its name, also while other processes do the same: the last one stays. A checkpoint that has the
+    name makes room, and comes back if that fails."""
+    moved: list[Path] = []
     try:
-        temporary.rename(folder)
+        for _ in range(_TRIES):
+            try:
+                temporary.rename(folder)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            with contextlib.suppress(FileNotFoundError):  # somebody else made room
+                moved.append(folder.rename(_sibling(folder)))
+        else:
+            raise ValueError(f'"{folder}" is written by others all the time; try again')
     except BaseException:
-        old.rename(folder)
+        if moved and not folder.exists():
+            moved.pop().rename(folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        for old in moved:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _listing(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file of the weights."""
+    files = sorted(f for f in (folder / WEIGHTS).rglob("*") if f.is_file())
+    return {f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _seal(entries: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's other entries."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _hash(leaves: Mapping[str, Any]) -> str:
@@ -197,8 +288,8 @@ def _load_folder(folder: Path) -> ViT:
     manifest = read_manifest(folder)
     config = _config(manifest.get("config"), folder)
     # sizes first: Orbax reads in parallel, and where several of its reads fail it says so in many places
-    for name, size in (manifest.get("files") or {}).items():
-        file = folder / name
+    for name, entry in (manifest.get("files") or {}).items():
+        file, size = folder / name, entry["bytes"]
         if not file.is_file() or file.stat().st_size != size:
             state = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
             raise ValueError(f'checkpoint "{folder}" is damaged: {name} {state}, it had {size} when written; convert the weights again')
@@ -261,8 +352,9 @@ def _not_found(given: str | os.PathLike[str], folder: Path) -> str:
         return f'"{given}" is no jaxvit checkpoint (it has no {MANIFEST}); convert it: python -m convert {given} --out DIR'
     demos = sorted(f.stem for f in DEMO_FOLDER.glob("*.safetensors"))
     cached = sorted(f.parent.name for f in cache_folder().glob(f"*/{MANIFEST}"))
-    released = " is a released model whose weights are not here" if str(given) in MODELS else " is not here"
+    if str(given) in MODELS:
+        return f'the weights of "{given}" are not in the cache {cache_folder()}; get them: python -m convert {given}'
     return (
-        f'"{given}"{released}: possible are a checkpoint folder, a demo ({", ".join(demos) or "none"}) or a name in the cache '
+        f'"{given}" is not here: possible are a checkpoint folder, a demo ({", ".join(demos) or "none"}) or a name in the cache '
         f"{cache_folder()} ({', '.join(cached) or 'empty'}); make one with: python -m convert SOURCE --out DIR"
     )

@@ -58,6 +58,34 @@ def dinov3(seed: int = 0) -> Weights:
     return weights
 
 
+def to_timm(weights: Weights) -> Weights:
+    """Weights under Meta's keys as timm writes them (its `checkpoint_filter_fn`: vision_transformer.py and eva.py of timm 1.0)."""
+    timm = {key: value for key, value in weights.items() if key != "mask_token"}
+    if "register_tokens" in timm:
+        timm["reg_token"] = timm.pop("register_tokens")
+        table = timm["pos_embed"]
+        timm["cls_token"], timm["pos_embed"] = timm["cls_token"] + table[:, :1], table[:, 1:]
+    rope = "storage_tokens" in timm
+    if rope:
+        timm["reg_token"] = timm.pop("storage_tokens")
+    done: Weights = {}
+    for key, value in timm.items():
+        if key.endswith((".periods", ".bias_mask")) or key.startswith("local_cls_norm"):
+            continue
+        if rope and key.endswith("qkv.bias"):
+            query, _, values = value.chunk(3)
+            done[key.replace("qkv.bias", "q_bias")], done[key.replace("qkv.bias", "v_bias")] = query, values
+            continue
+        if rope:
+            for ours, theirs in (("ls1.gamma", "gamma_1"), ("ls2.gamma", "gamma_2"), ("mlp.w1.", "mlp.fc1_g."), ("mlp.w2.", "mlp.fc1_x.")):
+                key = key.replace(ours, theirs)
+            key = key.replace("mlp.w3.", "mlp.fc2.")
+        else:
+            key = key.replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2.")
+        done[key] = value
+    return {key: value.clone().contiguous() for key, value in done.items()}
+
+
 def renamed(weights: Weights, rename: Callable[[str], str]) -> Weights:
     return {rename(key): value for key, value in weights.items()}
 

@@ -76,7 +76,6 @@ def _lone_pickle(path, content):
 # name: how the source is written, what the line must say
 BAD = {
     "absent": (lambda d: d / "nothing.pth", "does not exist"),
-    "released name": (lambda d: "dinov2_vits14", "not available yet"),
     "empty": (lambda d: _text(d / "w.pth", ""), "empty"),
     "text": (lambda d: _text(d / "w.safetensors", "version https://git-lfs.github.com/spec/v1\n"), "neither"),
     "cut zip": (lambda d: _cut(write(d / "w.pth", dinov2(4))), "cut off"),

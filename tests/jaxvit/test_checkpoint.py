@@ -132,7 +132,7 @@ def test_unknown_names_say_what_is_possible(demo, cache, tmp_path):
     assert "demo_tiny" in message
     assert "mine" in message
     assert "python -m convert" in message
-    assert "released model" in one_line(load, "dinov2_vits14")
+    assert one_line(load, "dinov2_vits14").endswith("get them: python -m convert dinov2_vits14")
     assert "not here" in one_line(load, "../cache/mine/..")
     (tmp_path / "file.pth").write_text("x")
     for path in (tmp_path, tmp_path / "file.pth"):
