@@ -62,12 +62,23 @@ def to_safetensors(source: str | os.PathLike[str], out: str | os.PathLike[str]) 
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        # copies, because tensors of a .pth may be views that share or stride over memory
-        save_file({key: tensor.detach().clone().contiguous() for key, tensor in weights.items()}, temporary, metadata={"format": "pt"})
+        save_file(_by_themselves(weights), temporary, metadata={"format": "pt"})
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def _by_themselves(weights: dict[str, Any]) -> dict[str, Any]:
+    """The tensors, copied where they share or stride over memory, as tensors of a .pth may."""
+    alone: dict[str, Any] = {}
+    memory = set()
+    for key, tensor in weights.items():
+        storage = tensor.untyped_storage()
+        whole = storage.nbytes() == tensor.numel() * tensor.element_size() and tensor.is_contiguous()
+        alone[key] = tensor.detach() if whole and storage.data_ptr() not in memory else tensor.detach().clone().contiguous()
+        memory.add(storage.data_ptr())
+    return alone
 
 
 def _torch() -> Any:

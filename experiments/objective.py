@@ -52,7 +52,8 @@ class Hiding(NamedTuple):
 def features(
     model: ViT, images: Float[Array, "*views height width 3"], hiding: Hiding | None = None, token: Array | float = 0.0
 ) -> Features:
-    """Run the backbone; `token` is the mask token."""
+    """Run the backbone; `token` is the mask token. With hiding, the last axis of `views` holds one view, or two of different
+    scenes: then CLS and patches of each see the patches of the other in the place of its own; registers see their own."""
     patches = model.embed_patches(images)
     unseen = None
     if hiding is not None:
@@ -61,6 +62,9 @@ def features(
     grid = model.config.grid(*images.shape[-3:-1])
     x = model.add_prefix(patches, grid)
     rope = model.rope(grid)
+    shape = x.shape
+    if unseen is not None:
+        x = x.reshape(*shape[:-3], unseen.shape[-1], shape[-1])
 
     # On a CPU, computing a block again for its gradient costs less than the way of what it computes to memory and back.
     @jax.checkpoint
@@ -68,17 +72,25 @@ def features(
         return block(x, rope, hidden=unseen).block_output, None
 
     x, _ = jax.lax.scan(step, x, model.blocks)
-    x = model.final_norm(x)
+    x = model.final_norm(x.reshape(shape))
     return Features(x[..., 0, :], x[..., 1 + model.config.registers :, :])
 
 
-def _unseen(keys: Bool[Array, "*views patches"], registers: int) -> Bool[Array, "*views tokens tokens"]:
-    """Which query does not see which key: the given patches, for all but registers."""
-    tokens = 1 + registers + keys.shape[-1]
-    position = jnp.arange(tokens)
-    reads_all = (position >= 1) & (position <= registers)
-    key = jnp.concatenate([jnp.zeros((*keys.shape[:-1], 1 + registers), bool), keys], axis=-1)
-    return ~reads_all[:, None] & key[..., None, :]
+def _unseen(keys: Bool[Array, "*groups views patches"], registers: int) -> Bool[Array, "*groups tokens tokens"]:
+    """Which query does not see which key, in the sequence of a group's one or two views.
+
+    Registers see their view. CLS and patches see CLS and registers of their view, and of the patches of the other view (of
+    their own, where there is one) those whose keys are not hidden.
+    """
+    *groups, views, patches = keys.shape
+    tokens = 1 + registers + patches
+    view, place = jnp.divmod(jnp.arange(views * tokens), tokens)
+    is_register, is_patch = (place >= 1) & (place <= registers), place > registers
+    hidden = jnp.concatenate([jnp.zeros((*groups, views, 1 + registers), bool), keys], axis=-1).reshape(*groups, 1, views * tokens)
+    same = view[:, None] == view
+    other = (view[:, None] + 1) % views == view
+    seen = jnp.where(is_patch, other & ~hidden, same)
+    return ~jnp.where(is_register[:, None], same, seen)
 
 
 def create_heads(width: int, key: Array) -> Leaves:

@@ -55,6 +55,8 @@ class Recipe:
         curriculum: share of the steps over which ground contrast and geometry grow from 0 to full.
         small_views: share of the steps with views of 48 instead of 64 pixels.
         hidden_keys: smallest and largest share of a view's patch keys that CLS and patches cannot see; above 0, registers come to be read.
+        foreign_keys: the patch keys that CLS and patches see are those of a view of another scene, and never their own: only registers
+            tell them of their view, and other patches mislead.
         teacher: first and last momentum of the EMA teacher.
     """
 
@@ -69,6 +71,7 @@ class Recipe:
     curriculum: float = 0.4
     small_views: float = 0.7
     hidden_keys: tuple[float, float] = (0.0, 0.0)
+    foreign_keys: bool = False
     teacher: tuple[float, float] = (0.98, 0.999)
 
 
@@ -161,9 +164,16 @@ def initial_state(run: Pretraining) -> State:
 
 
 def _mesh(run: Pretraining) -> Mesh:
-    """As many devices as the scenes of a step divide evenly over."""
-    devices = jax.devices()
-    count = max(n for n in range(1, len(devices) + 1) if run.recipe.batch % n == 0)
+    """As many devices as the scenes of a step divide evenly over; in twos where views of two scenes are paired.
+
+    Raises:
+        ValueError: the scenes of a step cannot be paired.
+    """
+    devices, batch = jax.devices(), run.recipe.batch
+    if run.recipe.foreign_keys and batch % 2:
+        raise ValueError(f"a batch of {batch} scenes cannot be paired; with foreign keys choose an even --recipe.batch")
+    scenes_at_once = 2 if run.recipe.foreign_keys else 1
+    count = max(n for n in range(1, len(devices) + 1) if batch % (n * scenes_at_once) == 0)
     return batch_mesh(devices[:count])
 
 
@@ -192,7 +202,7 @@ def _train_step(
     targets = run_backbone(state["teacher"]["backbone"])
 
     def loss(student: State) -> tuple[Array, tuple[Array, Array, Array]]:
-        seen = run_backbone(student["backbone"], hiding, student["heads"]["mask_token"])
+        seen = run_backbone(student["backbone"], hiding, student["heads"]["mask_token"], recipe.foreign_keys)
         heads = student["heads"], state["teacher"]["heads"]
         cls_loss, patch_loss, fresh = objective.losses(*heads, seen, targets, hiding.patches, state["queue"])
         return cls_loss + recipe.patch_weight * patch_loss, (cls_loss, patch_loss, fresh)
@@ -220,8 +230,13 @@ def _backbone(
     leaves: objective.Leaves,
     hiding: objective.Hiding | None = None,
     token: Array | float = 0.0,
+    foreign: bool = False,
 ) -> objective.Features:
-    """Features of all views, each device its share; a CPU core takes a few at a time, so that they stay in its cache."""
+    """Features of all views, each device its share; a CPU core takes a few at a time, so that they stay in its cache.
+
+    With hiding they run in groups: of one view or, where patch keys are foreign, of two views of different scenes.
+    """
+    grouped, ungrouped = _pairs if foreign else _singles, _unpair if foreign else _unwrap
 
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("batch")), out_specs=PartitionSpec("batch")
@@ -229,14 +244,34 @@ def _backbone(
     def share(leaves: objective.Leaves, token: Array | float, views: tuple[Array, objective.Hiding | None]) -> objective.Features:
         model = assemble(config, leaves)
 
-        def one(view: tuple[Array, objective.Hiding | None]) -> objective.Features:
-            return objective.features(model, normalise(view[0], config), view[1], token)
+        def one(group: tuple[Array, objective.Hiding | None]) -> objective.Features:
+            return objective.features(model, normalise(group[0], config), group[1], token)
 
+        groups = jax.tree.map(grouped, views)
         if jax.default_backend() == "cpu":
-            return jax.lax.map(one, views, batch_size=_VIEWS_AT_A_TIME)
-        return jax.vmap(one)(views)
+            found = jax.lax.map(one, groups, batch_size=_VIEWS_AT_A_TIME // groups[0].shape[1])
+        else:
+            found = jax.vmap(one)(groups)
+        return jax.tree.map(ungrouped, found)
 
     return share(leaves, token, (views, hiding))
+
+
+def _singles(views: Array) -> Array:
+    return views[:, None]
+
+
+def _unwrap(groups: Array) -> Array:
+    return groups[:, 0]
+
+
+def _pairs(views: Array) -> Array:
+    """[views, ...] -> [views / 2, 2, ...]. Views 2 i and 2 i + 1 show one scene: each is paired with one of the next scene."""
+    return views.reshape(-1, 2, 2, *views.shape[1:]).swapaxes(1, 2).reshape(-1, 2, *views.shape[1:])
+
+
+def _unpair(pairs: Array) -> Array:
+    return pairs.reshape(-1, 2, 2, *pairs.shape[2:]).swapaxes(1, 2).reshape(-1, *pairs.shape[2:])
 
 
 def train_step(run: Pretraining, size: int, mesh: Mesh, source: scenes.Material, state: State) -> tuple[State, dict[str, Array]]:

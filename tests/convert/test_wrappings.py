@@ -78,6 +78,7 @@ def test_tensors_that_share_memory_are_read(plain, tmp_path):
     weights = dinov2(4)
     pool = torch.cat([weights["norm.weight"], weights["norm.bias"]])
     weights["norm.weight"], weights["norm.bias"] = pool[:WIDTH], pool[WIDTH:]
+    weights["mask_token"] = weights["cls_token"]  # the same memory twice
     path = write(tmp_path / "shared.pth", weights)
     assert hash_of(path, tmp_path) == plain
     assert hash_of(to_safetensors(path, tmp_path / "shared.safetensors"), tmp_path) == plain

@@ -71,7 +71,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 from experiments.pretrain import *
 from experiments.pretrain import _mesh
 CONFIGS["demo_reg"] = ViTConfig(8, 16, 2, 2, 32, registers=1, position="antialias", image_size=64)
-run = Pretraining(Path(), steps=4, recipe=Recipe(batch=4, queue=8, warmup=0, hidden_keys=(0.5, 0.9)))
+run = Pretraining(Path(), steps=4, recipe=Recipe(batch=4, queue=8, warmup=0, hidden_keys=(0.5, 0.9), foreign_keys=True))
 source, found = scenes.material("train"), []
 meshes = batch_mesh(jax.devices()[:1]), _mesh(run)
 assert [mesh.size for mesh in meshes] == [1, 2]
@@ -95,13 +95,13 @@ def test_registers_see_hidden_keys_and_nothing_else_does() -> None:
     """With every patch key hidden in the one block there is, CLS and patches depend on no other patch, the register on all."""
     config = replace(TINY, depth=1)
     model = create(config)
-    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
-    hiding = objective.Hiding(jnp.zeros((2, 64), bool), jnp.ones((2, 64), bool))
-    other = images.at[:, :8, :8].add(1.0)  # the first patch
+    images = jax.random.normal(jax.random.key(0), (2, 1, 64, 64, 3))
+    hiding = objective.Hiding(jnp.zeros((2, 1, 64), bool), jnp.ones((2, 1, 64), bool))
+    other = images.at[..., :8, :8, :].add(1.0)  # the first patch
     seen = [objective.features(model, x, hiding, jnp.zeros(16)) for x in (images, other)]
     np.testing.assert_array_equal(seen[0].cls, seen[1].cls)
-    np.testing.assert_array_equal(seen[0].patches[:, 1:], seen[1].patches[:, 1:])
-    assert (seen[0].patches[:, 0] != seen[1].patches[:, 0]).any()
+    np.testing.assert_array_equal(seen[0].patches[..., 1:, :], seen[1].patches[..., 1:, :])
+    assert (seen[0].patches[..., 0, :] != seen[1].patches[..., 0, :]).any()
     unseen = objective._unseen(hiding.keys, 1)
     assert not unseen[:, 1].any()
     assert not unseen[:, :, :2].any()
@@ -109,6 +109,55 @@ def test_registers_see_hidden_keys_and_nothing_else_does() -> None:
     assert unseen[:, 2:, 2:].all()
     plain = [objective.features(model, x).cls for x in (images, other)]
     assert (plain[0] != plain[1]).any()
+
+
+def test_with_nothing_hidden_a_view_by_itself_is_seen_whole() -> None:
+    model = create(TINY)
+    images = jax.random.normal(jax.random.key(0), (2, 1, 64, 64, 3))
+    nothing = objective.Hiding(jnp.zeros((2, 1, 64), bool), jnp.zeros((2, 1, 64), bool))
+    assert not objective._unseen(nothing.keys, 1).any()
+    for hidden, plain in zip(objective.features(model, images, nothing), objective.features(model, images), strict=True):
+        np.testing.assert_allclose(hidden, plain, atol=1e-5)
+
+
+def test_foreign_keys_are_those_of_the_other_view() -> None:
+    """In one block, CLS and patches of a view depend on its own patch only through itself, and on the other view's patches; what
+    is hidden of those they do not see; registers see their own view."""
+    model = create(replace(TINY, depth=1))
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    keys = jnp.zeros((2, 64), bool).at[:, 1].set(True)
+    hiding = objective.Hiding(jnp.zeros((2, 64), bool), keys)
+
+    def change(patch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the two views' CLS, and which patches, change with a patch of the first view."""
+        row = images.at[0, :8, 8 * patch : 8 * patch + 8].add(1.0)
+        before, after = (objective.features(model, x, hiding, jnp.zeros(16)) for x in (images, row))
+        return np.any(before.cls != after.cls, axis=-1), np.any(before.patches != after.patches, axis=-1)
+
+    cls, patches = change(0)
+    np.testing.assert_array_equal(cls, [False, True])
+    np.testing.assert_array_equal(patches[0], np.arange(64) == 0)
+    assert patches[1].all()
+    cls, patches = change(1)  # its key is hidden
+    assert not cls.any()
+    assert not patches[1].any()
+    unseen = np.asarray(objective._unseen(keys, 1))
+    np.testing.assert_array_equal(unseen[1], np.arange(132) >= 66)  # the register of the first view
+    assert unseen.shape == (132, 132)
+
+
+def test_views_are_paired_with_views_of_another_scene() -> None:
+    scene = np.arange(24) // 2
+    pairs = np.asarray(pretrain._pairs(jnp.asarray(scene)))
+    assert pairs.shape == (12, 2)
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    numbers = jnp.arange(48).reshape(24, 2)
+    np.testing.assert_array_equal(pretrain._unpair(pretrain._pairs(numbers)), numbers)
+
+
+def test_what_cannot_be_paired_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"choose an even --recipe\.batch"):
+        pretrain._mesh(Pretraining(Path(), recipe=Recipe(batch=3, foreign_keys=True)))
 
 
 def test_what_is_hidden_is_drawn_as_documented() -> None:
