@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 
 from convert import convert, fetch, to_safetensors
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print("convert:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("convert: interrupted; nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -81,4 +85,5 @@ def _run(args: Arguments) -> str:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # no accelerator is needed, and somebody else may be using it
     raise SystemExit(main())

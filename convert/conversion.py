@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from convert.naming import check_complete, plain_names, recognise
 from convert.readers import Source, open_source, read_json
 from convert.sizes import Plan, has_packed_feed_forward, plan
 from jaxvit import ViT
-from jaxvit.checkpoint import assemble, named_leaves, refuse_foreign, require_space, save
+from jaxvit.checkpoint import MANIFEST, assemble, file_hash, named_leaves, read_manifest, refuse_foreign, require_space, save
 from jaxvit.vit import abstract
 
 ORACLES = tuple(sorted({layout.oracle for layout in LAYOUTS}))
@@ -62,7 +61,8 @@ def fetch(
 ) -> Path:
     """Download a released model from the Hugging Face hub and convert it into the cache, where `jaxvit.load(name)` finds it.
 
-    Repositories, commits and oracles are in `convert.hub.RELEASES`; downloading is `convert.hub.download`.
+    A checkpoint that is there already, of the same commit, oracle and dtype, is left as it is. Repositories, commits and oracles
+    are in `convert.hub.RELEASES`; downloading is `convert.hub.download`.
 
     Args:
         name: a name in `jaxvit.MODELS`.
@@ -78,11 +78,24 @@ def fetch(
     target = hub.cached(name) if out is None else Path(out).expanduser()
 
     def run() -> Path:
+        release = hub.release(name)
+        chosen = oracle or release.oracle
         refuse_foreign(target.resolve())  # before hours of downloading
-        folder, where = hub.download(name)
-        return _convert(os.fspath(folder), target, heads, name, oracle or hub.RELEASES[name].oracle, dtype, {"hub": where})
+        if _holds(target, release, chosen, dtype):
+            return target
+        folder, where = hub.download(release, name)
+        return _convert(os.fspath(folder), target, heads, name, chosen, dtype, {"hub": where})
 
     return _in_one_line(name, run)
+
+
+def _holds(folder: Path, release: hub.Release, oracle: Oracle, dtype: Dtype) -> bool:
+    """Whether the checkpoint is there already."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(folder)
+    pinned = {"repository": release.repository, "revision": release.revision}
+    return (manifest.get("source", {}).get("hub"), manifest.get("oracle"), manifest["dtype"]) == (pinned, oracle, dtype)
 
 
 def _in_one_line(source: str | os.PathLike[str], run: Any) -> Path:
@@ -106,16 +119,16 @@ def _convert(
         raise ValueError("the file holds no tensors; pass a file with weights")
     names = plain_names(opened.shapes)
     shapes = {plain: opened.shapes[key] for plain, key in names.items()}
-    written_by_timm = has_packed_feed_forward(shapes) or _is_timm_config(opened.settings)
-    layout = recognise(names, written_by_timm)
-    settings = opened.settings if layout.oracle == "hf" else None
-    chosen = plan(layout, shapes, heads, name, oracle, read_json(settings) if settings else None)
+    timms = _is_timm_config(opened.settings)
+    layout = recognise(names, timms or has_packed_feed_forward(shapes))
+    settings = opened.settings if timms or layout.oracle == "hf" else None
+    chosen = plan(layout, shapes, heads, name, oracle, read_json(settings) if settings and layout.oracle == "hf" else None)
     stored = np.dtype(getattr(jnp, dtype))
     require_space(out, sum(leaf.size * stored.itemsize for leaf in jax.tree.leaves(abstract(chosen.config))))
     model = read_model(chosen, layout, names, opened, stored)
     files = [*opened.files, *([settings] if settings else [])]
     provenance = {
-        "source": {"path": source, **where, "wrapper": opened.wrapper, "sha256": {file.name: _sha256(file) for file in files}},
+        "source": {"path": source, **where, "wrapper": opened.wrapper, "sha256": {file.name: file_hash(file) for file in files}},
         "layout": layout.name,
         "oracle": chosen.oracle,
         "name": name,
@@ -175,8 +188,3 @@ def _is_timm_config(settings: Path | None) -> bool:
         return settings is not None and "architecture" in read_json(settings)
     except ValueError:
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from convert.layouts import Oracle
-from jaxvit import MODELS
 from jaxvit.checkpoint import cache_folder
 
 
@@ -48,6 +46,7 @@ RELEASES: dict[str, Release] = {
     "dinov3_vitl16_sat493m": Release("facebook/dinov3-vitl16-pretrain-sat493m", "f692fa42da72c6797b67cd73494a168d1120d3ee", "hf"),
     "dinov3_vit7b16_sat493m": Release("facebook/dinov3-vit7b16-pretrain-sat493m", None, "hf"),
 }
+_TOKEN = "HF_TOKEN, or hf auth login"
 _FILES = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 
 
@@ -56,60 +55,62 @@ def cached(name: str) -> Path:
     return cache_folder() / name
 
 
-def download(name: str) -> tuple[Path, dict[str, Any]]:
+def release(name: str) -> Release:
+    """Where a released model comes from.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in RELEASES:
+        raise ValueError(f'"{name}" is no released model; known are {", ".join(RELEASES)}')
+    return RELEASES[name]
+
+
+def download(source: Release, name: str) -> tuple[Path, dict[str, Any]]:
     """Download the weights of a released model, or find them where an earlier download left them.
 
-    An interrupted download goes on where it stopped. `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are respected.
+    A connection that breaks is taken up again where it broke; a command that was stopped keeps the files that were complete.
+    `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are respected.
 
     Returns:
         A folder in the hub's own cache, and what the manifest says of its source: repository and commit.
 
     Raises:
-        ValueError: the name is unknown, or the weights cannot be had; the message says what to do.
+        ValueError: the weights cannot be had; the message says what to do.
     """
-    if name not in RELEASES:
-        raise ValueError(f'"{name}" is no released model; known are {", ".join(RELEASES)}')
     try:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
         raise ValueError("downloading needs huggingface_hub: pip install huggingface_hub, or convert a local file") from error
-    release = RELEASES[name]
+    repository, by_file = source.repository, f"convert a file that you have: python -m convert FILE --name {name} --out {cached(name)}"
     try:
-        folder = huggingface_hub.snapshot_download(release.repository, revision=release.revision, allow_patterns=_FILES)
-    except errors.GatedRepoError as error:
-        raise ValueError(
-            f"{release.repository} is gated: accept its licence on its page on the hub, then set HF_TOKEN to a token of yours (or run "
-            f"hf auth login), or convert a file that you have: {_by_file(name)}"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ValueError(f"{release.repository} has no revision {release.revision} (any more); {_instead(name)}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ValueError(
-            f"{release.repository} is not on the hub, or not visible without a token (HF_TOKEN, or hf auth login); {_instead(name)}"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE forbids to look further" if _offline() else "the hub cannot be reached or does not answer"
-        raise ValueError(f"{release.repository} is not in the hub's local cache, and {why}; {_instead(name)}") from error
-    except Exception as error:  # the many ways in which a connection ends
-        reason = next((line for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
-        raise ValueError(
-            f"downloading {release.repository} failed: {reason[:200]}; run the same command again, it goes on where it stopped"
-        ) from error
-    path = Path(folder)
-    return path, {"repository": release.repository, "revision": path.name}
+        folder = Path(huggingface_hub.snapshot_download(repository, revision=source.revision, allow_patterns=_FILES))
+    except Exception as error:
+        refused = _status(error) in (401, 403)
+        if isinstance(error, errors.GatedRepoError):
+            reason = f"is gated: accept its licence on its page on the hub, then set a token ({_TOKEN}), or {by_file}"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            reason = f"has no revision {source.revision} (any more); {by_file}"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            reason = f"is not on the hub, or not visible without a token ({_TOKEN}); {by_file}"
+        elif refused:
+            reason = f"is refused: the token ({_TOKEN}) is wrong or may not read it, or its licence is not accepted; {by_file}"
+        elif huggingface_hub.constants.HF_HUB_OFFLINE:
+            reason = f"is not (whole) in the hub's local cache, and HF_HUB_OFFLINE forbids to look further; {by_file}"
+        elif isinstance(error, errors.LocalEntryNotFoundError):
+            reason = f"is not in the hub's local cache, and the hub cannot be reached or does not answer; {by_file}"
+        else:  # the many ways in which a connection ends
+            line = next((line for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
+            reason = f"could not be downloaded: {line[:200]}; run the same command again"
+        raise ValueError(f"{repository} {reason}") from error
+    return folder, {"repository": repository, "revision": folder.name}
 
 
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _by_file(name: str) -> str:
-    return f"python -m convert FILE --name {name} --out {cached(name)}"
-
-
-def _instead(name: str) -> str:
-    return f"convert a file that you have: {_by_file(name)}"
-
-
-assert RELEASES.keys() == MODELS.keys()
+def _status(error: BaseException | None) -> int | None:
+    """HTTP status of an error, or of what caused it."""
+    while error is not None:
+        if (response := getattr(error, "response", None)) is not None:
+            return response.status_code
+        error = error.__cause__
+    return None

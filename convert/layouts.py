@@ -191,7 +191,7 @@ _META_FEED_FORWARD = (
     _swiglu("mlp.w1", "mlp.w2", "mlp.w3"),
 )
 # projection heads and loss state of training checkpoints
-_META_IGNORED = (r"mask_token", r"head\..+", r"(dino|ibot)_head\..+", r"(dino|ibot_patch)_loss\..+", r"mlp\.\d+\..+", r"last_layer\..+")
+_META_IGNORED = (r"mask_token", r"head\..+", r"(dino|ibot)_head\..+", r"(dino|ibot_patch)_loss\..+")
 
 _TIMM_FEED_FORWARD = (_mlp("mlp.fc1", "mlp.fc2"), _fused_swiglu("mlp.fc1", "mlp.fc2"))
 _TIMM_IGNORED = (r"head\..+",)

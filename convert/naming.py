@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from convert.layouts import LAYOUTS, Layout, Rule
 
-_PREFIX = re.compile(r"(module|model|backbone|vit|dinov2|dinov2_with_registers|dinov3_vit)\.")
+_PREFIX = re.compile(r"(module|_orig_mod|model|backbone|vit|dinov2|dinov2_with_registers|dinov3_vit)\.")
 _BRANCHES = ("teacher.", "student.")  # the order says which is read where a file holds both
 _CHUNK = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
 _BLOCK = re.compile(r"(blocks\.|encoder\.layer\.|layer\.)(\d+)(\..+)")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from convert.pickles import ZIP, read_pickle
@@ -19,6 +18,8 @@ _SINGLE = "model.safetensors"
 _CONFIG = "config.json"
 _PICKLE = b"\x80"
 _MAPPED = 2**29
+_SAFETENSORS_DTYPES = ("F16", "BF16", "F32", "F64", "BOOL")
+_TORCH_DTYPES = ("float16", "bfloat16", "float32", "float64", "bool")
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,17 @@ def _open_safetensors(files: tuple[Path, ...], folder: Path) -> Source:
                 for key in file.keys():  # noqa: SIM118  # not a mapping
                     if key in where:
                         raise ValueError(f'tensor "{key}" is in two files, {path.name} is the second; get the folder again')
+                    tensor = file.get_slice(key)
+                    _check_dtype(key, tensor.get_dtype(), _SAFETENSORS_DTYPES)
                     where[key] = path
-                    shapes[key] = tuple(file.get_slice(key).get_shape())
+                    shapes[key] = tuple(tensor.get_shape())
         except SafetensorError as error:
             raise ValueError(f'"{path}" is no readable safetensors file, maybe cut off: {error}; get the file again') from error
 
     def read(key: str) -> np.ndarray:
         # opened for each tensor: what has been read from a mapped file counts as used memory until the file is closed
         with safe_open(where[key], framework="numpy") as file:
-            return _float32(file.get_tensor(key), key)
+            return _float32(file.get_tensor(key))
 
     settings = folder / _CONFIG
     return Source(files, shapes, read, settings if settings.is_file() else None)
@@ -145,14 +148,16 @@ class _PickleReader:
         return _from_torch(tensor, key)
 
 
+def _check_dtype(key: str, dtype: str, readable: tuple[str, ...]) -> None:
+    if dtype not in readable:
+        raise ValueError(f'tensor "{key}" holds {dtype}; {", ".join(readable)} are read: pass unquantised weights')
+
+
 def _from_torch(tensor: Any, key: str) -> np.ndarray:
-    if not (tensor.is_floating_point() or str(tensor.dtype) == "torch.bool"):
-        raise ValueError(f'tensor "{key}" holds {str(tensor.dtype).removeprefix("torch.")} instead of floats; pass unquantised weights')
+    _check_dtype(key, str(tensor.dtype).removeprefix("torch."), _TORCH_DTYPES)
     return tensor.detach().float().contiguous().numpy()
 
 
-def _float32(array: np.ndarray, key: str) -> np.ndarray:
-    if not (array.dtype == np.bool_ or jnp.issubdtype(array.dtype, jnp.floating)):
-        raise ValueError(f'tensor "{key}" holds {array.dtype} instead of floats; pass unquantised weights')
+def _float32(array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # what overflows is refused with every other infinity
         return array.astype(np.float32)

@@ -9,12 +9,13 @@ import glob
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shutil
-import socket
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ _PACKAGES = ("jax", "flax", "orbax-checkpoint", "numpy")
 _SEAL = "manifest_sha256"
 _NAMES_SHOWN = 5
 _TRIES = 20
+_STALE = 24 * 3600  # seconds
 _OVERHEAD = 2**20  # bytes beside the weights: the description of the tree, the manifest
 
 
@@ -49,8 +51,8 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         The folder.
 
     Raises:
-        ValueError: something that is no jaxvit checkpoint stands at `path`, there is no space for it, or `manifest` redefines an
-            entry of ours.
+        ValueError: something that is no jaxvit checkpoint stands at `path`, there is no space for it, writing fails, or `manifest`
+            redefines an entry of ours.
     """
     # imported where it is used: it costs as much as the rest of the library, and most runs only load a demo
     import orbax.checkpoint as ocp
@@ -69,9 +71,10 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
     if clash := sorted({*own, "files", _SEAL} & (manifest or {}).keys()):
         raise ValueError(f"manifest entries {', '.join(clash)} are written by save itself; rename yours")
     require_space(folder, sum(leaf.nbytes for leaf in leaves.values()))
+    made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    temporary = _sibling(folder)
+    temporary = _sibling(folder, "tmp")
     try:
         temporary.mkdir()
         # Orbax's defaults copy every array before it is compressed and written: twice the weights in memory, to save a tenth on disk
@@ -79,13 +82,20 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
             (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, ocp.type_handlers.ArrayHandler())
         )
         handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(temporary / WEIGHTS, leaves)
-        entries = own | {"files": _listing(temporary)} | dict(manifest or {})
+        try:
+            with _silent_absl(), ocp.Checkpointer(handler) as checkpointer:
+                checkpointer.save(temporary / WEIGHTS, leaves)
+        except Exception as error:  # Orbax and its storage raise many kinds, with messages of many lines
+            raise ValueError(f'writing "{folder}" failed, nothing is left of it: {_first_line(error)}') from error
+        entries = json.loads(json.dumps(own | {"files": _listing(temporary)} | dict(manifest or {})))
         (temporary / MANIFEST).write_text(json.dumps(entries | {_SEAL: _seal(entries)}, indent=2) + "\n")
         _put(temporary, folder)
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # somebody else put something there
+            for parent in made:
+                parent.rmdir()
+        raise
     return folder
 
 
@@ -143,7 +153,7 @@ def verify(path: str | os.PathLike[str]) -> str:
     if manifest.pop(_SEAL, None) != _seal(manifest):
         raise ValueError(f'checkpoint "{folder}" is damaged: its {MANIFEST} was changed; convert the weights again')
     for name, entry in manifest["files"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != entry["sha256"]:
+        if not (folder / name).is_file() or file_hash(folder / name) != entry["sha256"]:
             raise ValueError(f'checkpoint "{folder}" is damaged: {name} is not what was written; convert the weights again')
     _load_folder(folder)
     return manifest["weights_sha256"]
@@ -152,6 +162,12 @@ def verify(path: str | os.PathLike[str]) -> str:
 def weights_hash(model: ViT) -> str:
     """SHA-256 over name, dtype, shape and bytes of every leaf: the same for the same weights, whatever way they came."""
     return _hash(named_leaves(model))
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def named_leaves(model: ViT) -> dict[str, Any]:
@@ -208,28 +224,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("JAXVIT_CACHE") or "~/.cache/jaxvit").expanduser()
 
 
-def _sibling(folder: Path) -> Path:
-    """A hidden neighbour that says who is writing it."""
-    return folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp")
+def _sibling(folder: Path, kind: str) -> Path:
+    """A hidden neighbour: "tmp" while it is written, "old" while it makes room."""
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.{kind}")
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what processes of this machine that were killed had begun to write in the place of `folder`."""
-    start = f".{folder.name}.{socket.gethostname()}."
-    for left in folder.parent.glob(f"{glob.escape(start)}*.tmp"):
-        writer = left.name.removeprefix(start).split(".")[0]
-        if writer.isdigit() and not _is_running(int(writer)):
+    """Put right what a killed process left: a checkpoint that was making room comes back if nothing took its place, and what
+    nobody has touched for a day is removed."""
+    neighbours = {kind: list(folder.parent.glob(f".{glob.escape(folder.name)}.*.{kind}")) for kind in ("old", "tmp")}
+    for old in neighbours["old"]:
+        if not folder.exists():
+            with contextlib.suppress(OSError):  # its owner was faster
+                old.rename(folder)
+    for left in (*neighbours["old"], *neighbours["tmp"]):
+        touched = [file.stat().st_mtime for file in (left, *left.rglob("*")) if file.exists()]
+        if touched and time.time() - max(touched) > _STALE:
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
 
 
 def _put(temporary: Path, folder: Path) -> None:
@@ -245,7 +256,8 @@ def _put(temporary: Path, folder: Path) -> None:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             with contextlib.suppress(FileNotFoundError):  # somebody else made room
-                moved.append(folder.rename(_sibling(folder)))
+                refuse_foreign(folder)
+                moved.append(folder.rename(_sibling(folder, "old")))
         else:
             raise ValueError(f'"{folder}" is written by others all the time; try again')
     except BaseException:
@@ -257,15 +269,25 @@ def _put(temporary: Path, folder: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _silent_absl() -> Iterator[None]:
+    """Orbax logs tracebacks of what it also raises."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _first_line(error: Exception) -> str:
+    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
+
+
 def _listing(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file of the weights."""
     files = sorted(f for f in (folder / WEIGHTS).rglob("*") if f.is_file())
-    return {f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return {f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": file_hash(f)} for f in files}
 
 
 def _seal(entries: Mapping[str, Any]) -> str:
@@ -304,8 +326,7 @@ def _load_folder(folder: Path) -> ViT:
             _check(wanted, stored)
             leaves = checkpointer.restore(weights, {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in stored.items()})
     except Exception as error:  # Orbax and its storage raise many kinds, with messages of many lines
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f'checkpoint "{folder}" cannot be read, convert the weights again: {reason[:300]}') from error
+        raise ValueError(f'checkpoint "{folder}" cannot be read: {_first_line(error)}') from error
     if _hash(leaves) != manifest.get("weights_sha256"):
         raise ValueError(f'checkpoint "{folder}" is damaged: its weights are not those of its manifest; convert the weights again')
     return assemble(config, {name: jnp.asarray(leaf) for name, leaf in leaves.items()})

@@ -1,4 +1,4 @@
-"""Softmax regression with a squared-norm penalty, by L-BFGS."""
+"""Softmax regression with a squared-norm penalty, by L-BFGS, for one penalty or warm-started along a path of them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,39 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxvit.metrics import top1
 from jaxvit.probes.ridge import matmul, standardisation
+from jaxvit.probes.selection import Probe, at_edge, one_hot, select, shares
+
+DINOV2_CS = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))
+"""The 45 inverse penalties, from 1e-6 to 1e5, of DINOv2's logistic-regression evaluation (`dinov2/eval/log_regression.py`)."""
 
 
 class Logistic(NamedTuple):
-    """A linear read-out of standardised features whose scores are logits.
+    """A linear read-out of standardised features whose scores are logits; with a leading axis of penalties (a path), or without.
 
     Attributes:
-        weights: [width, classes], for (features - mean) / scale.
-        intercept: [classes].
+        weights: [*path, width, classes], for (features - mean) / scale.
+        intercept: [*path, classes].
         mean, scale: [width], of the rows fitted.
-        iterations: of L-BFGS.
-        gradient_norm: at the end; the gradient is of the mean loss per row, for decorrelated features.
+        penalty: [*path].
+        iterations: [*path], of L-BFGS.
+        gradient_norm: [*path], at the end; the gradient is of the mean loss per row, for decorrelated features.
+        loss: [*path], the minimised objective at the end.
     """
 
-    weights: Float[Array, "width classes"]
-    intercept: Float[Array, "classes"]
+    weights: Float[Array, "*path width classes"]
+    intercept: Float[Array, "*path classes"]
     mean: Float[Array, "width"]
     scale: Float[Array, "width"]
-    iterations: Int[Array, ""]
-    gradient_norm: Float[Array, ""]
+    penalty: Float[Array, "*path"]
+    iterations: Int[Array, "*path"]
+    gradient_norm: Float[Array, "*path"]
+    loss: Float[Array, "*path"]
+
+    def at(self, index: int | Int[Array, ""]) -> Logistic:
+        """The read-out of one penalty of a path."""
+        return jax.tree.map(lambda leaf: leaf[index], self)._replace(mean=self.mean, scale=self.scale)
 
 
 @functools.partial(jax.jit, static_argnames=("iterations", "tolerance"))
@@ -54,20 +67,97 @@ def fit(
         iterations: at most so many.
         tolerance: stop where the norm of the gradient is below.
     """
-    share = jnp.ones(len(features)) if weights is None else weights.astype(jnp.float32)
-    share = share / share.sum()
+    return fit_path(features, targets, jnp.asarray(penalty, jnp.float32)[None], weights, iterations, tolerance).at(0)
+
+
+@functools.partial(jax.jit, static_argnames=("iterations", "tolerance"))
+def fit_path(
+    features: Shaped[Array, "rows width"],
+    targets: Float[Array, "rows classes"],
+    penalties: Float[Array, "path"],
+    weights: Shaped[Array, "rows"] | None = None,
+    iterations: int = 200,
+    tolerance: float = 1e-4,
+) -> Logistic:
+    """`fit` for every penalty, in the order given, each started from the solution of the one before: give the largest first.
+
+    One decomposition of the features serves the whole path.
+    """
+    share = shares(len(features), weights)
     mean, scale = standardisation(features, weights)
     z = jnp.where(share[:, None] > 0, (features.astype(jnp.float32) - mean) / scale, 0)
     targets = jnp.where(share[:, None] > 0, targets, 0)
     values, vectors = jnp.linalg.eigh(matmul((share[:, None] * z).T, z))
-    # The curvature of the loss along an eigenvector is about a tenth of its eigenvalue (p (1 - p)), plus the penalty.
-    basis = vectors / jnp.sqrt(jnp.maximum(values, 0) + 10 * penalty)
-    x = matmul(z, basis)
+    rotated = matmul(z, vectors)
+    prior = matmul(share, targets)
+    start = jnp.zeros((z.shape[1], targets.shape[1])), jnp.log(jnp.maximum(prior, 1e-6))
+
+    def step(before: tuple[Array, Array], penalty: Float[Array, ""]) -> tuple[tuple[Array, Array], tuple]:
+        # The curvature of the loss along an eigenvector is about a tenth of its eigenvalue (p (1 - p)), plus the penalty.
+        width = jnp.sqrt(jnp.maximum(values, 0) + 10 * penalty)[:, None]
+        scaled = before[0] * width, before[1]
+        (coefficients, intercept), *rest = _minimise(rotated / width.T, width, targets, share, penalty, scaled, iterations, tolerance)
+        after = coefficients / width, intercept
+        return after, (*after, *rest)
+
+    penalties = jnp.asarray(penalties, jnp.float32)
+    _, (coefficients, intercepts, *rest) = jax.lax.scan(step, start, penalties)
+    return Logistic(matmul(vectors, coefficients), intercepts, mean, scale, penalties, *rest)
+
+
+@jax.jit
+def predict(logistic: Logistic, features: Shaped[Array, "rows width"]) -> Float[Array, "rows classes"]:
+    """Logits of the classes, for the read-out of one penalty."""
+    return matmul((features.astype(jnp.float32) - logistic.mean) / logistic.scale, logistic.weights) + logistic.intercept
+
+
+@functools.partial(jax.jit, static_argnames=("classes", "cs", "iterations", "tolerance"))
+def probe(
+    train: Shaped[Array, "train width"],
+    train_labels: Int[Array, "train"],
+    validation: Shaped[Array, "validation width"],
+    validation_labels: Int[Array, "validation"],
+    test: Shaped[Array, "test width"],
+    test_labels: Int[Array, "test"],
+    classes: int,
+    cs: tuple[float, ...] = DINOV2_CS,
+    iterations: int = 200,
+    tolerance: float = 1e-4,
+) -> Probe[Logistic]:
+    """Fit on train along the path, choose C on validation, score on test. Rows labelled -1 are padding in any of them.
+
+    Args:
+        cs: inverse penalties as scikit-learn counts them, C = 1 / (penalty * rows); of equally good ones the smallest is chosen.
+
+    Raises:
+        ValueError: no C is given, or one is not positive.
+    """
+    if not cs or min(cs) <= 0:
+        raise ValueError(f"cs are {cs}; give at least one, all positive")
+    rows = jnp.maximum((train_labels >= 0).sum(), 1)
+    penalties = 1 / (jnp.asarray(sorted(cs), jnp.float32) * rows)
+    path = fit_path(train, one_hot(train_labels, classes), penalties, train_labels >= 0, iterations, tolerance)
+    chosen = select(path, predict, path.penalty, validation, one_hot(validation_labels, classes), validation_labels >= 0)
+    readout = path.at(chosen)
+    return Probe(top1(predict(readout, test), test_labels), chosen, at_edge(chosen, path.penalty), readout)
+
+
+def _minimise(
+    x: Float[Array, "rows width"],
+    width: Float[Array, "width 1"],
+    targets: Float[Array, "rows classes"],
+    share: Float[Array, "rows"],
+    penalty: Float[Array, ""],
+    start: tuple[Array, Array],
+    iterations: int,
+    tolerance: float,
+) -> tuple[tuple[Array, Array], Int[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """L-BFGS on features divided by `width`: coefficients and intercept, iterations, norm of the gradient, loss."""
 
     def loss(parameters: tuple[Array, Array]) -> Array:
         coefficients, intercept = parameters
         entropy = -(targets * jax.nn.log_softmax(matmul(x, coefficients) + intercept)).sum(axis=-1)
-        return share @ entropy + penalty / 2 * (matmul(basis, coefficients) ** 2).sum()
+        return share @ entropy + penalty / 2 * ((coefficients / width) ** 2).sum()
 
     solver = optax.lbfgs()
     step = optax.value_and_grad_from_state(loss)
@@ -79,16 +169,6 @@ def fit(
         parameters = optax.apply_updates(parameters, updates)
         return parameters, state, count + 1, optax.tree.norm(optax.tree.get(state, "grad"))
 
-    prior = matmul(share, targets)
-    start = jnp.zeros((x.shape[1], targets.shape[1])), jnp.log(jnp.maximum(prior, 1e-6))
     begin = start, solver.init(start), jnp.int32(0), jnp.float32(jnp.inf)
-    (coefficients, intercept), _, count, norm = jax.lax.while_loop(
-        lambda carry: (carry[2] < iterations) & (carry[3] > tolerance), improve, begin
-    )
-    return Logistic(matmul(basis, coefficients), intercept, mean, scale, count, norm)
-
-
-@jax.jit
-def predict(logistic: Logistic, features: Shaped[Array, "rows width"]) -> Float[Array, "rows classes"]:
-    """Logits of the classes."""
-    return matmul((features.astype(jnp.float32) - logistic.mean) / logistic.scale, logistic.weights) + logistic.intercept
+    found, _, count, norm = jax.lax.while_loop(lambda carry: (carry[2] < iterations) & (carry[3] > tolerance), improve, begin)
+    return found, count, norm, loss(found)

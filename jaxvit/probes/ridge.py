@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxvit.metrics import top1
+from jaxvit.probes.selection import Probe, at_edge, one_hot, select, shares
 
 LAMBDAS = tuple(10.0**e for e in range(-4, 3))
 """Default regularisations, per example, on standardised features."""
@@ -40,28 +43,6 @@ class Ridge(NamedTuple):
         return self._replace(weights=self.weights[index], lambdas=self.lambdas[index])
 
 
-class Probe(NamedTuple):
-    """What `probe` found.
-
-    Attributes:
-        correct: 1 where the test example was classified right, else 0 (padding too).
-        chosen: position of the chosen lambda in the grid.
-        edge: the chosen lambda is the smallest or largest of the grid: the grid may be too narrow. True as well where
-            nothing depends on lambda (a constant feature).
-        ridge: the chosen read-out, for use on other conditions.
-    """
-
-    correct: Float[Array, "test"]
-    chosen: Int[Array, ""]
-    edge: Bool[Array, ""]
-    ridge: Ridge
-
-
-def one_hot(labels: Int[Array, "rows"], classes: int) -> Float[Array, "rows classes"]:
-    """Targets of a classification; a row labelled -1 (padding) is all 0."""
-    return jax.nn.one_hot(labels, classes)
-
-
 @jax.jit
 def standardisation(
     features: Shaped[Array, "rows width"], weights: Shaped[Array, "rows"] | None = None
@@ -71,7 +52,7 @@ def standardisation(
     No variance means a deviation below 1e-6 of the mean: a few units in the last place of a constant are rounding, and
     dividing by them would make noise a feature.
     """
-    share = _shares(len(features), weights)
+    share = shares(len(features), weights)
     # Relative to a row, and in two passes: a float32 sum over many rows of a channel with a large mean is too coarse.
     origin = features[jnp.argmax(share > 0)].astype(jnp.float32)
     offset = jnp.where(share[:, None] > 0, features.astype(jnp.float32) - origin, 0)
@@ -105,7 +86,7 @@ def fit(
     """
     if not lambdas or min(lambdas) <= 0:
         raise ValueError(f"lambdas are {lambdas}; give at least one, all positive")
-    share = _shares(len(features), weights)
+    share = shares(len(features), weights)
     mean, scale = standardisation(features, weights)
     z = jnp.where(share[:, None] > 0, (features.astype(jnp.float32) - mean) / scale, 0)
     targets = jnp.where(share[:, None] > 0, targets, 0)
@@ -134,30 +115,6 @@ def predict(ridge: Ridge, features: Shaped[Array, "rows width"]) -> Float[Array,
     return matmul((features.astype(jnp.float32) - ridge.mean) / ridge.scale, ridge.weights) + ridge.intercept
 
 
-@jax.jit
-def select(
-    path: Ridge,
-    features: Shaped[Array, "rows width"],
-    targets: Float[Array, "rows classes"],
-    weights: Shaped[Array, "rows"] | None = None,
-) -> Int[Array, ""]:
-    """Index of the lambda with the best accuracy on these rows, a split that is not reported; of equals the largest lambda.
-
-    Accuracy is the (weighted) mean target at the predicted class: for one-hot targets the share of rows classified right,
-    for soft ones the share of pixels.
-    """
-    share = _shares(len(features), weights)
-    targets = jnp.where(share[:, None] > 0, targets, 0)
-
-    def accuracy(index: Int[Array, ""]) -> Float[Array, ""]:
-        predicted = jnp.argmax(predict(path.at(index), features), axis=-1)
-        won = jnp.take_along_axis(targets, predicted[:, None], axis=-1)[:, 0]
-        return jnp.sum(won if weights is None else won * weights)
-
-    accuracies = jax.lax.map(accuracy, jnp.arange(len(path.lambdas)))
-    return jnp.argmax(jnp.where(accuracies == accuracies.max(), path.lambdas, -jnp.inf))
-
-
 @functools.partial(jax.jit, static_argnames=("classes", "lambdas"))
 def probe(
     train: Shaped[Array, "train width"],
@@ -168,7 +125,7 @@ def probe(
     test_labels: Int[Array, "test"],
     classes: int,
     lambdas: tuple[float, ...] = LAMBDAS,
-) -> Probe:
+) -> Probe[Ridge]:
     """Fit on train, choose lambda on validation, score on test. Rows labelled -1 are padding in any of them.
 
     A constant feature gives the majority class of the training rows.
@@ -177,14 +134,6 @@ def probe(
         ValueError: see `fit`.
     """
     path = fit(train, one_hot(train_labels, classes), lambdas, train_labels >= 0)
-    chosen = select(path, validation, one_hot(validation_labels, classes), validation_labels >= 0)
+    chosen = select(path, predict, path.lambdas, validation, one_hot(validation_labels, classes), validation_labels >= 0)
     ridge = path.at(chosen)
-    correct = jnp.argmax(predict(ridge, test), axis=-1) == test_labels
-    edge = (ridge.lambdas == path.lambdas.min()) | (ridge.lambdas == path.lambdas.max())
-    return Probe(correct.astype(jnp.float32), chosen, edge, ridge)
-
-
-def _shares(rows: int, weights: Shaped[Array, "rows"] | None) -> Float[Array, "rows"]:
-    """Row weights that sum to 1."""
-    weights = jnp.ones(rows) if weights is None else weights.astype(jnp.float32)
-    return weights / weights.sum()
+    return Probe(top1(predict(ridge, test), test_labels), chosen, at_edge(chosen, path.lambdas), ridge)

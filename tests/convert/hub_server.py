@@ -20,7 +20,8 @@ class Hub:
 
     Attributes:
         files: content by name.
-        refuse: status and error code of every answer about the repository, as (403, "GatedRepo").
+        refuse: status and error code of every answer about the repository, as (403, "GatedRepo"); "" for no code.
+        listed: whether a repository that refuses its files lists them all the same, as gated ones do.
         token: the token that it asks for.
         cut_after: bytes of the weights after which the connection ends, for as many downloads as `cuts`.
         requests: "METHOD path" of everything asked for, with the range.
@@ -29,6 +30,7 @@ class Hub:
     repository: str
     files: dict[str, bytes]
     refuse: tuple[int, str] | None = None
+    listed: bool = False
     token: str | None = None
     cut_after: int | None = None
     cuts: int = 0
@@ -57,7 +59,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
             hub.requests.append(f"{self.command} {self.path} {span}".strip())
             path = self.path.split("?")[0]
             allowed = hub.token is None or self.headers.get("Authorization") == f"Bearer {hub.token}"
-            if hub.refuse is not None:
+            if hub.refuse is not None and not (hub.listed and path.startswith("/api/")):
                 self._refuse(*hub.refuse)
             elif not allowed:
                 self._refuse(401, "RepoNotFound")
@@ -82,7 +84,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 self._refuse(404, "EntryNotFound")
 
         def _refuse(self, status: int, code: str) -> None:
-            self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": "as the test wants it"}, True)
+            self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": "as the test wants it"} if code else {}, True)
 
         def _send_file(self, name: str, span: str, body: bool) -> None:
             content = hub.files[name]

@@ -52,6 +52,10 @@ def _integers():
     return dinov2(4) | {"norm.bias": torch.ones(WIDTH, dtype=torch.int64)}
 
 
+def _quantised():
+    return dinov2(4) | {"norm.bias": torch.ones(WIDTH).to(torch.float8_e4m3fn)}
+
+
 def _safetensors(path, weights):
     safetensors.torch.save_file(weights, path)
     return path
@@ -105,6 +109,8 @@ BAD = {
     "table shape": (lambda d: write(d / "w.pth", _with(pos_embed=torch.ones(1, 8, WIDTH))), "no square grid"),
     "nan": (lambda d: write(d / "w.pth", _nan()), "blocks.1.mlp.fc2.weight"),
     "integers": (lambda d: write(d / "w.pth", _integers()), "int64"),
+    "quantised": (lambda d: _safetensors(d / "w.safetensors", _quantised()), 'norm.bias" holds F8_E4M3; F16, BF16'),
+    "quantised pickle": (lambda d: write(d / "w.pth", _quantised()), 'norm.bias" holds float8_e4m3fn; float16, bfloat16'),
     "path object": (lambda d: write(d / "w.pth", _with(where=pathlib.PurePosixPath("/"))), "pathlib"),
     "empty folder": (lambda d: d, "neither model.safetensors"),
 }

@@ -70,6 +70,9 @@ def test_a_name_is_downloaded_converted_and_found_by_load(run, weights, tmp_path
     assert manifest["source"]["hub"] == {"repository": REPOSITORY, "revision": COMMIT}
     assert (manifest["name"], manifest["oracle"]) == ("tiny", "meta")
     assert re.fullmatch("[0-9a-f]{64}", manifest["source"]["sha256"]["model.safetensors"])
+    written = (tmp_path / "cache" / "tiny" / "manifest.json").stat().st_mtime_ns
+    assert run(served, HF_HUB_OFFLINE="1").returncode == 0
+    assert (tmp_path / "cache" / "tiny" / "manifest.json").stat().st_mtime_ns == written, "the same model is not converted again"
     # what was downloaded is there for offline use, and --out and --oracle are respected
     again = run(served, "tiny", "--out", str(tmp_path / "other"), "--oracle", "hf", "--dtype", "bfloat16", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
@@ -77,7 +80,7 @@ def test_a_name_is_downloaded_converted_and_found_by_load(run, weights, tmp_path
     assert (other["oracle"], other["dtype"]) == ("hf", "bfloat16")
 
 
-def test_a_download_that_broke_goes_on_where_it_stopped(run, weights, tmp_path):
+def test_a_connection_that_broke_is_taken_up_where_it_broke(run, weights, tmp_path):
     with serve(a_hub(weights, cut_after=15 * 2**20, cuts=1)) as served:
         done = run(served)
     assert done.returncode == 0, done.stderr
@@ -90,8 +93,8 @@ def test_a_truncated_body_is_one_line_and_leaves_no_checkpoint(run, weights, tmp
         done = run(served)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
-    assert f"downloading {REPOSITORY} failed" in last
-    assert "goes on where it stopped" in last
+    assert f"{REPOSITORY} could not be downloaded" in last
+    assert "run the same command again" in last
     assert not (tmp_path / "cache").exists()
 
 
@@ -99,13 +102,16 @@ def test_a_truncated_body_is_one_line_and_leaves_no_checkpoint(run, weights, tmp
     ("how", "expected"),
     [
         ({"refuse": (403, "GatedRepo")}, ["is gated", "accept its licence", "HF_TOKEN", "python -m convert FILE --name tiny"]),
+        ({"refuse": (403, "GatedRepo"), "listed": True}, ["is gated", "HF_TOKEN"]),
         ({"refuse": (401, "GatedRepo")}, ["is gated", "HF_TOKEN"]),
+        ({"refuse": (401, "")}, ["is refused", "HF_TOKEN", "python -m convert FILE"]),
+        ({"refuse": (403, ""), "listed": True}, ["is refused", "may not read it", "HF_TOKEN"]),
         ({"refuse": (401, "RepoNotFound")}, ["not on the hub, or not visible without a token", "python -m convert FILE"]),
         ({"refuse": (404, "RepoNotFound")}, ["not on the hub", "python -m convert FILE"]),
         ({"refuse": (404, "RevisionNotFound")}, [f"no revision {COMMIT}", "python -m convert FILE"]),
         ({"refuse": (500, "")}, ["cannot be reached or does not answer", "python -m convert FILE"]),
     ],
-    ids=lambda x: "-".join(map(str, x["refuse"])) if isinstance(x, dict) else "",
+    ids=lambda x: "-".join(map(str, (*x["refuse"], *x.keys() - {"refuse"}))) if isinstance(x, dict) else "",
 )
 def test_refusals_say_what_to_do(how, expected, run, weights, tmp_path):
     with serve(a_hub(weights, **how)) as served:

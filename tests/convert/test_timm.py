@@ -37,9 +37,7 @@ def test_timm_files_compute_what_the_original_does(name, golden, record_parity, 
     meta, file = golden(name)
     folder = written(tmp_path / "timm", torch.load(file, weights_only=True), {"architecture": "vit"})
     out = convert(folder, tmp_path / "out", heads=meta["num_heads"], oracle="meta")
-    assert (
-        read_manifest(out)["layout"] == {"dino": "timm", "dinov2": "timm", "dinov2_reg": "timm_reg", "dinov3": "timm_eva"}[meta["family"]]
-    )
+    assert read_manifest(out)["layout"] == LAYOUTS[meta["family"]]
     model, reference = load(out), load_file(file.with_suffix(".outputs.safetensors"))
     for height, width in meta["sizes"]:
         with jax.default_matmul_precision("highest"):
@@ -55,6 +53,7 @@ def test_keys_that_timm_shares_with_meta_are_told_apart_by_config_json(tmp_path)
         folder = written(tmp_path / case, dinov2(), config)
         manifest = read_manifest(convert(folder, tmp_path / f"{case}.out", heads=HEADS))
         positions[case] = (manifest["layout"], manifest["oracle"], manifest["config"]["position"])
+    assert "config.json" in read_manifest(tmp_path / "timm.out")["source"]["sha256"]
     assert positions == {"bare": ("meta", "meta", "offset"), "timm": ("timm", "timm", "antialias"), "other": ("meta", "meta", "offset")}
     bare = read_manifest(convert(tmp_path / "bare", tmp_path / "asked", heads=HEADS, oracle="timm"))
     assert bare["config"]["position"] == "antialias"

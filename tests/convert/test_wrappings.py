@@ -53,6 +53,7 @@ WRAPPINGS = {
     "ordered": lambda: OrderedDict(dinov2(4)),
     "module": lambda: renamed(dinov2(4), "module.{}".format),
     "module.backbone": lambda: renamed(dinov2(4), "module.backbone.{}".format),
+    "compiled": lambda: renamed(dinov2(4), "_orig_mod.{}".format),
     "chunked": lambda: renamed(dinov2(4), _chunked),
     "chunked teacher": lambda: {
         "teacher": renamed(dinov2(4), lambda k: f"backbone.{_chunked(k)}") | {"dino_head.mlp.0.weight": torch.ones(2)}

@@ -78,6 +78,12 @@ def test_manifest_holds_ours_and_what_the_caller_adds(tmp_path):
     assert "config" in one_line(save, tiny.model(), tmp_path / "n", {"config": 1})
 
 
+def test_entries_that_json_changes_are_sealed_as_they_are_read(tmp_path):
+    folder = save(tiny.model(), tmp_path / "m", {"curve": {9: 1.0, 10: (1, 2)}})
+    assert checkpoint.verify(folder) == weights_hash(tiny.model())
+    assert read_manifest(folder)["curve"] == {"9": 1.0, "10": [1, 2]}
+
+
 def test_the_hash_sees_values_names_and_shapes():
     model = tiny.model()
     assert re.fullmatch("[0-9a-f]{64}", weights_hash(model))
