@@ -12,8 +12,9 @@ CONFIGS = {
 NOTES = {
     "demo_reg": "Four registers, trained like its twin demo. Nothing in its training asks for the registers to be read.",
     "demo": "No registers; the same recipe and number of steps as demo_reg.",
-    "demo_reg_read": "Positive control. demo_reg trained further while a random share of the patch keys was hidden from CLS and patches "
-    "but not from the registers: that its registers are read, and that replacing them costs, is INDUCED by this and is no finding.",
+    "demo_reg_read": "Positive control. demo_reg trained further while CLS and patches saw the patches of another scene in the place of "
+    "their own, a random share of them hidden, and only the registers saw their own: that its registers are read, and that replacing "
+    "them costs, is INDUCED by this and is no finding.",
 }
 INDUCED = ("demo_reg_read",)
 

@@ -14,12 +14,14 @@ Row = dict[str, Any]
 
 HEAT_COLUMNS = (
     ("linear_probe", "top1", "cls", "linear probe<br>CLS"),
+    ("linear_probe", "top1_frozen", "cls", "frozen probe<br>CLS"),
     ("linear_probe", "top1", "patch_mean", "linear probe<br>patch mean"),
     ("knn", "top1_k20", "cls", "k-NN (k 20)<br>CLS"),
     ("retrieval", "recall_at_1", "cls", "Recall@1<br>CLS"),
     ("correspondence", "accuracy", "patches", "correspondence<br>all patches"),
     ("correspondence", "accuracy", "digit_patches", "correspondence<br>digit patches"),
     ("segmentation", "miou", "patches", "mIoU<br>11 classes"),
+    ("segmentation", "miou_frozen", "patches", "mIoU<br>frozen"),
 )
 """(task, metric, feature, heading) of the metrics in the ablation table; all are shares of 1."""
 
@@ -57,7 +59,8 @@ def ablation_heat_map(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
         delta_text.append(
             ["" if r is None or r["delta"] is None else f"{100 * r['delta']:+.1f}{mark}" for r, mark in zip(found, marks, strict=True)]
         )
-        hover.append([_hover(r) for r in found])
+        meter = _meter(rows, model, condition)
+        hover.append([_hover(r) + (f"<br>{meter}" if r and meter else "") for r in found])
     names = [f"{label(model)} · {condition}" for model, condition in lines]
     headings = [heading for *_, heading in HEAT_COLUMNS]
     # what is so by construction would drown the rest
@@ -201,6 +204,27 @@ def effective_rank(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
     return figure
 
 
+METER = (
+    ("patch_cosine", "cosine of patches<br>with the clean run"),
+    ("patch_norm_ratio", "norm of patches<br>against the clean run"),
+    ("patch_mahalanobis", "distance of patches from<br>their calibrated mean, s.d."),
+    ("attention_divergence", "divergence of attention<br>from the clean run"),
+)
+"""(metric, heading) of the off-manifold meter."""
+
+
+def meter_rows(rows: Sequence[Row], model: str, condition: str) -> list[Row]:
+    """The off-manifold meter of a condition at the last block, in the order of `METER`; empty where it was not measured."""
+    found = select(rows, model=model, condition=condition, task="off_manifold")
+    last = max((r["layer"] for r in found), default=None)
+    return [r for metric, _ in METER for r in found if (r["metric"], r["layer"]) == (metric, last)]
+
+
+def _meter(rows: Sequence[Row], model: str, condition: str) -> str:
+    values = [f"{r['metric'].replace('_', ' ')} {r['value']:.3f}" for r in meter_rows(rows, model, condition)]
+    return f"off manifold, last block: {', '.join(values)}" if values else ""
+
+
 def _interval(row: Row, scale: float = 100) -> str:
     return f"{scale * row['value']:.3f} [{scale * row['ci_low']:.3f}, {scale * row['ci_high']:.3f}]"
 
@@ -211,8 +235,9 @@ def _hover(row: Row | None, scale: float = 100) -> str:
     lines = [f"{label(row['model'])} · {row['condition']}", f"{row['task']}: {row['metric']} of {row['feature']}, layer {row['layer']}"]
     lines.append(f"value {_interval(row, scale)}, n = {row['n']}")
     if row["delta"] is not None:
+        corrected = "" if row["p_holm"] is None else f", by Holm {row['p_holm']:.4f}"
         change = [scale * row[k] for k in ("delta", "delta_ci_low", "delta_ci_high")]
-        lines.append(f"against full {change[0]:+.3f} [{change[1]:+.3f}, {change[2]:+.3f}], p = {row['p_value']:.4f}")
+        lines.append(f"against full {change[0]:+.3f} [{change[1]:+.3f}, {change[2]:+.3f}], p = {row['p_value']:.4f}{corrected}")
     if row.get("note"):
         lines.append(f"† {row['note']}")
     return "<br>".join([*lines, f"cell {row['cell']}"])

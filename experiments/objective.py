@@ -8,15 +8,12 @@ patches to prototypes (as in iBOT, with Sinkhorn-Knopp assignments as in SwAV). 
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxvit.vit import Block, ViT
-
-Leaves = dict[str, Array]
+from experiments.backbone import Features, Hiding, Leaves
 
 _CLS_TEMPERATURE = 0.15
 _PATCH_TEMPERATURE = 0.1
@@ -28,69 +25,6 @@ _CLS_WIDTHS = (256, 256, 64)
 _PATCH_WIDTHS = (256, 64)
 _PROTOTYPES = 256
 PROJECTION = _CLS_WIDTHS[-1]
-
-
-class Features(NamedTuple):
-    """Tokens after the final norm, of one or many views."""
-
-    cls: Float[Array, "*views width"]
-    patches: Float[Array, "*views patches width"]
-
-
-class Hiding(NamedTuple):
-    """What a student does not see of its views.
-
-    Attributes:
-        patches: patches that the mask token replaces before the first block.
-        keys: patches whose keys CLS and patches cannot attend to, in every block; registers can.
-    """
-
-    patches: Bool[Array, "*views patches"]
-    keys: Bool[Array, "*views patches"]
-
-
-def features(
-    model: ViT, images: Float[Array, "*views height width 3"], hiding: Hiding | None = None, token: Array | float = 0.0
-) -> Features:
-    """Run the backbone; `token` is the mask token. With hiding, the last axis of `views` holds one view, or two of different
-    scenes: then CLS and patches of each see the patches of the other in the place of its own; registers see their own."""
-    patches = model.embed_patches(images)
-    unseen = None
-    if hiding is not None:
-        patches = jnp.where(hiding.patches[..., None], token, patches)
-        unseen = _unseen(hiding.keys, model.config.registers)
-    grid = model.config.grid(*images.shape[-3:-1])
-    x = model.add_prefix(patches, grid)
-    rope = model.rope(grid)
-    shape = x.shape
-    if unseen is not None:
-        x = x.reshape(*shape[:-3], unseen.shape[-1], shape[-1])
-
-    # On a CPU, computing a block again for its gradient costs less than the way of what it computes to memory and back.
-    @jax.checkpoint
-    def step(x: Array, block: Block) -> tuple[Array, None]:
-        return block(x, rope, hidden=unseen).block_output, None
-
-    x, _ = jax.lax.scan(step, x, model.blocks)
-    x = model.final_norm(x.reshape(shape))
-    return Features(x[..., 0, :], x[..., 1 + model.config.registers :, :])
-
-
-def _unseen(keys: Bool[Array, "*groups views patches"], registers: int) -> Bool[Array, "*groups tokens tokens"]:
-    """Which query does not see which key, in the sequence of a group's one or two views.
-
-    Registers see their view. CLS and patches see CLS and registers of their view, and of the patches of the other view (of
-    their own, where there is one) those whose keys are not hidden.
-    """
-    *groups, views, patches = keys.shape
-    tokens = 1 + registers + patches
-    view, place = jnp.divmod(jnp.arange(views * tokens), tokens)
-    is_register, is_patch = (place >= 1) & (place <= registers), place > registers
-    hidden = jnp.concatenate([jnp.zeros((*groups, views, 1 + registers), bool), keys], axis=-1).reshape(*groups, 1, views * tokens)
-    same = view[:, None] == view
-    other = (view[:, None] + 1) % views == view
-    seen = jnp.where(is_patch, other & ~hidden, same)
-    return ~jnp.where(is_register[:, None], same, seen)
 
 
 def create_heads(width: int, key: Array) -> Leaves:

@@ -24,17 +24,16 @@ from jaxtyping import Array, Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import save_file
 
-from experiments import objective, program, scenes
+from experiments import backbone, objective, program, scenes
 from experiments.cells import write_text
 from experiments.demo import CONFIGS
-from jaxvit.checkpoint import DEMO_FOLDER, assemble, named_leaves
+from jaxvit.checkpoint import DEMO_FOLDER, named_leaves
 from jaxvit.config import ViTConfig
 from jaxvit.sharding import batch_mesh, batches, replicate
-from jaxvit.vit import create, normalise
+from jaxvit.vit import create
 
 _NEIGHBOURS = 10
 _QUERY_BATCH = 96
-_VIEWS_AT_A_TIME = 12
 
 State = dict[str, Any]
 
@@ -198,7 +197,7 @@ def _train_step(
     numbers = jax.lax.with_sharding_constraint(step * recipe.batch + jnp.arange(recipe.batch), _over(mesh))
     views = scenes.training_views(source, scene_key, numbers, strength, size).reshape(-1, size, size, 3)
     hiding = objective.hide(jax.random.fold_in(hide_key, step), len(views), *config.grid(size, size), recipe.hidden_keys)
-    run_backbone = functools.partial(_backbone, config, mesh, views)
+    run_backbone = functools.partial(backbone.run, config, mesh, views)
     targets = run_backbone(state["teacher"]["backbone"])
 
     def loss(student: State) -> tuple[Array, tuple[Array, Array, Array]]:
@@ -223,57 +222,6 @@ def _over(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("batch"))
 
 
-def _backbone(
-    config: ViTConfig,
-    mesh: Mesh,
-    views: Array,
-    leaves: objective.Leaves,
-    hiding: objective.Hiding | None = None,
-    token: Array | float = 0.0,
-    foreign: bool = False,
-) -> objective.Features:
-    """Features of all views, each device its share; a CPU core takes a few at a time, so that they stay in its cache.
-
-    With hiding they run in groups: of one view or, where patch keys are foreign, of two views of different scenes.
-    """
-    grouped, ungrouped = _pairs if foreign else _singles, _unpair if foreign else _unwrap
-
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("batch")), out_specs=PartitionSpec("batch")
-    )
-    def share(leaves: objective.Leaves, token: Array | float, views: tuple[Array, objective.Hiding | None]) -> objective.Features:
-        model = assemble(config, leaves)
-
-        def one(group: tuple[Array, objective.Hiding | None]) -> objective.Features:
-            return objective.features(model, normalise(group[0], config), group[1], token)
-
-        groups = jax.tree.map(grouped, views)
-        if jax.default_backend() == "cpu":
-            found = jax.lax.map(one, groups, batch_size=_VIEWS_AT_A_TIME // groups[0].shape[1])
-        else:
-            found = jax.vmap(one)(groups)
-        return jax.tree.map(ungrouped, found)
-
-    return share(leaves, token, (views, hiding))
-
-
-def _singles(views: Array) -> Array:
-    return views[:, None]
-
-
-def _unwrap(groups: Array) -> Array:
-    return groups[:, 0]
-
-
-def _pairs(views: Array) -> Array:
-    """[views, ...] -> [views / 2, 2, ...]. Views 2 i and 2 i + 1 show one scene: each is paired with one of the next scene."""
-    return views.reshape(-1, 2, 2, *views.shape[1:]).swapaxes(1, 2).reshape(-1, 2, *views.shape[1:])
-
-
-def _unpair(pairs: Array) -> Array:
-    return pairs.reshape(-1, 2, 2, *pairs.shape[2:]).swapaxes(1, 2).reshape(-1, *pairs.shape[2:])
-
-
 def train_step(run: Pretraining, size: int, mesh: Mesh, source: scenes.Material, state: State) -> tuple[State, dict[str, Array]]:
     """One step on views of a given size; compiles once per size. `state` is consumed (its buffers are reused)."""
     # What does not shape the program must not recompile it.
@@ -296,8 +244,8 @@ def optimiser(run: Pretraining) -> optax.GradientTransformation:
         return name.startswith("blocks.") and name.endswith(".kernel")
 
     def matrices(weights: State) -> State:
-        backbone = {name: per_matrix if is_matrix(name) else None for name in weights["backbone"]}
-        return {"backbone": backbone, "heads": dict.fromkeys(weights["heads"])}
+        kinds = {name: per_matrix if is_matrix(name) else None for name in weights["backbone"]}
+        return {"backbone": kinds, "heads": dict.fromkeys(weights["heads"])}
 
     return optax.chain(
         optax.clip_by_global_norm(recipe.clip),
@@ -310,11 +258,11 @@ def optimiser(run: Pretraining) -> optax.GradientTransformation:
     )
 
 
-def neighbours(config: ViTConfig, mesh: Mesh, backbone: objective.Leaves, bank: scenes.Scenes, queries: scenes.Scenes) -> float:
+def neighbours(config: ViTConfig, mesh: Mesh, leaves: backbone.Leaves, bank: scenes.Scenes, queries: scenes.Scenes) -> float:
     """Share of the queries whose digit the nearest neighbours' similarity-weighted vote names (cosine, CLS token)."""
     known, asked = (
         np.concatenate(
-            [_encode(config, mesh, backbone, batch.rows)[batch.valid] for batch in batches(s.images, _QUERY_BATCH * mesh.size, mesh)]
+            [_encode(config, mesh, leaves, batch.rows)[batch.valid] for batch in batches(s.images, _QUERY_BATCH * mesh.size, mesh)]
         )
         for s in (bank, queries)
     )
@@ -327,9 +275,9 @@ def neighbours(config: ViTConfig, mesh: Mesh, backbone: objective.Leaves, bank: 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(
-    config: ViTConfig, mesh: Mesh, backbone: objective.Leaves, images: Int[Array, "batch height width 3"]
+    config: ViTConfig, mesh: Mesh, leaves: backbone.Leaves, images: Int[Array, "batch height width 3"]
 ) -> Float[Array, "batch width"]:
-    return objective.unit(_backbone(config, mesh, images, backbone).cls)
+    return objective.unit(backbone.run(config, mesh, images, leaves).cls)
 
 
 def _identity(run: Pretraining) -> dict[str, Any]:
@@ -383,7 +331,7 @@ def _log(run: Pretraining, progress: Progress, bar: Any, done: int, seconds: flo
     progress.update(bar, completed=done, now=now)
 
 
-def _export(run: Pretraining, mesh: Mesh, backbone: objective.Leaves, accuracy: float, seconds: float) -> Path:
+def _export(run: Pretraining, mesh: Mesh, leaves: backbone.Leaves, accuracy: float, seconds: float) -> Path:
     """Write the backbone in float16, with its config and how it was trained in the header."""
     speed = run.steps * run.recipe.batch / seconds if seconds else 0.0
     device = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
@@ -391,7 +339,7 @@ def _export(run: Pretraining, mesh: Mesh, backbone: objective.Leaves, accuracy: 
     training = {**_identity(run), **measured}
     metadata = {"config": json.dumps(asdict(CONFIGS[run.name])), "training": json.dumps(training)}
     path = run.out / f"{run.name}.safetensors"
-    save_file({name: np.asarray(leaf, np.float16) for name, leaf in backbone.items()}, path, metadata)
+    save_file({name: np.asarray(leaf, np.float16) for name, leaf in leaves.items()}, path, metadata)
     if run.bundle:
         shutil.copyfile(path, DEMO_FOLDER / path.name)
     return path

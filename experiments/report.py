@@ -22,7 +22,7 @@ from experiments.demo import NOTES, label
 from experiments.figures import HEAT_COLUMNS, Row, percent, select
 from experiments.program import run
 
-TABLE_COLUMNS = [c for c in HEAT_COLUMNS if c[2] != "patch_mean"]
+TABLE_COLUMNS = [c for c in HEAT_COLUMNS if c[2] != "patch_mean" and not c[1].endswith("_frozen")]
 """(task, metric, feature, heading) of the table's columns."""
 SHOWN_ROWS = Path("experiments/demo_results.jsonl")
 """The rows that the README's table and the model cards are made of, from the root of the checkout."""
@@ -63,6 +63,7 @@ def write(folder: Path) -> Path:
     sections = [
         _section("Are the models worth ablating?", _BASELINE_NOTE, html_table(rows)),
         _section("What an ablation costs", _ABLATION_NOTE, _plot(figures.ablation_heat_map(rows, models))),
+        _section("How far from the usual an ablation goes", _METER_NOTE, meter_table(rows, models)),
         _section("Where attention flows", _FLOW_NOTE, _plot(figures.attention_flow(rows, models))),
         _section("What CLS and registers know, layer by layer", _PROBE_NOTE, _plot(figures.layer_probes(rows, models))),
         _section("Patch features as colours", _MAP_NOTE, "".join(_maps(folder, manifest, rows))),
@@ -105,6 +106,18 @@ def html_table(rows: Sequence[Row]) -> str:
         shown = [f"<td>{percent(c['value'])}<small>{percent(c['ci_low'])} – {percent(c['ci_high'])}</small></td>" for c in cells]
         body += f"<tr><td>{html.escape(label(name))}</td>{''.join(shown)}</tr>"
     return f"<table><tr><th>full, percent</th>{heads}</tr>{body}</table>"
+
+
+def meter_table(rows: Sequence[Row], models: Sequence[str]) -> str:
+    """The off-manifold meter of every condition at the last block as HTML."""
+    heads = "".join(f"<th>{heading}</th>" for _, heading in figures.METER)
+    body = ""
+    for model in models:
+        for condition in dict.fromkeys(r["condition"] for r in select(rows, model=model, task="off_manifold")):
+            cells = figures.meter_rows(rows, model, condition)
+            shown = [f"<td>{r['value']:.3f}<small>{r['ci_low']:.3f} – {r['ci_high']:.3f}</small></td>" for r in cells]
+            body += f"<tr><td>{html.escape(label(model))} · {condition}</td>{''.join(shown)}</tr>"
+    return f"<table><tr><th>last block</th>{heads}</tr>{body}</table>"
 
 
 def fill_readme(readme: Path, rows: Sequence[Row]) -> None:
@@ -187,7 +200,7 @@ _CAUTION = (
     "These are demo numbers: tiny models after a short training, on composed scenes of handwritten digits. They exercise "
     "every path of the study with meaningful scores. They do not replicate published results on DINO models, and a register "
     "that nothing reads shows no effect. One training seed of each model (the model cards beside the weights tell of others) and one seed "
-    "for noise, shuffle and patch choice; p-values in the hovers are not corrected for the number of comparisons."
+    "for noise, shuffle and patch choice. Hovers show p-values as they are and corrected by Holm over all comparisons of a model."
 )
 _BASELINE_NOTE = (
     "Frozen features without any ablation, beside the same architecture at random initialisation (<i>_random</i>) and raw "
@@ -197,10 +210,16 @@ _BASELINE_NOTE = (
 )
 _ABLATION_NOTE = (
     "Tokens are overwritten at the output of every block. Point at a cell for the exact value, its interval, and the paired "
-    "difference from the full condition with its permutation p-value. Read-outs are refitted for each condition. † by "
+    "difference from the full condition with its permutation p-value. Read-outs are refitted for each condition; <i>frozen</i> "
+    "ones are those of the full condition, applied as they are: they say what changed, not what is still there. † by "
     "construction: with CLS overwritten by a constant, a read-out of CLS can only name the majority class, so only the dense "
     "tasks say anything about zero_cls and mean_cls. A zeroed token is not gone: LayerNorm maps it to its bias, so it still "
     "acts as a constant key."
+)
+_METER_NOTE = (
+    "Patches leaving the last block, before the final norm, under each condition: mean over test scenes with 95 % intervals. An ablation "
+    "that leaves the manifold (low cosine, changed norm, many standard deviations) shows what a model does with input it never saw, "
+    "not what the token carries. What calibration saw lies about 1 s.d. from its mean. All blocks stand in results.jsonl."
 )
 _FLOW_NOTE = (
     "Share of the attention that goes from a source (row) to a target (column): mean over heads, queries of the source and "
@@ -213,7 +232,8 @@ _MAP_NOTE = (
 )
 _RANK_NOTE = (
     "exp of the entropy of the Gram eigenvalues of an image's patch features (after the final norm, not centred), mean over "
-    "test scenes with 95 % intervals. The form by singular values (Roy & Vetterli) stands beside it in results.jsonl."
+    "test scenes with 95 % intervals. The form by singular values (Roy & Vetterli) and the participation ratio stand beside it in "
+    "results.jsonl."
 )
 
 

@@ -19,7 +19,7 @@ from experiments import report
 from experiments.cells import Store, cell_hash, write_text
 from experiments.data import DataSize, StudyData, digit_scenes
 from experiments.program import prepare_devices, run
-from experiments.study import PIXELS, Settings, Subject, machine, plan, run_job
+from experiments.study import PIXELS, Settings, Subject, correct_tables, machine, plan, run_job
 from jaxvit.sharding import batch_mesh
 
 FORMAT = 1
@@ -85,7 +85,8 @@ def reproduce(study: Reproduce) -> Path:
             run_job(job, store)
             progress.advance(bar, job.weight)
     cells = [store.load(job.key) for job in jobs]
-    write_text(out / "results.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for cell in cells for row in cell.rows))
+    rows = correct_tables([row for cell in cells for row in cell.rows])
+    write_text(out / "results.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     seconds = round(time.monotonic() - started, 1)
     write_text(out / "run.json", json.dumps(_manifest(study, machine(), seconds, [c.hash for c in cells]), indent=1))
     page = report.write(out)

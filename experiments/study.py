@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import tasks
+from experiments import manifold, tasks
 from experiments.cells import Cell, Key, Store
 from experiments.conditions import conditions
 from experiments.data import StudyData, first_id
@@ -22,9 +23,10 @@ from experiments.features import Runner
 from experiments.tasks import TASKS, ConditionFeatures
 from jaxvit import Ablation, Statistics, TokenLayout, ViT, geometry
 from jaxvit.checkpoint import weights_hash
-from jaxvit.statistics import Scores, bootstrap, compare, mean_scores, value
+from jaxvit.statistics import Scores, bootstrap, compare, holm, mean_scores, value
 
 PIXELS = "raw_pixels"
+_KEPT = "kept/"
 _MAP_IMAGES = 6
 _MAP_BASIS = "principal components of each image, shared by its conditions"
 _MAP_CONDITIONS = ("full", "zero_cls", "zero_registers")
@@ -129,6 +131,9 @@ def _jobs(subject: Subject) -> Iterator[Job]:
             # the first task of a condition pays for the features
             yield _table_job(subject, condition, task, weight=4 if task == next(iter(TASKS)) else 1)
     if not subject.baseline:
+        for condition in subject.conditions[1:]:
+            key = _key(subject, "off_manifold", condition=condition, protocol=manifold.METRICS)
+            yield Job(key, f"{subject.name}, {condition}: off-manifold meter", 1, functools.partial(_off_manifold, subject, condition))
         yield Job(_key(subject, "layer_probes"), f"{subject.name}: probes at every layer", 8, lambda store: _layer_probes(subject))
         yield Job(_key(subject, "attention_flow"), f"{subject.name}: attention flow", 2, lambda store: _attention_flow(subject))
         yield Job(_key(subject, "maps", basis=_MAP_BASIS), f"{subject.name}: feature maps", 1, lambda store: _maps(subject))
@@ -143,15 +148,17 @@ def _table_job(subject: Subject, condition: str, task: str, weight: float) -> Jo
         return _key(subject, "table", task=task, condition=of, protocol=TASKS[task].protocol)
 
     def compute(store: Store) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-        measures = TASKS[task].run(subject.features(condition), subject.data)
         full = store.load(key("full")).arrays if condition != "full" else {}
+        kept = {name.removeprefix(_KEPT): array for name, array in full.items() if name.startswith(_KEPT)}
         rows, arrays = [], {}
-        for measure in measures:
-            name = f"{measure.metric}/{measure.feature}"
-            arrays[name] = np.asarray(measure.scores.contributions)
+        for measure in TASKS[task].run(subject.features(condition), subject.data, kept):
+            arrays[f"{measure.metric}/{measure.feature}"] = np.asarray(measure.scores.contributions)
             row = _row(subject, condition, task, measure.metric, TASKS[task].protocol, "last", measure.feature, measure.scores)
-            if condition != "full":
-                row |= _against(Scores(full[name], measure.scores.finish), measure.scores, subject.settings)
+            if condition == "full":
+                arrays |= {f"{_KEPT}{name}": array for name, array in measure.kept.items()}
+            else:
+                compared = full[f"{measure.full or measure.metric}/{measure.feature}"]
+                row |= _against(Scores(compared, measure.scores.finish), measure.scores, subject.settings)
             rows.append(row | ({"note": measure.note} if measure.note else {}))
         return rows, arrays
 
@@ -179,12 +186,36 @@ def _row(
         "delta_ci_low": None,
         "delta_ci_high": None,
         "p_value": None,
+        "p_holm": None,
     }
 
 
 def _against(full: Scores, ablated: Scores, settings: Settings) -> dict[str, float]:
     found = compare(full, ablated, settings.resamples, settings.seed)
     return {"delta": found.delta, "delta_ci_low": found.low, "delta_ci_high": found.high, "p_value": found.p_value}
+
+
+def _off_manifold(subject: Subject, condition: str, store: Store) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """How far from the clean run and from the usual a condition goes, at every block."""
+    del store
+    images = subject.data.test.images[: subject.data.size.flow]
+    found = manifold.measure(subject.runner, images, subject.ablation(condition), subject.statistics, first_id("test"))
+    rows = [
+        _row(subject, condition, "off_manifold", metric, manifold.METRICS[metric], layer, "patches", mean_scores(values[layer]))
+        for metric, values in found.items()
+        for layer in range(len(values))
+    ]
+    return rows, found
+
+
+def correct_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with `p_holm`: p-values adjusted by Holm over all comparisons of a model that are not so by construction."""
+    tests: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row["p_value"] is not None and not row.get("note"):
+            tests.setdefault(row["model"], []).append(i)
+    adjusted = {i: p for members in tests.values() for i, p in zip(members, holm([rows[i]["p_value"] for i in members]), strict=True)}
+    return [row | {"p_holm": float(adjusted[i])} if i in adjusted else row for i, row in enumerate(rows)]
 
 
 def _layer_probes(subject: Subject) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:

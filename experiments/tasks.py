@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from jaxvit.probes import knn, logistic, ridge, segmentation
 from jaxvit.statistics import Scores, mean_scores, ratio_scores
 
 NEIGHBOURS = (10, 20)
+_CONSTANT = "constant by construction"
+Readout = TypeVar("Readout", ridge.Ridge, logistic.Logistic)
 RECALL_TOLERANCE = 1.0
 
 
@@ -27,12 +29,16 @@ class Measure(NamedTuple):
         feature: which tokens it reads.
         scores: by independent unit (image or pair).
         note: what a reader must know about it.
+        full: metric of the full condition that it is compared with, by default the same.
+        kept: read-outs that other conditions are to be read with, unchanged.
     """
 
     metric: str
     feature: str
     scores: Scores
     note: str = ""
+    full: str = ""
+    kept: Mapping[str, np.ndarray] = {}
 
 
 class ConditionFeatures(NamedTuple):
@@ -45,11 +51,15 @@ class ConditionFeatures(NamedTuple):
     second: Features
 
 
+Kept = Mapping[str, np.ndarray]
+"""What a task kept in the full condition, by name; empty in the full condition itself."""
+
+
 class Task(NamedTuple):
     """A task: its protocol (what determines the number beside data and model) and how it is run."""
 
     protocol: str
-    run: Callable[[ConditionFeatures, StudyData], list[Measure]]
+    run: Callable[[ConditionFeatures, StudyData, Kept], list[Measure]]
 
 
 def extract(runner: Runner, data: StudyData, ablation: Ablation) -> ConditionFeatures:
@@ -74,8 +84,9 @@ def raw_pixels(data: StudyData, patch_size: int) -> ConditionFeatures:
     return ConditionFeatures(*(features(images) for images in parts))
 
 
-def linear_probe(f: ConditionFeatures, data: StudyData) -> list[Measure]:
-    """Top-1 of a ridge read-out, refitted for the condition; lambda chosen on digits that are not reported."""
+def linear_probe(f: ConditionFeatures, data: StudyData, kept: Kept) -> list[Measure]:
+    """Top-1 of a ridge read-out; lambda chosen on digits that are not reported. Refitted for the condition and, beside it, the
+    read-out of the full condition as it is."""
 
     def readout(feature: str, part: Features) -> np.ndarray:
         if feature == "cls":
@@ -87,28 +98,39 @@ def linear_probe(f: ConditionFeatures, data: StudyData) -> list[Measure]:
     for feature in features:
         bank, choose, test = (readout(feature, part) for part in (f.bank, f.choose, f.test))
         found = ridge.probe(bank, data.bank.labels, choose, data.choose.labels, test, data.test.labels, CLASSES)
-        note = "" if np.ptp(bank, axis=0).any() else "constant by construction"
-        measures.append(Measure("top1", feature, mean_scores(found.correct), note))
+        note = "" if np.ptp(bank, axis=0).any() else _CONSTANT
+        measures.append(Measure("top1", feature, mean_scores(found.correct), note, kept=_pack(feature, found.readout)))
+        if kept:
+            frozen = metrics.top1(ridge.predict(_unpack(feature, kept, ridge.Ridge), test), jnp.asarray(data.test.labels))
+            measures.append(Measure("top1_frozen", feature, mean_scores(frozen), note, full="top1"))
     return measures
 
 
-def nearest_neighbours(f: ConditionFeatures, data: StudyData) -> list[Measure]:
+def _pack(name: str, readout: ridge.Ridge | logistic.Logistic) -> dict[str, np.ndarray]:
+    return {f"{name}.{field}": np.asarray(value) for field, value in readout._asdict().items()}
+
+
+def _unpack(name: str, kept: Kept, kind: type[Readout]) -> Readout:
+    return kind(*(jnp.asarray(kept[f"{name}.{field}"]) for field in kind._fields))
+
+
+def nearest_neighbours(f: ConditionFeatures, data: StudyData, kept: Kept) -> list[Measure]:
     """Top-1 of DINO's weighted k-NN on CLS; the bank is bank and choose together."""
     bank = np.concatenate([f.bank.cls, f.choose.cls])
     labels = np.concatenate([data.bank.labels, data.choose.labels])
     found = knn.classify(bank, labels, f.test.cls, CLASSES, NEIGHBOURS)
-    note = "" if np.ptp(bank, axis=0).any() else "constant by construction"
+    note = "" if np.ptp(bank, axis=0).any() else _CONSTANT
     correct = knn.correct(found, jnp.asarray(data.test.labels))
     return [Measure(f"top1_k{k}", "cls", mean_scores(row), note) for k, row in zip(NEIGHBOURS, correct, strict=True)]
 
 
-def retrieval(f: ConditionFeatures, data: StudyData) -> list[Measure]:
+def retrieval(f: ConditionFeatures, data: StudyData, kept: Kept) -> list[Measure]:
     """Instance Recall@1 over the pairs of views."""
-    note = "" if np.ptp(f.second.cls, axis=0).any() else "constant by construction"
+    note = "" if np.ptp(f.second.cls, axis=0).any() else _CONSTANT
     return [Measure("recall_at_1", "cls", mean_scores(metrics.recall_at_1(jnp.asarray(f.first.cls), jnp.asarray(f.second.cls))), note)]
 
 
-def correspondence(f: ConditionFeatures, data: StudyData) -> list[Measure]:
+def correspondence(f: ConditionFeatures, data: StudyData, kept: Kept) -> list[Measure]:
     """Share of patches whose nearest patch in the other view is the true one within a tolerance of one patch."""
     side = data.pairs.first.shape[1]
     rows = round(f.first.patches.shape[1] ** 0.5)
@@ -122,8 +144,9 @@ def correspondence(f: ConditionFeatures, data: StudyData) -> list[Measure]:
     return measures
 
 
-def segment(f: ConditionFeatures, data: StudyData) -> list[Measure]:
-    """mIoU over ground and ten digit classes: softmax regression of patches, logits upsampled to pixels before the argmax."""
+def segment(f: ConditionFeatures, data: StudyData, kept: Kept) -> list[Measure]:
+    """mIoU over ground and ten digit classes: softmax regression of patches, logits upsampled to pixels before the argmax.
+    Refitted for the condition and, beside it, the read-out of the full condition as it is."""
     height, width = data.test.masks.shape[1:]
     rows = round(f.test.patches.shape[1] ** 0.5)
     patch, count = height // rows, data.size.segmentation
@@ -134,29 +157,42 @@ def segment(f: ConditionFeatures, data: StudyData) -> list[Measure]:
     def rowwise(patches: np.ndarray) -> np.ndarray:
         return patches.reshape(-1, patches.shape[-1])
 
+    def read(readout: logistic.Logistic) -> Scores:
+        scores = logistic.predict(readout, rowwise(f.test.patches)).reshape(-1, rows, rows, MASK_CLASSES)
+        predicted = segmentation.predict_pixels(scores, (height, width))
+        return Scores(np.asarray(metrics.confusion(predicted, data.test.masks, MASK_CLASSES)), metrics.mean_iou)
+
     readout = logistic.fit(rowwise(f.bank.patches[:count]), targets(data.bank.masks[:count]))
-    scores = logistic.predict(readout, rowwise(f.test.patches)).reshape(-1, rows, rows, MASK_CLASSES)
-    predicted = segmentation.predict_pixels(scores, (height, width))
-    confusion = metrics.confusion(predicted, data.test.masks, MASK_CLASSES)
-    return [Measure("miou", "patches", Scores(np.asarray(confusion), metrics.mean_iou))]
+    measures = [Measure("miou", "patches", read(readout), kept=_pack("patches", readout))]
+    if kept:
+        measures.append(Measure("miou_frozen", "patches", read(_unpack("patches", kept, logistic.Logistic)), full="miou"))
+    return measures
 
 
-def effective_rank(f: ConditionFeatures, data: StudyData) -> list[Measure]:
-    """Mean over images of the effective rank of the patches, by Gram eigenvalues and by singular values."""
+def effective_rank(f: ConditionFeatures, data: StudyData, kept: Kept) -> list[Measure]:
+    """Mean over images of the effective rank of the patches, by Gram eigenvalues, by singular values, and as participation ratio."""
     patches = f.test.patches[: data.size.flow]
-    forms = (("gram_eigenvalues", geometry.effective_rank), ("singular_values", geometry.effective_rank_roy_vetterli))
+    forms = (
+        ("gram_eigenvalues", geometry.effective_rank),
+        ("singular_values", geometry.effective_rank_roy_vetterli),
+        ("participation_ratio", geometry.participation_ratio),
+    )
     return [Measure(name, "patches", mean_scores(rank(patches))) for name, rank in forms]
 
 
 TASKS = {
-    "linear_probe": Task("ridge on standardised final-norm features, refitted, lambda chosen on held-out digits", linear_probe),
+    "linear_probe": Task(
+        "ridge on standardised final-norm features, lambda chosen on held-out digits; refitted, or frozen: that of full", linear_probe
+    ),
     "knn": Task("DINO weighted k-NN, cosine, temperature 0.07, final norm", nearest_neighbours),
     "retrieval": Task("instance Recall@1 over pairs of views, cosine, final norm", retrieval),
     "correspondence": Task("known affine warps, cosine, tolerance 1 patch, final norm; units are pairs", correspondence),
     "segmentation": Task(
-        "softmax regression of patches on class shares, L2 1e-4, 11 classes, bilinear to pixels before argmax, summed confusion", segment
+        "softmax regression of patches on class shares, L2 1e-4, 11 classes, bilinear to pixels before argmax, summed confusion; "
+        "refitted, or frozen: that of full",
+        segment,
     ),
-    "effective_rank": Task("exp of entropy, not centred, final norm, mean over images", effective_rank),
+    "effective_rank": Task("exp of entropy (or participation ratio), not centred, final norm, mean over images", effective_rank),
 }
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxvit.attention import probabilities
 from jaxvit.edits import Place
+from jaxvit.geometry import unit
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import BlockTrace
 
@@ -115,15 +116,37 @@ def attention_divergence(clean: BlockState, ablated: BlockState) -> Float[Array,
 
     A capture for `contrast`.
     """
-    p, q = clean.attention, ablated.attention
-    # log(p / m) = log1p((p - q) / (p + q)) with m = (p + q) / 2: exactly 0 for equal rows and accurate for close ones
-    ratio = jnp.where(p + q > 0, (p - q) / jnp.where(p + q > 0, p + q, 1), 0)
-    terms = jnp.where(p > 0, p * jnp.log1p(jnp.where(p > 0, ratio, 0)), 0) + jnp.where(q > 0, q * jnp.log1p(jnp.where(q > 0, -ratio, 0)), 0)
-    return terms.sum(axis=-1).mean(axis=-1) / (2 * jnp.log(2.0))
+    return jensen_shannon(clean.attention, ablated.attention).mean(axis=-1)
+
+
+def jensen_shannon(p: Float[Array, "*batch outcomes"], q: Float[Array, "*batch outcomes"]) -> Float[Array, "*batch"]:
+    """Jensen-Shannon divergence of two distributions in bits (Lin 1991): 0 where they are equal, 1 where they are disjoint."""
+
+    def terms(p: Array, q: Array) -> Array:
+        # log(p / m) = log1p((p - q) / (p + q)) with m = (p + q) / 2: exactly 0 for equal rows and accurate for close ones; where p
+        # is a small part of q that ratio is -1 but for rounding, and the difference of logarithms is accurate
+        total = jnp.where(p + q > 0, p + q, 1)
+        ratio = (p - q) / total
+        far = jnp.log(jnp.where(p > 0, p, 1)) - jnp.log(total / 2)
+        return jnp.where(p > 0, p * jnp.where(ratio > -0.5, jnp.log1p(jnp.maximum(ratio, -0.5)), far), 0)
+
+    return (terms(p, q) + terms(q, p)).sum(axis=-1) / (2 * jnp.log(2.0))
+
+
+def patch_cosine(clean: BlockState, ablated: BlockState) -> Float[Array, "batch patches"]:
+    """Cosine of every patch leaving the block with the same patch of the clean run; 0 where either is zero. For `contrast`."""
+    first, second = (unit(state.stream_out[:, state.layout.prefix :]) for state in (clean, ablated))
+    return (first * second).sum(axis=-1)
+
+
+def patch_norm_ratio(clean: BlockState, ablated: BlockState) -> Float[Array, "batch patches"]:
+    """Length of every patch leaving the block as a share of its length in the clean run. For `contrast`."""
+    first, second = (jnp.linalg.norm(state.stream_out[:, state.layout.prefix :].astype(jnp.float32), axis=-1) for state in (clean, ablated))
+    return second / jnp.where(first > 0, first, 1)
 
 
 CAPTURES: dict[str, Capture] = {f.__name__: f for f in (block_output, cls, registers, patch_mean, attention, attention_flow)}
-CONTRASTS: dict[str, Capture] = {f.__name__: f for f in (attention_divergence,)}
+CONTRASTS: dict[str, Capture] = {f.__name__: f for f in (attention_divergence, patch_cosine, patch_norm_ratio)}
 
 CaptureSpec = str | Sequence[str] | Mapping[str, "str | Capture"]
 

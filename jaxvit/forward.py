@@ -97,7 +97,7 @@ def contrast(
 ) -> Pair:
     """Run the clean and the ablated stream together in one scan; captures get (clean state, ablated state) of each block.
 
-    Arguments and errors as for `forward`; the named capture is "attention_divergence".
+    Arguments and errors as for `forward`; the named captures are those of `jaxvit.capture.CONTRASTS`.
     """
     edits = _prepare(model, images, ablation, example_ids, valid)
     return _contrast(model, images, edits, _ids(example_ids), valid, resolve(capture, CONTRASTS))

@@ -42,6 +42,28 @@ def singular_values(features: Shaped[Array, "*batch rows width"], *, centred: bo
     return jnp.linalg.norm(projections, axis=-2)
 
 
+@functools.partial(jax.jit, static_argnames="centred")
+def participation_ratio(features: Shaped[Array, "*batch rows width"], *, centred: bool = False) -> Float[Array, "*batch"]:
+    """(sum of Gram eigenvalues)^2 / sum of their squares: otherwise as `effective_rank`, and never above it."""
+    spectrum = singular_values(features, centred=centred) ** 2
+    squares = (spectrum**2).sum(axis=-1)
+    return spectrum.sum(axis=-1) ** 2 / jnp.where(squares > 0, squares, 1)
+
+
+@jax.jit
+def mahalanobis(
+    tokens: Shaped[Array, "*batch width"], mean: Float[Array, "*#batch width"], variance: Float[Array, "*#batch width"]
+) -> Float[Array, "*batch"]:
+    """Distance from a mean in standard deviations of each channel: the root of the mean over channels of (x - mean)^2 / variance.
+
+    With the moments of `jaxvit.calibrate`, whose covariance is diagonal, about 1 for what calibration saw. Channels that did not
+    vary in calibration do not count.
+    """
+    varies = variance > 0
+    squares = jnp.where(varies, (tokens.astype(jnp.float32) - mean) ** 2 / jnp.where(varies, variance, 1), 0)
+    return jnp.sqrt(squares.sum(axis=-1) / jnp.maximum(varies.sum(axis=-1), 1))
+
+
 @jax.jit
 def mean_cosine(tokens: Shaped[Array, "images tokens width"], valid: Bool[Array, "images"] | None = None) -> Float[Array, "tokens tokens"]:
     """Cosine of every pair of tokens (registers, say) within an image, mean over the valid images. A zero token has cosine 0."""

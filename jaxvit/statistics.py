@@ -144,10 +144,20 @@ def _interval(values: Float[np.ndarray, "resamples"], level: float) -> tuple[flo
 def _resampled(
     contributions: Float[np.ndarray, "units *parts"], finish: Finish, resamples: int, seed: int
 ) -> Float[np.ndarray, "resamples"]:
-    """The metric on every bootstrap resample."""
+    """The metric on every bootstrap resample. Remembered for a while: an interval is followed by a comparison of the same scores,
+    and one full condition is compared with many others."""
+    return _resampled_bytes(contributions.tobytes(), contributions.shape, finish, resamples, seed)
+
+
+@functools.lru_cache(maxsize=64)
+def _resampled_bytes(
+    contributions: bytes, shape: tuple[int, ...], finish: Finish, resamples: int, seed: int
+) -> Float[np.ndarray, "resamples"]:
+    unpacked = np.frombuffer(contributions, np.float64).reshape(shape)
     values = np.empty(resamples)
-    for rows, totals in _products(_counts(len(contributions), resamples, seed), contributions, None):
+    for rows, totals in _products(_counts(len(unpacked), resamples, seed), unpacked, None):
         values[rows] = finish(totals)
+    values.flags.writeable = False
     return values
 
 

@@ -63,7 +63,7 @@ def test_the_positive_control_reads_its_registers():
     row = found("demo_reg_read", "top1_k20", "cls")
     assert row["value"] >= 0.85
     assert row["ci_high"] - row["ci_low"] <= 0.03
-    for condition in ("mean_registers", "noise_registers", "shuffle_registers"):
+    for condition in ("zero_registers", "mean_registers", "noise_registers", "shuffle_registers"):
         for metric in ("top1", "top1_k20"):
             assert found("demo_reg_read", metric, "cls", condition)["delta_ci_high"] < 0
     flow = [r for r in select(ROWS, model="demo_reg_read", task="attention_flow", metric="cls") if r["feature"].startswith("registers")]

@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from experiments import objective, pretrain, program
+from experiments import backbone, objective, pretrain, program
 from experiments.pretrain import CONFIGS, Pretraining, Recipe, train
 from jaxvit.checkpoint import named_leaves
 from jaxvit.config import ViTConfig
@@ -96,27 +96,27 @@ def test_registers_see_hidden_keys_and_nothing_else_does() -> None:
     config = replace(TINY, depth=1)
     model = create(config)
     images = jax.random.normal(jax.random.key(0), (2, 1, 64, 64, 3))
-    hiding = objective.Hiding(jnp.zeros((2, 1, 64), bool), jnp.ones((2, 1, 64), bool))
+    hiding = backbone.Hiding(jnp.zeros((2, 1, 64), bool), jnp.ones((2, 1, 64), bool))
     other = images.at[..., :8, :8, :].add(1.0)  # the first patch
-    seen = [objective.features(model, x, hiding, jnp.zeros(16)) for x in (images, other)]
+    seen = [backbone.features(model, x, hiding, jnp.zeros(16)) for x in (images, other)]
     np.testing.assert_array_equal(seen[0].cls, seen[1].cls)
     np.testing.assert_array_equal(seen[0].patches[..., 1:, :], seen[1].patches[..., 1:, :])
     assert (seen[0].patches[..., 0, :] != seen[1].patches[..., 0, :]).any()
-    unseen = objective._unseen(hiding.keys, 1)
+    unseen = backbone._unseen(hiding.keys, 1)
     assert not unseen[:, 1].any()
     assert not unseen[:, :, :2].any()
     assert unseen[:, 0, 2:].all()
     assert unseen[:, 2:, 2:].all()
-    plain = [objective.features(model, x).cls for x in (images, other)]
+    plain = [backbone.features(model, x).cls for x in (images, other)]
     assert (plain[0] != plain[1]).any()
 
 
 def test_with_nothing_hidden_a_view_by_itself_is_seen_whole() -> None:
     model = create(TINY)
     images = jax.random.normal(jax.random.key(0), (2, 1, 64, 64, 3))
-    nothing = objective.Hiding(jnp.zeros((2, 1, 64), bool), jnp.zeros((2, 1, 64), bool))
-    assert not objective._unseen(nothing.keys, 1).any()
-    for hidden, plain in zip(objective.features(model, images, nothing), objective.features(model, images), strict=True):
+    nothing = backbone.Hiding(jnp.zeros((2, 1, 64), bool), jnp.zeros((2, 1, 64), bool))
+    assert not backbone._unseen(nothing.keys, 1).any()
+    for hidden, plain in zip(backbone.features(model, images, nothing), backbone.features(model, images), strict=True):
         np.testing.assert_allclose(hidden, plain, atol=1e-5)
 
 
@@ -126,12 +126,12 @@ def test_foreign_keys_are_those_of_the_other_view() -> None:
     model = create(replace(TINY, depth=1))
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
     keys = jnp.zeros((2, 64), bool).at[:, 1].set(True)
-    hiding = objective.Hiding(jnp.zeros((2, 64), bool), keys)
+    hiding = backbone.Hiding(jnp.zeros((2, 64), bool), keys)
 
     def change(patch: int) -> tuple[np.ndarray, np.ndarray]:
         """Which of the two views' CLS, and which patches, change with a patch of the first view."""
         row = images.at[0, :8, 8 * patch : 8 * patch + 8].add(1.0)
-        before, after = (objective.features(model, x, hiding, jnp.zeros(16)) for x in (images, row))
+        before, after = (backbone.features(model, x, hiding, jnp.zeros(16)) for x in (images, row))
         return np.any(before.cls != after.cls, axis=-1), np.any(before.patches != after.patches, axis=-1)
 
     cls, patches = change(0)
@@ -141,18 +141,18 @@ def test_foreign_keys_are_those_of_the_other_view() -> None:
     cls, patches = change(1)  # its key is hidden
     assert not cls.any()
     assert not patches[1].any()
-    unseen = np.asarray(objective._unseen(keys, 1))
+    unseen = np.asarray(backbone._unseen(keys, 1))
     np.testing.assert_array_equal(unseen[1], np.arange(132) >= 66)  # the register of the first view
     assert unseen.shape == (132, 132)
 
 
 def test_views_are_paired_with_views_of_another_scene() -> None:
     scene = np.arange(24) // 2
-    pairs = np.asarray(pretrain._pairs(jnp.asarray(scene)))
+    pairs = np.asarray(backbone.pairs(jnp.asarray(scene)))
     assert pairs.shape == (12, 2)
     assert (pairs[:, 0] != pairs[:, 1]).all()
     numbers = jnp.arange(48).reshape(24, 2)
-    np.testing.assert_array_equal(pretrain._unpair(pretrain._pairs(numbers)), numbers)
+    np.testing.assert_array_equal(backbone.unpair(backbone.pairs(numbers)), numbers)
 
 
 def test_what_cannot_be_paired_is_refused() -> None:
@@ -174,7 +174,7 @@ def test_what_is_hidden_is_drawn_as_documented() -> None:
 def test_features_are_those_of_the_model() -> None:
     model = create(TINY)
     images = jax.random.normal(jax.random.key(0), (3, 64, 64, 3))
-    found, run = objective.features(model, images), forward(model, images)
+    found, run = backbone.features(model, images), forward(model, images)
     np.testing.assert_allclose(found.cls, run.cls, atol=1e-5)
     np.testing.assert_allclose(found.patches, run.patches, atol=1e-5)
 

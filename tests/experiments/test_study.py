@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import jaxvit
-from experiments import report, reproduce, study
+from experiments import manifold, report, reproduce, study, tasks
 from experiments.conditions import conditions
-from experiments.data import DataSize
+from experiments.data import DataSize, digit_scenes
 from experiments.features import Runner
 from jaxvit.sharding import batch_mesh
 
@@ -48,11 +48,12 @@ def rows_of(out: Path) -> list[dict]:
 def test_every_row_has_what_a_reader_needs(finished):
     rows = rows_of(finished)
     fields = ["model", "condition", "task", "metric", "protocol", "layer", "feature", "value", "ci_low", "ci_high"]
-    fields += ["n", "seed", "delta", "p_value", "cell"]
+    fields += ["n", "seed", "delta", "p_value", "p_holm", "cell"]
     for row in rows:
         assert all(field in row for field in fields)
         assert row["ci_low"] <= row["value"] <= row["ci_high"] or row["task"] == "segmentation"
-        assert (row["delta"] is None) == (row["p_value"] is None) == (row["condition"] == "full")
+        compared = row["condition"] != "full" and row["task"] != "off_manifold"
+        assert (row["delta"] is None) == (row["p_value"] is None) != compared
         assert (finished / "cells" / f"{row['cell']}.json").exists()
     seen = {(r["model"], r["condition"]) for r in rows if r["task"] == "knn"}
     base = {"full", "zero_cls", "mean_cls", "random_patches"}
@@ -69,6 +70,79 @@ def test_a_read_out_of_a_constant_token_is_marked_as_by_construction(finished):
     of_cls = {(c, t, "cls") for c in ("zero_cls", "mean_cls") for t in ("linear_probe", "knn", "retrieval")}
     of_registers = {(c, "linear_probe", "register_mean") for c in ("zero_registers", "mean_registers")}
     assert notes == of_cls | of_registers
+
+
+def test_frozen_read_outs_are_compared_with_the_full_condition(finished):
+    """Of every condition but full; and on features that have not changed they are the refitted ones."""
+    rows = rows_of(finished)
+    for task, metric, feature in (("linear_probe", "top1", "cls"), ("segmentation", "miou", "patches")):
+        read = [r for r in rows if r["task"] == task and r["feature"] == feature]
+        refitted, frozen = ([r for r in read if r["metric"] == m] for m in (metric, f"{metric}_frozen"))
+        ablated = {(r["model"], r["condition"]) for r in refitted if r["condition"] != "full"}
+        assert {(r["model"], r["condition"]) for r in frozen} == ablated
+        full = {r["model"]: r["value"] for r in refitted if r["condition"] == "full"}
+        for row in frozen:
+            assert row["delta"] == pytest.approx(row["value"] - full[row["model"]])
+        assert any(r["value"] != f["value"] for r, f in zip([r for r in refitted if r["delta"] is not None], frozen, strict=False))
+
+
+def test_a_frozen_read_out_of_unchanged_features_is_the_refitted_one(models):
+    data = digit_scenes(SIZE, 0)
+    features = tasks.extract(Runner.on(batch_mesh(), jaxvit.load(models[0]), 16), data, jaxvit.Ablation())
+    for task in (tasks.linear_probe, tasks.segment):
+        kept = {name: array for measure in task(features, data, {}) for name, array in measure.kept.items()}
+        by_name = {(m.metric, m.feature): np.asarray(m.scores.contributions) for m in task(features, data, kept)}
+        frozen = [name for name in by_name if name[0].endswith("_frozen")]
+        assert frozen
+        for metric, feature in frozen:
+            np.testing.assert_array_equal(by_name[metric, feature], by_name[metric.removesuffix("_frozen"), feature])
+
+
+def test_p_values_are_corrected_over_all_comparisons_of_a_model(finished):
+    """Against scipy-free arithmetic: the smallest times their number, and never below what it was."""
+    rows = rows_of(finished)
+    for model in ("with_registers", "without"):
+        tested = [r for r in rows if r["model"] == model and r["p_value"] is not None and not r.get("note")]
+        assert all(r["p_holm"] >= r["p_value"] for r in tested)
+        least = min(tested, key=lambda r: r["p_value"])
+        assert least["p_holm"] == pytest.approx(min(1, least["p_value"] * len(tested)))
+    assert all(r["p_holm"] is None for r in rows if r["p_value"] is None or r.get("note"))
+
+
+def test_the_meter_stands_beside_every_condition_at_every_block(finished):
+    rows = [r for r in rows_of(finished) if r["task"] == "off_manifold"]
+    tested = {(r["model"], r["condition"]) for r in rows_of(finished) if r["delta"] is not None}
+    assert {(r["model"], r["condition"], r["metric"], r["layer"]) for r in rows} == {
+        (*who, metric, layer) for who in tested for metric in manifold.METRICS for layer in (0, 1)
+    }
+    page = (finished / "report.html").read_text()
+    assert page.count("off manifold, last block: patch cosine") >= len(tested)
+
+
+def test_the_meter_measures_what_it_says(models):
+    """Against the same numbers from two plain runs: the last block's output is what `prenorm` returns."""
+    model = jaxvit.load(models[0])
+    images = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8)
+    runner = Runner.on(batch_mesh(), model, 4)
+    statistics = runner.calibrate(images)
+    ablation = jaxvit.zero("registers")
+    found = manifold.measure(runner, images, ablation, statistics, 0)
+    pixels = jaxvit.normalise(images, model.config)
+    clean, ablated = (np.asarray(jaxvit.forward(model, pixels, a).prenorm[:, 3:], np.float64) for a in (None, ablation))
+    norms = [np.linalg.norm(x, axis=-1) for x in (clean, ablated)]
+    cosine = (clean * ablated).sum(axis=-1) / (norms[0] * norms[1])
+    np.testing.assert_allclose(found["patch_cosine"][-1], cosine.mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(found["patch_norm_ratio"][-1], (norms[1] / norms[0]).mean(axis=1), atol=1e-5)
+    moments = (part["block_output"][-1, -1].astype(np.float64) for part in (statistics.mean, statistics.variance))
+    mean, variance = moments
+    distance = np.sqrt(((ablated - mean) ** 2 / variance).mean(axis=-1)).mean(axis=1)
+    np.testing.assert_allclose(found["patch_mahalanobis"][-1], distance, rtol=1e-4)
+    assert not found["attention_divergence"][0].any(), "block 0 attends before anything is replaced"
+    assert (found["attention_divergence"][1] > 0).all()
+    usual = manifold.measure(runner, images, jaxvit.Ablation(), statistics, 0)
+    assert not usual["attention_divergence"].any()
+    np.testing.assert_allclose(usual["patch_cosine"], 1, atol=1e-5)
+    assert 0.8 < usual["patch_mahalanobis"].mean() < 1.05
 
 
 def test_flow_rows_sum_to_one(finished):

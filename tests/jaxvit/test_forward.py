@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxvit
+from jaxvit import capture
 from jaxvit.vit import abstract
 from tests.jaxvit import tiny
 
@@ -209,3 +210,20 @@ def test_bad_input_says_what_is_wrong_in_one_line(make, says):
     with pytest.raises(ValueError, match=says) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_jensen_shannon_is_scipys_also_where_attention_moves_altogether():
+    """From equal rows over shares of 1e-30 to disjoint ones: scipy's in double precision, never infinite."""
+    from scipy.spatial.distance import jensenshannon
+
+    generator = np.random.default_rng(0)
+    p = np.exp(generator.normal(size=(40, 9)) * np.geomspace(0.1, 30, 40)[:, None])
+    q = np.exp(generator.normal(size=(40, 9)) * np.geomspace(0.1, 30, 40)[:, None])
+    p, q = (np.maximum(x / x.sum(axis=1, keepdims=True), 1e-30).astype(np.float32) for x in (p, q))
+    p[0], q[0] = np.eye(9)[0], np.eye(9)[1]
+    q[1] = p[1]
+    found = np.asarray(capture.jensen_shannon(jnp.asarray(p), jnp.asarray(q)))
+    want = jensenshannon(p.astype(np.float64), q.astype(np.float64), base=2, axis=1) ** 2
+    np.testing.assert_allclose(found, np.nan_to_num(want), atol=1e-6)
+    assert found[0] == 1
+    assert found[1] == 0

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxvit import geometry
 from jaxvit.geometry import effective_rank, effective_rank_roy_vetterli, mean_cosine, pca_rgb, singular_values, unit
 
 
@@ -106,3 +107,29 @@ def test_mean_cosine_is_a_mean_over_valid_images():
 def test_a_zero_vector_has_no_direction():
     np.testing.assert_array_equal(unit(jnp.zeros((2, 3))), 0)
     np.testing.assert_array_equal(mean_cosine(jnp.zeros((2, 2, 3))), 0)
+
+
+def test_participation_ratio_of_known_spectra():
+    """k equal directions give k, and it is never above the effective rank; a zero matrix gives 0."""
+    for k in (1, 3, 7):
+        features = np.linalg.qr(np.random.default_rng(k).normal(size=(20, k)))[0] @ np.eye(k, 12) * 5
+        np.testing.assert_allclose(geometry.participation_ratio(jnp.asarray(features)), k, rtol=1e-4)
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(4, 20, 12)) * np.geomspace(0.1, 10, 12))
+    values = np.linalg.svd(np.asarray(features), compute_uv=False) ** 2
+    want = values.sum(axis=-1) ** 2 / (values**2).sum(axis=-1)
+    np.testing.assert_allclose(geometry.participation_ratio(features), want, rtol=1e-3)
+    assert (geometry.participation_ratio(features) <= geometry.effective_rank(features)).all()
+    assert geometry.participation_ratio(jnp.zeros((5, 4))) == 0
+
+
+def test_mahalanobis_counts_standard_deviations():
+    generator = np.random.default_rng(0)
+    mean, variance = generator.normal(size=8).astype(np.float32), np.array([4, 1, 0, 9, 1, 1, 0, 1], np.float32)
+    moved = mean + 3 * np.sqrt(variance) + 100 * (variance == 0)
+    assert float(geometry.mahalanobis(jnp.asarray(moved), mean, variance)) == pytest.approx(3, rel=1e-5)
+    drawn = mean + np.sqrt(variance) * generator.normal(size=(500, 8))
+    from scipy.spatial.distance import mahalanobis
+
+    varies = variance > 0
+    want = [mahalanobis(x[varies], mean[varies], np.diag(1 / variance[varies])) / np.sqrt(varies.sum()) for x in drawn]
+    np.testing.assert_allclose(geometry.mahalanobis(jnp.asarray(drawn), mean, variance), want, rtol=1e-4)
