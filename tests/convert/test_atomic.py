@@ -153,7 +153,7 @@ def mounted(tmp_path):
     if done.returncode:
         pytest.skip(f"needs the right to mount a file system: {done.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def _larger(path: Path) -> Path:
@@ -173,8 +173,9 @@ def test_no_space_left_is_one_line_and_nothing_stays(mounted, capfd, tmp_path):
     assert not list(mounted.iterdir())
 
 
-def test_space_that_runs_out_while_writing_is_one_line_and_nothing_stays(tmp_path):
-    """As a quota does it, which no look beforehand sees: files of this process may not grow beyond a hundred kilobytes."""
+def test_space_that_runs_out_while_writing_is_one_line_of_ours_and_nothing_stays(tmp_path):
+    """As a quota does it, which no look beforehand sees: files of this process may not grow beyond a hundred kilobytes. Writes
+    that were under way in the storage library may still complain after it has given up."""
     source = _larger(tmp_path / "w.safetensors")
     program = """
 import resource, signal, sys
@@ -186,8 +187,9 @@ sys.exit(main(sys.argv[1:]))
     process = _start(program, str(source), "--out", str(tmp_path / "deep" / "out"), "--heads", "2")
     _, error = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert error.count("\n") == 1, error
-    assert "nothing is left of it" in error
+    (line,) = (line for line in error.splitlines() if line.startswith("convert: "))
+    assert "nothing is left of it" in line
+    assert "ERROR:absl" not in error
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 
