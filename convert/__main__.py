@@ -79,6 +79,8 @@ def _run(args: Arguments) -> str:
         if args.name is not None:
             raise ValueError(f"--name goes with a file or folder; {args.source} is a released name already")
         return f"wrote {fetch(args.source, args.out, args.oracle, args.dtype, args.heads)}"
+    if not Path(args.source).expanduser().exists():
+        raise ValueError(f'"{args.source}" is no file, no folder and no released model; released are {", ".join(MODELS)}')
     if args.out is None:
         raise ValueError("pass --out DIR, or --to-safetensors FILE to change only the file format")
     return f"wrote {convert(args.source, args.out, args.heads, args.name, args.oracle, args.dtype)}"

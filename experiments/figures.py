@@ -93,7 +93,7 @@ def ablation_heat_map(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
                 "pad": {"b": 48},
             }
         ],
-        xaxis={"side": "top", "tickangle": 0, "tickfont": {"size": 10}},
+        xaxis={"side": "top", "tickangle": 0, "tickfont": {"size": 9}},
         yaxis={"autorange": "reversed"},
         height=170 + 34 * len(names),
         margin={"l": 250, "r": 20, "t": 140, "b": 20},

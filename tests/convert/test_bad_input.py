@@ -79,7 +79,7 @@ def _lone_pickle(path, content):
 
 # name: how the source is written, what the line must say
 BAD = {
-    "absent": (lambda d: d / "nothing.pth", "does not exist"),
+    "absent": (lambda d: d / "nothing.pth", "no file, no folder and no released model; released are dino_vits16"),
     "empty": (lambda d: _text(d / "w.pth", ""), "empty"),
     "text": (lambda d: _text(d / "w.safetensors", "version https://git-lfs.github.com/spec/v1\n"), "neither"),
     "cut zip": (lambda d: _cut(write(d / "w.pth", dinov2(4))), "cut off"),
@@ -128,6 +128,7 @@ def check_refused(source, arguments, expected, capsys, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(ValueError, match=r".+"):
         convert(source, out, heads=HEADS)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("case", BAD)
