@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxvit.metrics import top1
 from jaxvit.probes.ridge import matmul, standardisation
-from jaxvit.probes.selection import Probe, at_edge, one_hot, select, shares
+from jaxvit.probes.selection import Probe, choose_and_score, one_hot, shares
 
 DINOV2_CS = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))
 """The 45 inverse penalties, from 1e-6 to 1e5, of DINOv2's logistic-regression evaluation (`dinov2/eval/log_regression.py`)."""
@@ -135,11 +135,11 @@ def probe(
     if not cs or min(cs) <= 0:
         raise ValueError(f"cs are {cs}; give at least one, all positive")
     rows = jnp.maximum((train_labels >= 0).sum(), 1)
-    penalties = 1 / (jnp.asarray(sorted(cs), jnp.float32) * rows)
+    order = np.argsort(cs, kind="stable")  # the path starts from the largest penalty
+    penalties = 1 / (jnp.asarray([cs[i] for i in order], jnp.float32) * rows)
     path = fit_path(train, one_hot(train_labels, classes), penalties, train_labels >= 0, iterations, tolerance)
-    chosen = select(path, predict, path.penalty, validation, one_hot(validation_labels, classes), validation_labels >= 0)
-    readout = path.at(chosen)
-    return Probe(top1(predict(readout, test), test_labels), chosen, at_edge(chosen, path.penalty), readout)
+    found = choose_and_score(path, predict, path.penalty, validation, validation_labels, test, test_labels, classes)
+    return found._replace(chosen=jnp.asarray(order)[found.chosen])
 
 
 def _minimise(

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxvit.metrics import top1
-from jaxvit.probes.selection import Probe, at_edge, one_hot, select, shares
+from jaxvit.probes.selection import Probe, choose_and_score, one_hot, shares
 
 LAMBDAS = tuple(10.0**e for e in range(-4, 3))
 """Default regularisations, per example, on standardised features."""
@@ -134,6 +133,4 @@ def probe(
         ValueError: see `fit`.
     """
     path = fit(train, one_hot(train_labels, classes), lambdas, train_labels >= 0)
-    chosen = select(path, predict, path.lambdas, validation, one_hot(validation_labels, classes), validation_labels >= 0)
-    ridge = path.at(chosen)
-    return Probe(top1(predict(ridge, test), test_labels), chosen, at_edge(chosen, path.lambdas), ridge)
+    return choose_and_score(path, predict, path.lambdas, validation, validation_labels, test, test_labels, classes)

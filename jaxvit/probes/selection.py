@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxvit.metrics import top1
+
 Readout = TypeVar("Readout", bound="Path")
 
 
@@ -72,6 +74,18 @@ def select(
     return jnp.argmax(jnp.where(accuracies == accuracies.max(), penalties, -jnp.inf))
 
 
-def at_edge(chosen: Int[Array, ""], penalties: Float[Array, "path"]) -> Bool[Array, ""]:
-    """Whether the chosen penalty is the smallest or largest of its grid."""
-    return (penalties[chosen] == penalties.min()) | (penalties[chosen] == penalties.max())
+def choose_and_score(
+    path: Readout,
+    predict: Callable[[Readout, Array], Float[Array, "rows classes"]],
+    penalties: Float[Array, "path"],
+    validation: Shaped[Array, "validation width"],
+    validation_labels: Int[Array, "validation"],
+    test: Shaped[Array, "test width"],
+    test_labels: Int[Array, "test"],
+    classes: int,
+) -> Probe[Readout]:
+    """Choose the penalty on validation, score its read-out on test. Rows labelled -1 are padding."""
+    chosen = select(path, predict, penalties, validation, one_hot(validation_labels, classes), validation_labels >= 0)
+    readout = path.at(chosen)
+    edge = (penalties[chosen] == penalties.min()) | (penalties[chosen] == penalties.max())
+    return Probe(top1(predict(readout, test), test_labels), chosen, edge, readout)

@@ -286,6 +286,8 @@ def test_the_logistic_probe_chooses_on_validation_and_scores_on_test():
     assert bool(result.edge) == (best in (0, 3))
     assert np.mean(np.asarray(result.correct) != scores[best]) <= 0.002
     assert float(result.readout.penalty) == pytest.approx(1 / (cs[best] * 700))
+    backwards = logistic.probe(*arrays, 10, cs[::-1], iterations=500, tolerance=1e-5)
+    assert cs[::-1][int(backwards.chosen)] == cs[best], "chosen is a position in the grid as it was given"
     narrow = logistic.probe(*arrays, 10, cs[:2], iterations=500)
     assert narrow.edge
     padded = [jnp.concatenate([a, jnp.full((5, *a.shape[1:]), jnp.nan if a.ndim == 2 else -1, a.dtype)]) for a in arrays]
