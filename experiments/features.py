@@ -4,39 +4,51 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 import jaxvit
+from experiments.conditions import SITES
 from jaxvit import Ablation, Statistics, ViT
 from jaxvit.capture import CaptureSpec
 from jaxvit.edits import Edits
-from jaxvit.sharding import batches, replicate
+from jaxvit.sharding import Batch, batches, replicate
 
+Norm = Literal["final", "none"]
+"""Tokens are read after the final norm, or as the last block leaves them."""
 _IN_FLIGHT = 2
 
 
 class Features(NamedTuple):
-    """Tokens after the final norm, and captures with the layer axis first."""
+    """Tokens of the last block, and captures with the layer axis first.
+
+    Patches are kept of the leading `dense` images only, their mean of all. `patch_norms` are their lengths before the final norm.
+    """
 
     cls: Float[np.ndarray, "images width"]
     registers: Float[np.ndarray, "images registers width"]
-    patches: Float[np.ndarray, "images patches width"]
+    patch_mean: Float[np.ndarray, "images width"]
+    patches: Float[np.ndarray, "dense patches width"]
+    patch_norms: Float[np.ndarray, "dense patches"]
     captured: dict[str, np.ndarray]
 
 
-@functools.partial(jax.jit, static_argnames="capture")
+@functools.partial(jax.jit, static_argnames=("capture", "norm", "dense"))
 def _forward(
-    model: ViT, images: Array, edits: Edits | None, capture: CaptureSpec, ids: Array, valid: Array
-) -> tuple[Array, Array, Array, dict[str, Array]]:
+    model: ViT, images: Array, edits: Edits | None, capture: CaptureSpec, ids: Array, valid: Array, norm: Norm, dense: bool
+) -> tuple[Array, Array, Array, tuple[Array, Array] | None, dict[str, Array]]:
     """Pixels to features in one program: whatever is done outside of it waits for the batch before."""
     out = jaxvit.forward(model, jaxvit.normalise(images, model.config), edits, capture, ids, valid)
-    return out.cls, out.registers, out.patches, out.captured
+    tokens, prefix = out.tokens if norm == "final" else out.prenorm, out.layout.prefix
+    patches, norms = tokens[:, prefix:], jnp.linalg.norm(out.prenorm[:, prefix:].astype(jnp.float32), axis=-1)
+    return tokens[:, 0], tokens[:, 1:prefix], patches.mean(axis=1), (patches, norms) if dense else None, out.captured
 
 
 @dataclass(frozen=True)
@@ -52,25 +64,56 @@ class Runner:
         return cls(replicate(model, mesh), mesh, batch_size)
 
     def extract(
-        self, images: UInt8[np.ndarray, "images height width 3"], ablation: Ablation, first_id: int, capture: CaptureSpec = ()
+        self,
+        images: UInt8[np.ndarray, "images height width 3"],
+        ablation: Ablation,
+        first_id: int,
+        capture: CaptureSpec = (),
+        norm: Norm = "final",
+        dense: int | None = None,
     ) -> Features:
-        """Features of every image; example ids count from `first_id`."""
-        edits = jaxvit.lower(ablation, self.model, images.shape[1:3]) if ablation.replacements else None
-        edits = replicate(edits, self.mesh)
-        running: deque[tuple] = deque()
-        done = []
-        for batch in batches(images, self.batch_size, self.mesh, first_id):
-            running.append(_forward(self.model, batch.rows, edits, capture, batch.example_ids, batch.valid))
-            if len(running) > _IN_FLIGHT:
-                done.append(jax.device_get(running.popleft()))
-        done += jax.device_get(list(running))
-        cls, registers, patches, captured = zip(*done, strict=True)
+        """Features of every image; example ids count from `first_id`. Patches are kept of the first `dense` images, by default of all."""
         count = len(images)
+        kept = count if dense is None else min(dense, count)
+        edits = self._edits(ablation, images)
+
+        def start(number: int, batch: Batch) -> tuple:
+            wanted = number * self.batch_size < kept
+            return _forward(self.model, batch.rows, edits, capture, batch.example_ids, batch.valid, norm, wanted)
+
+        done = list(self._in_flight(start, images, first_id))
+        cls, registers, patch_mean, patches, captured = zip(*done, strict=True)
         layered = {name: np.concatenate([c[name] for c in captured], axis=1)[:, :count] for name in captured[0]}
-        tokens = [np.concatenate(part)[:count] for part in (cls, registers, patches)]
-        return Features(tokens[0], tokens[1], tokens[2], layered)
+        whole = [np.concatenate(part)[:count] for part in (cls, registers, patch_mean)]
+        some = [p for p in patches if p is not None] or [(np.zeros((0, 0, whole[0].shape[-1]), np.float32), np.zeros((0, 0), np.float32))]
+        tokens, norms = (np.concatenate(part)[:kept] for part in zip(*some, strict=True))
+        return Features(*whole, tokens, norms, layered)
+
+    def each(self, program: Any, images: UInt8[np.ndarray, "images height width 3"], ablation: Ablation, first_id: int) -> dict[str, Any]:
+        """What `program(model, images, edits, ids, valid)` returns, a dictionary of arrays with the images on their second axis
+        (after layers), for all images."""
+        edits = replicate(jaxvit.lower(ablation, self.model, images.shape[1:3]), self.mesh)
+
+        def start(number: int, batch: Batch) -> dict[str, Array]:
+            return program(self.model, batch.rows, edits, batch.example_ids, batch.valid)
+
+        done = list(self._in_flight(start, images, first_id))
+        return {name: np.concatenate([part[name] for part in done], axis=1)[:, : len(images)] for name in done[0]}
 
     def calibrate(self, images: UInt8[np.ndarray, "images height width 3"]) -> Statistics:
-        """Statistics of the block outputs over images."""
+        """Statistics of what enters and leaves blocks, over images."""
         prepared = ((jaxvit.normalise(batch.rows, self.model.config), batch.valid) for batch in batches(images, self.batch_size, self.mesh))
-        return jaxvit.calibrate(self.model, prepared)
+        return jaxvit.calibrate(self.model, prepared, SITES)
+
+    def _edits(self, ablation: Ablation, images: np.ndarray) -> Edits | None:
+        return replicate(jaxvit.lower(ablation, self.model, images.shape[1:3]), self.mesh) if ablation.replacements else None
+
+    def _in_flight(self, start: Any, images: np.ndarray, first_id: int) -> Iterator[Any]:
+        """Results of every batch, in order; a few batches are under way while one is fetched."""
+        running: deque[Any] = deque()
+        for number, batch in enumerate(batches(images, self.batch_size, self.mesh, first_id)):
+            running.append(start(number, batch))
+            if len(running) > _IN_FLIGHT:
+                yield jax.device_get(running.popleft())
+        while running:
+            yield jax.device_get(running.popleft())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -14,7 +15,7 @@ from jaxvit import Ablation, Statistics, ViT
 from jaxvit.capture import BlockState, attention_divergence, patch_cosine, patch_norm_ratio
 from jaxvit.edits import Edits
 from jaxvit.geometry import mahalanobis
-from jaxvit.sharding import batches, replicate
+from jaxvit.sharding import replicate
 
 METRICS = {
     "attention_divergence": "Jensen-Shannon divergence (base 2) of attention from the clean run, mean over heads and queries",
@@ -29,12 +30,8 @@ def measure(
     runner: Runner, images: UInt8[np.ndarray, "images height width 3"], ablation: Ablation, statistics: Statistics, first_id: int
 ) -> dict[str, Float[np.ndarray, "layers images"]]:
     """The measures of an ablation, per block and image; example ids count from `first_id`."""
-    edits = replicate(jaxvit.lower(ablation, runner.model, images.shape[1:3]), runner.mesh)
     usual = replicate(_patch_moments(statistics), runner.mesh)
-    found = []
-    for batch in batches(images, runner.batch_size, runner.mesh, first_id):
-        found.append(jax.device_get(_measure(runner.model, batch.rows, edits, usual, batch.example_ids, batch.valid)))
-    return {name: np.concatenate([part[name] for part in found], axis=1)[:, : len(images)] for name in METRICS}
+    return runner.each(functools.partial(_measure, usual), images, ablation, first_id)
 
 
 def _patch_moments(statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +45,7 @@ def _ablated_patches(clean: BlockState, ablated: BlockState) -> Array:
 
 
 @jax.jit
-def _measure(model: ViT, images: Array, edits: Edits, usual: tuple[Array, Array], ids: Array, valid: Array) -> Mapping[str, Array]:
+def _measure(usual: tuple[Array, Array], model: ViT, images: Array, edits: Edits, ids: Array, valid: Array) -> Mapping[str, Array]:
     captures = {
         "attention_divergence": attention_divergence,
         "patch_cosine": patch_cosine,

@@ -12,6 +12,8 @@ from typing import Any
 from jaxvit import MODELS
 
 _KEY = ("model", "condition", "task", "metric", "feature")
+_SAME_TASK = {"layer_correspondence": "correspondence"}
+"""Tasks of a study that are published under another task's name."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def beside(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _counterparts(row: dict[str, Any]) -> list[dict[str, Any]]:
     config = MODELS.get(row["model"])
     layer = config.depth - 1 if config and row["layer"] == "last" else row["layer"]
+    row = row | {"task": _SAME_TASK.get(row["task"], row["task"])}
     return [
         {"value": entry.value, "source": entry.source, "protocol": entry.protocol, "difference": row["value"] - entry.value}
         | ({"note": entry.note} if entry.note else {})

@@ -1,12 +1,11 @@
-"""The token-ablation study as a list of cells: what each needs, how it is computed, in which order."""
+"""What a study is made of: a model with its data (`Subject`), pieces of work (`Job`), and rows of results."""
 
 from __future__ import annotations
 
-import functools
 import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -15,31 +14,51 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import manifold, tasks
 from experiments.cells import Cell, Key, Store
-from experiments.conditions import conditions
+from experiments.conditions import Condition, conditions
 from experiments.data import StudyData, first_id
-from experiments.features import Runner
-from experiments.tasks import TASKS, ConditionFeatures
-from jaxvit import Ablation, Statistics, TokenLayout, ViT, geometry
+from experiments.features import Features, Runner
+from experiments.measures import Context, Readouts
+from experiments.tasks import raw_pixels
+from jaxvit import Ablation, Statistics, ViT
+from jaxvit.capture import CaptureSpec
 from jaxvit.checkpoint import weights_hash
-from jaxvit.statistics import Scores, bootstrap, compare, holm, mean_scores, value
+from jaxvit.statistics import Comparison, Scores, bootstrap_all, compare_all, holm, value
 
 PIXELS = "raw_pixels"
-_KEPT = "kept/"
-_MAP_IMAGES = 6
-_MAP_BASIS = "principal components of each image, shared by its conditions"
-_MAP_CONDITIONS = ("full", "zero_cls", "zero_registers")
+Arrays = dict[str, np.ndarray]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every cell's numbers depend on beside model, condition and data."""
+    """What every cell's numbers depend on beside model, condition and data.
+
+    Attributes:
+        seed: the first one; seeds: how many of them everything random is drawn with.
+        conditions: names of those that are run; empty for all that a model can run.
+        tasks: names of those that are run; empty for all that the data have what it takes for.
+    """
 
     seed: int
+    seeds: int
     batch_size: int
     resamples: int
     precision: str
+    readouts: Readouts
+    conditions: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        return tuple(range(self.seed, self.seed + self.seeds))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What features and scores depend on: everything but resampling and what is run."""
+        kept = {name: item for name, item in asdict(self).items() if name not in ("resamples", "conditions", "tasks")}
+        kept["readouts"] = {name: list(item) if isinstance(item, tuple) else item for name, item in kept["readouts"].items()}
+        return kept
 
 
 @dataclass
@@ -52,17 +71,26 @@ class Subject:
     data: StudyData
     settings: Settings
     baseline: bool = False
-    _features: dict[str, ConditionFeatures] = field(default_factory=dict)
+    _features: dict[str, Features] = field(default_factory=dict)
+    _holding: tuple[str, int] = ("", 0)
 
-    @property
-    def conditions(self) -> list[str]:
-        return ["full"] if self.baseline or self.model is None else list(conditions(self.model.config))
+    @cached_property
+    def conditions(self) -> dict[str, Condition]:
+        """The conditions that are run, "full" first."""
+        if self.baseline or self.model is None:
+            return {"full": Condition(lambda statistics, seed: Ablation())}
+        wanted = self.settings.conditions
+        return {name: c for name, c in conditions(self.model.config).items() if name == "full" or not wanted or name in wanted}
 
     @cached_property
     def key(self) -> dict[str, Any]:
         if self.model is None:
             return {"name": self.name}
-        return {"name": self.name, "weights": weights_hash(self.model)}
+        return {"name": self.name, "weights": weights_hash(self.model), "config": asdict(self.model.config)}
+
+    @property
+    def context(self) -> Context:
+        return Context(self.data, self.settings.readouts, self.settings.draws, self.mesh)
 
     @cached_property
     def runner(self) -> Runner:
@@ -71,39 +99,63 @@ class Subject:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Of scenes that read-outs are fitted on, never of test scenes."""
-        return self.runner.calibrate(self.data.bank.images[: self.data.size.calibration])
+        """Of images that read-outs are fitted on, never of test images."""
+        return self.runner.calibrate(self.data.parts["bank"].images[: self.data.size["calibration"]])
 
-    def ablation(self, condition: str) -> Ablation:
-        if condition == "full":
-            return Ablation()
-        assert self.model is not None
-        return conditions(self.model.config)[condition](self.statistics, self.settings.seed)
+    def draws(self, condition: str) -> tuple[int, ...]:
+        """Seeds that a condition is drawn with."""
+        return self.settings.draws if self.conditions[condition].random else (self.settings.seed,)
 
-    def features(self, condition: str) -> ConditionFeatures:
-        """Features under a condition; only the last condition asked for stays in memory."""
-        if condition not in self._features:
+    def ablation(self, condition: str, seed: int) -> Ablation:
+        return Ablation() if condition == "full" else self.conditions[condition].build(self.statistics, seed)
+
+    def reader(self, condition: str, seed: int) -> ConditionReader:
+        """Features under a condition; only those of the last condition asked for stay in memory."""
+        if self._holding != (condition, seed):
             self._features.clear()
-            found = (
-                tasks.raw_pixels(self.data, 8) if self.model is None else tasks.extract(self.runner, self.data, self.ablation(condition))
-            )
-            self._features[condition] = found
-        return self._features[condition]
+            self._holding = (condition, seed)
+        return ConditionReader(self, condition, seed, self._features)
+
+    def sample(self, condition: str, seed: int, capture: CaptureSpec = (), count: int | None = None) -> Features:
+        """Features of the test images for measures without labels, with captures."""
+        images = self.data.sample[:count]
+        return self.runner.extract(images, self.ablation(condition, seed), first_id("test"), capture, self.settings.readouts.norm)
+
+
+@dataclass(frozen=True)
+class ConditionReader:
+    """Features of the parts of the data under one condition, extracted when they are asked for."""
+
+    subject: Subject
+    condition: str
+    seed: int
+    found: dict[str, Features]
+
+    def __getitem__(self, part: str) -> Features:
+        if part not in self.found:
+            images, dense = self.subject.data.parts[part]
+            if self.subject.model is None:
+                self.found[part] = raw_pixels(images)
+            else:
+                ablation = self.subject.ablation(self.condition, self.seed)
+                norm = self.subject.settings.readouts.norm
+                self.found[part] = self.subject.runner.extract(images, ablation, first_id(part), norm=norm, dense=dense)
+        return self.found[part]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to be: its key, a label for the screen, its share of the work, and what computes rows and arrays."""
+    """A cell to be: its key, a label for the screen, its share of the work, and what computes rows and arrays.
+
+    Attributes:
+        images: that go through the model, for the estimate of cost.
+    """
 
     key: Key
     label: str
     weight: float
-    compute: Callable[[Store], tuple[list[dict[str, Any]], dict[str, np.ndarray]]]
-
-
-def plan(subjects: list[Subject]) -> list[Job]:
-    """All cells in order; the full condition of a task stands before those that are compared with it."""
-    return [job for subject in subjects for job in _jobs(subject)]
+    compute: Callable[[Store], tuple[list[Row], Arrays]]
+    images: int = 0
 
 
 def run_job(job: Job, store: Store) -> Cell:
@@ -125,133 +177,67 @@ def machine() -> dict[str, Any]:
     return {"device": devices[0].device_kind, "devices": len(devices), "python": platform.python_version(), "versions": packages}
 
 
-def _jobs(subject: Subject) -> Iterator[Job]:
-    for condition in subject.conditions:
-        for task in TASKS:
-            # the first task of a condition pays for the features
-            yield _table_job(subject, condition, task, weight=4 if task == next(iter(TASKS)) else 1)
-    if not subject.baseline:
-        for condition in subject.conditions[1:]:
-            key = _key(subject, "off_manifold", condition=condition, protocol=manifold.METRICS)
-            yield Job(key, f"{subject.name}, {condition}: off-manifold meter", 1, functools.partial(_off_manifold, subject, condition))
-        yield Job(_key(subject, "layer_probes"), f"{subject.name}: probes at every layer", 8, lambda store: _layer_probes(subject))
-        yield Job(_key(subject, "attention_flow"), f"{subject.name}: attention flow", 2, lambda store: _attention_flow(subject))
-        yield Job(_key(subject, "maps", basis=_MAP_BASIS), f"{subject.name}: feature maps", 1, lambda store: _maps(subject))
+def key(subject: Subject, kind: str, **more: Any) -> dict[str, Any]:
+    """The key of a cell."""
+    return {"kind": kind, "model": subject.key, "data": subject.data.key, **subject.settings.key, **more}
 
 
-def _key(subject: Subject, kind: str, **more: Any) -> dict[str, Any]:
-    return {"kind": kind, "model": subject.key, "data": subject.data.key, **vars(subject.settings), **more}
+def rows_of(
+    subject: Subject, condition: str, task: str, told: Sequence[dict[str, Any]], scores: Sequence[Scores], full: Sequence[Scores] = ()
+) -> list[Row]:
+    """Rows with intervals and, where there are scores of the full condition, paired comparisons with it.
+
+    Args:
+        told: of each row: metric, feature, layer, protocol, and by_seed, its value under each seed.
+        full: of each row, the scores that it is compared with; empty where nothing is.
+    """
+    settings = subject.settings
+    intervals = _by_units(scores, lambda of: bootstrap_all([scores[i] for i in of], settings.resamples, settings.seed))
+    compared: list[Comparison | None] = [None] * len(scores)
+    if full:
+        compared = _by_units(
+            scores, lambda of: compare_all([full[i] for i in of], [scores[i] for i in of], settings.resamples, settings.seed)
+        )
+    rows = []
+    for entry, score, (low, high), found in zip(told, scores, intervals, compared, strict=True):
+        row = {"model": subject.name, "condition": condition, "task": task} | {n: entry[n] for n in ("metric", "protocol", "layer", "feature")}
+        row |= {"value": value(score), "ci_low": low, "ci_high": high, "n": len(score.contributions), "seed": settings.seed}
+        row |= {"seeds": len(entry["by_seed"]), "by_seed": entry["by_seed"]}
+        row |= dict.fromkeys(("delta", "delta_ci_low", "delta_ci_high", "p_value", "p_holm"))
+        if found:
+            row |= {"delta": found.delta, "delta_ci_low": found.low, "delta_ci_high": found.high, "p_value": found.p_value}
+        rows.append(row | {name: entry[name] for name in ("note", "flag") if entry.get(name)})
+    return rows
 
 
-def _table_job(subject: Subject, condition: str, task: str, weight: float) -> Job:
-    def key(of: str) -> dict[str, Any]:
-        return _key(subject, "table", task=task, condition=of, protocol=TASKS[task].protocol)
-
-    def compute(store: Store) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-        full = store.load(key("full")).arrays if condition != "full" else {}
-        kept = {name.removeprefix(_KEPT): array for name, array in full.items() if name.startswith(_KEPT)}
-        rows, arrays = [], {}
-        for measure in TASKS[task].run(subject.features(condition), subject.data, kept):
-            arrays[f"{measure.metric}/{measure.feature}"] = np.asarray(measure.scores.contributions)
-            row = _row(subject, condition, task, measure.metric, TASKS[task].protocol, "last", measure.feature, measure.scores)
-            if condition == "full":
-                arrays |= {f"{_KEPT}{name}": array for name, array in measure.kept.items()}
-            else:
-                compared = full[f"{measure.full or measure.metric}/{measure.feature}"]
-                row |= _against(Scores(compared, measure.scores.finish), measure.scores, subject.settings)
-            rows.append(row | ({"note": measure.note} if measure.note else {}))
-        return rows, arrays
-
-    return Job(key(condition), f"{subject.name}, {condition}: {task}", weight, compute)
+def plain_rows(subject: Subject, condition: str, task: str, found: Iterable[tuple[str, str, int | str, str, Scores]]) -> list[Row]:
+    """Rows of numbers that are not compared: (metric, feature, layer, protocol, scores) of each."""
+    told, scores = [], []
+    for metric, feature, layer, protocol, score in found:
+        told.append({"metric": metric, "feature": feature, "layer": layer, "protocol": protocol, "by_seed": [value(score)]})
+        scores.append(score)
+    return rows_of(subject, condition, task, told, scores)
 
 
-def _row(
-    subject: Subject, condition: str, task: str, metric: str, protocol: str, layer: int | str, feature: str, scores: Scores
-) -> dict[str, Any]:
-    low, high = bootstrap(scores, subject.settings.resamples, subject.settings.seed)
-    return {
-        "model": subject.name,
-        "condition": condition,
-        "task": task,
-        "metric": metric,
-        "protocol": protocol,
-        "layer": layer,
-        "feature": feature,
-        "value": value(scores),
-        "ci_low": low,
-        "ci_high": high,
-        "n": len(scores.contributions),
-        "seed": subject.settings.seed,
-        "delta": None,
-        "delta_ci_low": None,
-        "delta_ci_high": None,
-        "p_value": None,
-        "p_holm": None,
-    }
+def _by_units(scores: Sequence[Scores], work: Callable[[list[int]], list[Any]]) -> list[Any]:
+    """`work` on the numbers of the scores that share their units, together; results in the order of the scores."""
+    found: dict[int, Any] = {}
+    for units in dict.fromkeys(len(s.contributions) for s in scores):
+        of = [i for i, s in enumerate(scores) if len(s.contributions) == units]
+        found |= dict(zip(of, work(of), strict=True))
+    return [found[i] for i in range(len(scores))]
 
 
-def _against(full: Scores, ablated: Scores, settings: Settings) -> dict[str, float]:
-    found = compare(full, ablated, settings.resamples, settings.seed)
-    return {"delta": found.delta, "delta_ci_low": found.low, "delta_ci_high": found.high, "p_value": found.p_value}
-
-
-def _off_manifold(subject: Subject, condition: str, store: Store) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """How far from the clean run and from the usual a condition goes, at every block."""
-    del store
-    images = subject.data.test.images[: subject.data.size.flow]
-    found = manifold.measure(subject.runner, images, subject.ablation(condition), subject.statistics, first_id("test"))
-    rows = [
-        _row(subject, condition, "off_manifold", metric, manifold.METRICS[metric], layer, "patches", mean_scores(values[layer]))
-        for metric, values in found.items()
-        for layer in range(len(values))
-    ]
-    return rows, found
-
-
-def correct_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with `p_holm`: p-values adjusted by Holm over all comparisons of a model that are not so by construction."""
-    tests: dict[str, list[int]] = {}
+def correct_tables(rows: list[Row]) -> list[Row]:
+    """Rows with `p_holm`: p-values adjusted by Holm over the table of a metric, that is all conditions and features of a model
+    under the same metric that are not so by construction; `holm_tests` says how many these are."""
+    tests: dict[tuple[str, ...], list[int]] = {}
     for i, row in enumerate(rows):
         if row["p_value"] is not None and not row.get("note"):
-            tests.setdefault(row["model"], []).append(i)
-    adjusted = {i: p for members in tests.values() for i, p in zip(members, holm([rows[i]["p_value"] for i in members]), strict=True)}
-    return [row | {"p_holm": float(adjusted[i])} if i in adjusted else row for i, row in enumerate(rows)]
-
-
-def _layer_probes(subject: Subject) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    data = subject.data
-    parts = {"bank": data.bank.images, "choose": data.choose.images, "test": data.test.images}
-    captured = [subject.runner.extract(x, Ablation(), first_id(part), ("cls", "registers")).captured for part, x in parts.items()]
-    names, correct = tasks.probe_layers(captured, data)
-    protocol = "ridge on standardised block outputs (before the final norm), lambda chosen on held-out digits"
-    rows = [
-        _row(subject, "full", "layer_probe", "top1", protocol, layer, feature, mean_scores(hits))
-        for (layer, feature), hits in zip(names, correct, strict=True)
-    ]
-    return rows, {"correct": correct.astype(np.uint8)}
-
-
-def _attention_flow(subject: Subject) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    assert subject.model is not None
-    images = subject.data.test.images[: subject.data.size.flow]
-    flow = subject.runner.extract(images, Ablation(), first_id("test"), "attention_flow").captured["attention_flow"].mean(axis=2)
-    groups = TokenLayout.of(subject.model.config, images.shape[1:3]).groups
-    protocol = "softmax attention, mean over heads and a source's queries, summed over a target's keys, mean over images"
-    rows = [
-        _row(subject, "full", "attention_flow", source, protocol, layer, target, mean_scores(flow[layer, :, s, t]))
-        for layer in range(flow.shape[0])
-        for s, source in enumerate(groups)
-        for t, target in enumerate(groups)
-    ]
-    return rows, {"flow": flow}
-
-
-def _maps(subject: Subject) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Principal components of patches as colours; one basis and scale for the conditions of an image."""
-    images = subject.data.test.images[:_MAP_IMAGES]
-    names = [c for c in _MAP_CONDITIONS if c in subject.conditions]
-    patches = np.stack([subject.runner.extract(images, subject.ablation(c), first_id("test")).patches for c in names])
-    colours = np.stack([geometry.pca_rgb(patches[:, i].reshape(-1, patches.shape[-1])) for i in range(len(images))])
-    side = round(patches.shape[2] ** 0.5)
-    maps = colours.reshape(len(images), len(names), side, side, 3).swapaxes(0, 1)
-    return [], {"images": images, "conditions": np.array(names), "maps": maps}
+            tests.setdefault((row["model"], row["task"], row["metric"]), []).append(i)
+    adjusted = {
+        i: {"p_holm": float(p), "holm_tests": len(members)}
+        for members in tests.values()
+        for i, p in zip(members, holm([rows[i]["p_value"] for i in members]), strict=True)
+    }
+    return [row | adjusted.get(i, {}) for i, row in enumerate(rows)]

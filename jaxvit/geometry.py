@@ -6,7 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Float, Shaped
 
 exact_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
@@ -65,11 +65,9 @@ def mahalanobis(
 
 
 @jax.jit
-def mean_cosine(tokens: Shaped[Array, "images tokens width"], valid: Bool[Array, "images"] | None = None) -> Float[Array, "tokens tokens"]:
-    """Cosine of every pair of tokens (registers, say) within an image, mean over the valid images. A zero token has cosine 0."""
-    cosine = exact_einsum("brd,bsd->brs", unit(tokens), unit(tokens))
-    counted = jnp.ones(len(tokens)) if valid is None else valid.astype(jnp.float32)
-    return exact_einsum("b,brs->rs", counted, jnp.where(counted[:, None, None] > 0, cosine, 0)) / counted.sum()
+def pairwise_cosine(tokens: Shaped[Array, "*batch tokens width"]) -> Float[Array, "*batch tokens tokens"]:
+    """Cosine of every pair of tokens (registers, say) of an image. A zero token has cosine 0 with all."""
+    return exact_einsum("...rd,...sd->...rs", unit(tokens), unit(tokens))
 
 
 @jax.jit

@@ -6,6 +6,8 @@ the total. Resampling units then is one product of a matrix of counts with the c
     mean of per-example scores      (score, 1)            score / count
     correspondence                  (hits, points)        hits / points
     mIoU                            confusion matrices    mean over classes of intersection / union
+    median of per-example scores    (one-hot, its score)  the score in the middle of the resample
+    mean over seeds of any of them  (.., seed, ..)        mean of the metric over seeds
 
 All of it is float64 NumPy on the host: contributions are integers most of the time, so that their sums are exact, ties
 of the permutation test are true ties, and the numbers do not depend on the accelerator.
@@ -67,6 +69,47 @@ def ratio(totals: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch"]:
     return np.divide(numerator, denominator, out=np.full_like(denominator, np.nan), where=denominator != 0)
 
 
+def median_scores(scores: PerUnit) -> Scores:
+    """The median of per-example scores [units] (of an even number, the lower of the two in the middle, as a resample has ties anyway).
+
+    Takes memory units^2: for hundreds of images, not for tens of thousands.
+    """
+    scores = np.asarray(scores, np.float64)
+    order = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
+    slot = np.zeros((len(scores), len(scores)))
+    slot[np.arange(len(scores)), order] = 1
+    return Scores(np.stack([slot, slot * scores[:, None]], axis=1), weighted_median)
+
+
+def weighted_median(totals: Float[np.ndarray, "*batch 2 slots"]) -> Float[np.ndarray, "*batch"]:
+    """Of slots with counts (first part) and sums of scores (second part): the smallest score that half of the count does not exceed."""
+    counts, sums = totals[..., 0, :], totals[..., 1, :]
+    scores = np.divide(sums, counts, out=np.full_like(sums, np.inf), where=counts > 0)
+    order = np.argsort(scores, axis=-1)
+    reached = np.cumsum(np.take_along_axis(counts, order, axis=-1), axis=-1)
+    middle = np.argmax(reached >= reached[..., -1:] / 2, axis=-1)
+    return np.take_along_axis(scores, np.take_along_axis(order, middle[..., None], axis=-1), axis=-1)[..., 0]
+
+
+def over_seeds(scores: Sequence[Scores]) -> Scores:
+    """One metric under several seeds, on the same units: its mean over seeds. Units are resampled for all seeds together, so that
+    intervals cover the sampling of units and not of seeds.
+
+    Raises:
+        ValueError: the seeds differ in units, parts or finish.
+    """
+    arrays = [_contributions(s) for s in scores]
+    if len({a.shape for a in arrays}) != 1 or len({s.finish for s in scores}) != 1:
+        raise ValueError(f"seeds of one metric must share units, parts and finish; got shapes {[a.shape for a in arrays]}")
+    return Scores(np.stack(arrays, axis=1), _mean_over_seeds(scores[0].finish))
+
+
+@functools.cache
+def _mean_over_seeds(finish: Finish) -> Finish:
+    """One function per finish, so that metrics under several seeds can be told to be the same."""
+    return lambda totals: finish(totals).mean(axis=-1)
+
+
 def value(scores: Scores) -> float:
     """The metric itself: `finish` of the summed contributions."""
     return float(scores.finish(_contributions(scores).sum(axis=0)))
@@ -75,12 +118,22 @@ def value(scores: Scores) -> float:
 def bootstrap(scores: Scores, resamples: int = 10_000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3) over units drawn with replacement.
 
-    The same (units, resamples, seed) gives the same resamples to every condition.
+    The same (units, resamples, seed) gives the same resamples to every condition. Resamples in which the metric is not defined (a
+    class that none of the drawn images shows) are left out.
 
     Raises:
         ValueError: there are no units, or `resamples` or `level` is out of range.
     """
-    return _interval(_resampled(_contributions(scores), scores.finish, resamples, seed), level)
+    return bootstrap_all([scores], resamples, seed, level)[0]
+
+
+def bootstrap_all(scores: Sequence[Scores], resamples: int = 10_000, seed: int = 0, level: float = 0.95) -> list[tuple[float, float]]:
+    """`bootstrap` of many metrics on the same units, for hardly more than the cost of one.
+
+    Raises:
+        ValueError: the metrics differ in their number of units; or see `bootstrap`.
+    """
+    return [_interval(values, level) for values in _resampled(scores, resamples, seed)]
 
 
 def compare(full: Scores, ablated: Scores, resamples: int = 10_000, seed: int = 0, level: float = 0.95) -> Comparison:
@@ -94,21 +147,37 @@ def compare(full: Scores, ablated: Scores, resamples: int = 10_000, seed: int = 
     Raises:
         ValueError: the two do not have the same units, parts and finish; or see `bootstrap`.
     """
-    first, second, finish = _contributions(full), _contributions(ablated), full.finish
-    if first.shape != second.shape or full.finish is not ablated.finish:
-        raise ValueError(
-            f"the conditions are not paired: contributions {first.shape} and {second.shape}, finish {full.finish} and {ablated.finish}; "
-            "compare the same metric on the same units in the same order"
-        )
-    totals = first.sum(axis=0), second.sum(axis=0)
-    delta = float(finish(totals[1]) - finish(totals[0]))
-    low, high = _interval(_resampled(second, finish, resamples, seed) - _resampled(first, finish, resamples, seed), level)
-    difference = second - first
-    permuted = np.empty(resamples)
-    for rows, moved in _products(_swaps(len(first), resamples, seed), difference, len(first)):
-        permuted[rows] = finish(totals[1] - moved) - finish(totals[0] + moved)
-    extreme = int(np.sum(np.abs(permuted) >= SAME * abs(delta)))
-    return Comparison(delta, low, high, (1 + extreme) / (1 + resamples))
+    return compare_all([full], [ablated], resamples, seed, level)[0]
+
+
+def compare_all(
+    full: Sequence[Scores], ablated: Sequence[Scores], resamples: int = 10_000, seed: int = 0, level: float = 0.95
+) -> list[Comparison]:
+    """`compare` of many metrics on the same units, for hardly more than the cost of one.
+
+    Raises:
+        ValueError: see `compare`; the metrics differ in their number of units.
+    """
+    for one, other in zip(full, ablated, strict=True):
+        first, second = _contributions(one).shape, _contributions(other).shape
+        if first != second or one.finish is not other.finish:
+            raise ValueError(
+                f"the conditions are not paired: contributions {first} and {second}, finish {one.finish} and {other.finish}; "
+                "compare the same metric on the same units in the same order"
+            )
+    flat = _Flat.of(full), _Flat.of(ablated)
+    totals = [f.columns.sum(axis=0) for f in flat]
+    deltas = [float(b - a) for a, b in zip(*(f.finish(t) for f, t in zip(flat, totals, strict=True)), strict=True)]
+    permuted = [np.empty(resamples) for _ in full]
+    for rows, moved in _products(_swaps(flat[0].units, resamples, seed), flat[1].columns - flat[0].columns, flat[0].units):
+        swapped = flat[0].finish(totals[1] - moved), flat[0].finish(totals[0] + moved)
+        for values, b, a in zip(permuted, *swapped, strict=True):
+            values[rows] = b - a
+    found = []
+    for delta, swaps, a, b in zip(deltas, permuted, _resampled(full, resamples, seed), _resampled(ablated, resamples, seed), strict=True):
+        extreme = int(np.sum(np.abs(swaps) >= SAME * abs(delta)))
+        found.append(Comparison(delta, *_interval(b - a, level), (1 + extreme) / (1 + resamples)))
+    return found
 
 
 def holm(p_values: Sequence[float] | Float[np.ndarray, "tests"]) -> Float[np.ndarray, "tests"]:
@@ -137,41 +206,67 @@ def _contributions(scores: Scores) -> Float[np.ndarray, "units *parts"]:
 def _interval(values: Float[np.ndarray, "resamples"], level: float) -> tuple[float, float]:
     if not 0 < level < 1:
         raise ValueError(f"level {level} is not between 0 and 1; 0.95 is the usual one")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _resampled(
-    contributions: Float[np.ndarray, "units *parts"], finish: Finish, resamples: int, seed: int
-) -> Float[np.ndarray, "resamples"]:
-    """The metric on every bootstrap resample. Remembered for a while: an interval is followed by a comparison of the same scores,
+class _Flat(NamedTuple):
+    """Contributions of many metrics side by side, [units, columns], and how to take them apart again."""
+
+    columns: Float[np.ndarray, "units columns"]
+    shapes: tuple[tuple[int, ...], ...]
+    finishes: tuple[Finish, ...]
+
+    @classmethod
+    def of(cls, scores: Sequence[Scores]) -> _Flat:
+        arrays = [_contributions(s) for s in scores]
+        if len({len(a) for a in arrays}) != 1:
+            raise ValueError(f"metrics have {sorted({len(a) for a in arrays})} units; take those with the same units together")
+        columns = np.concatenate([a.reshape(len(a), -1) for a in arrays], axis=1)
+        return cls(columns, tuple(a.shape[1:] for a in arrays), tuple(s.finish for s in scores))
+
+    @property
+    def units(self) -> int:
+        return len(self.columns)
+
+    def finish(self, totals: Float[np.ndarray, "*batch columns"]) -> list[Float[np.ndarray, "*batch"]]:
+        """The value of every metric."""
+        ends = np.cumsum([np.prod(shape, dtype=int) for shape in self.shapes])
+        parts = np.split(totals, ends[:-1], axis=-1)
+        return [f(p.reshape(*p.shape[:-1], *shape)) for p, shape, f in zip(parts, self.shapes, self.finishes, strict=True)]
+
+
+def _resampled(scores: Sequence[Scores], resamples: int, seed: int) -> list[Float[np.ndarray, "resamples"]]:
+    """Every metric on every bootstrap resample. Remembered for a while: an interval is followed by a comparison of the same scores,
     and one full condition is compared with many others."""
-    return _resampled_bytes(contributions.tobytes(), contributions.shape, finish, resamples, seed)
+    flat = _Flat.of(scores)
+    return _resampled_bytes(flat.columns.tobytes(), flat.units, flat.shapes, flat.finishes, resamples, seed)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=32)
 def _resampled_bytes(
-    contributions: bytes, shape: tuple[int, ...], finish: Finish, resamples: int, seed: int
-) -> Float[np.ndarray, "resamples"]:
-    unpacked = np.frombuffer(contributions, np.float64).reshape(shape)
-    values = np.empty(resamples)
-    for rows, totals in _products(_counts(len(unpacked), resamples, seed), unpacked, None):
-        values[rows] = finish(totals)
-    values.flags.writeable = False
+    columns: bytes, units: int, shapes: tuple[tuple[int, ...], ...], finishes: tuple[Finish, ...], resamples: int, seed: int
+) -> list[Float[np.ndarray, "resamples"]]:
+    flat = _Flat(np.frombuffer(columns, np.float64).reshape(units, -1), shapes, finishes)
+    values = [np.empty(resamples) for _ in finishes]
+    for rows, totals in _products(_counts(units, resamples, seed), flat.columns, None):
+        for metric, found in zip(values, flat.finish(totals), strict=True):
+            metric[rows] = found
+    for metric in values:
+        metric.flags.writeable = False
     return values
 
 
 def _products(
-    weights: UInt8[np.ndarray, "resamples columns"], contributions: Float[np.ndarray, "units *parts"], packed: int | None
-) -> Iterator[tuple[slice, Float[np.ndarray, "rows *parts"]]]:
+    weights: UInt8[np.ndarray, "resamples columns"], contributions: Float[np.ndarray, "units columns"], packed: int | None
+) -> Iterator[tuple[slice, Float[np.ndarray, "rows columns"]]]:
     """Rows of `weights @ contributions`, a bounded number at a time; `packed` is the number of units where weights are bits."""
-    units, parts = len(contributions), contributions[0].size
-    flat = contributions.reshape(units, parts)
+    units, parts = contributions.shape
     step = max(1, CHUNK_BYTES // (8 * max(units, parts)))
     for start in range(0, len(weights), step):
         rows = slice(start, start + step)
         block = weights[rows] if packed is None else np.unpackbits(weights[rows], axis=1, count=packed)
-        yield rows, (block.astype(np.float64) @ flat).reshape(-1, *contributions.shape[1:])
+        yield rows, block.astype(np.float64) @ contributions
 
 
 @functools.lru_cache(maxsize=4)

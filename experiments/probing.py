@@ -1,0 +1,177 @@
+"""Tasks that ask what tokens know about the class of their image, or about which image they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.features import Features
+from experiments.measures import CONSTANT, Context, Kept, Measure, Reader, Readouts, pack_readout, protocol_id, unpack_readout
+from jaxvit import metrics
+from jaxvit.probes import knn, logistic, ridge
+from jaxvit.probes.selection import Probe
+from jaxvit.statistics import Scores, mean_scores
+
+PARTS = ("bank", "choose", "test")
+
+
+def tokens(part: Features) -> dict[str, np.ndarray]:
+    """Every feature that a probe reads, [images, width]; joined tokens are concatenated."""
+    found = {"cls": part.cls, "patch_mean": part.patch_mean}
+    count = part.registers.shape[1]
+    if count:
+        found["register_mean"] = part.registers.mean(axis=1)
+        found |= {f"registers[{r}]": part.registers[:, r] for r in range(count)}
+    found["cls+patch_mean"] = np.concatenate([part.cls, part.patch_mean], axis=1)
+    if count:
+        found["cls+registers"] = np.concatenate([part.cls, part.registers.reshape(len(part.registers), -1)], axis=1)
+    return found
+
+
+class Solver(NamedTuple):
+    """A linear probe.
+
+    Attributes:
+        fit: rows of bank, choose and test, each [problems, rows, width], and their labels to probes with leading axes
+            [problems, seeds].
+        predict: scores of the classes from one read-out and features.
+        kind: type of the read-out.
+        protocol: its id, but for where features come from.
+        penalty: what is chosen.
+    """
+
+    fit: Callable[[Sequence[np.ndarray], Context], Probe]
+    predict: Callable[[Any, Any], jax.Array]
+    kind: type[Any]
+    protocol: Callable[[Readouts], dict[str, Any]]
+    penalty: str
+
+
+def linear_probe(f: Reader, context: Context, kept: Kept) -> list[Measure]:
+    """Top-1 of linear read-outs of every feature: refitted for the condition and, beside it, that of the full condition as it is."""
+    features = [tokens(f[part]) for part in PARTS]
+    return [m for number, name in enumerate(context.readouts.solvers) for m in _solved(name, number == 0, features, context, kept)]
+
+
+def _solved(name: str, leads: bool, parts: list[dict[str, np.ndarray]], context: Context, kept: Kept) -> Iterator[Measure]:
+    solver, metric = SOLVERS[name], "top1" if leads else f"top1_{name}"
+    for features in _by_width(parts[0]):
+        stacked = [np.stack([part[feature] for feature in features]) for part in parts]
+        found = solver.fit(stacked, context)
+        for i, feature in enumerate(features):
+            one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), found)
+            note = "" if np.ptp(stacked[0][i], axis=0).any() else CONSTANT
+            flag = f"{solver.penalty} at the edge of its grid" if one.edge.any() and not note else ""
+
+            def measure(suffix: str, fit: str, correct: Any, **more: Any) -> Measure:
+                protocol = protocol_id(name, **solver.protocol(context.readouts), fit=fit, **context.readouts.where)
+                return Measure(metric + suffix, feature, protocol, [mean_scores(c) for c in correct], note, **more)  # noqa: B023
+
+            yield measure("", "condition", one.correct, flag=flag, kept=pack_readout(f"{name}/{feature}", one.readout))
+            if kept:
+                readout = unpack_readout(f"{name}/{feature}", kept, solver.kind)
+                correct = [
+                    metrics.top1(solver.predict(jax.tree.map(lambda leaf, s=s: leaf[s], readout), stacked[2][i]), context.data.labels["test"])
+                    for s in range(len(one.correct))
+                ]
+                yield measure("_frozen", "full", correct, full=metric)
+
+
+def _by_width(features: dict[str, np.ndarray]) -> list[list[str]]:
+    """Names of features with the same width together: they go through one program."""
+    widths = sorted({array.shape[1] for array in features.values()})
+    return [[name for name, array in features.items() if array.shape[1] == width] for width in widths]
+
+
+def _labels(context: Context) -> list[np.ndarray]:
+    return [context.data.labels[part] for part in PARTS]
+
+
+def _logistic(parts: Sequence[np.ndarray], context: Context) -> Probe:
+    bank, choose, test = _labels(context)
+    classes = len(context.data.classes)
+
+    def one(rows: tuple[jax.Array, jax.Array, jax.Array]) -> Probe:
+        return logistic.probe(rows[0], bank, rows[1], choose, rows[2], test, classes, context.readouts.cs)
+
+    return _one_seed(jax.lax.map(one, tuple(map(jnp.asarray, parts))))
+
+
+def _ridge(parts: Sequence[np.ndarray], context: Context) -> Probe:
+    bank, choose, test = _labels(context)
+    classes = len(context.data.classes)
+
+    def one(rows: tuple[jax.Array, jax.Array, jax.Array]) -> Probe:
+        return ridge.probe(rows[0], bank, rows[1], choose, rows[2], test, classes, context.readouts.lambdas)
+
+    return _one_seed(jax.lax.map(one, tuple(map(jnp.asarray, parts))))
+
+
+def _one_seed(probes: Probe) -> Probe:
+    return jax.tree.map(lambda leaf: leaf[:, None], probes)
+
+
+SOLVERS = {
+    "logistic": Solver(
+        _logistic, logistic.predict, logistic.Logistic, lambda r: {"C": r.cs, "select": "choose", "standardised": r.standardised}, "C"
+    ),
+    "ridge": Solver(
+        _ridge, ridge.predict, ridge.Ridge, lambda r: {"lambda": r.lambdas, "select": "choose", "standardised": r.standardised}, "lambda"
+    ),
+}
+
+
+def nearest_neighbours(f: Reader, context: Context, kept: Kept) -> list[Measure]:
+    """Top-1 of DINO's weighted k-NN; the bank is bank and choose together."""
+    labels = np.concatenate([context.data.labels[part] for part in ("bank", "choose")])
+    ks = tuple(k for k in context.readouts.neighbours if k <= len(labels))
+    parts = [tokens(f[part]) for part in PARTS]
+    measures = []
+    for feature in ("cls", "patch_mean", "register_mean"):
+        if feature not in parts[0]:
+            continue
+        bank = np.concatenate([parts[0][feature], parts[1][feature]])
+        found = knn.classify(bank, labels, parts[2][feature], len(context.data.classes), ks)
+        note = "" if np.ptp(bank, axis=0).any() else CONSTANT
+        for k, row in zip(ks, knn.correct(found, jnp.asarray(context.data.labels["test"])), strict=True):
+            protocol = protocol_id("dino_knn", k=k, temperature=0.07, **context.readouts.where)
+            measures.append(Measure(f"top1_k{k}", feature, protocol, [mean_scores(row)], note))
+    return measures
+
+
+def retrieval(f: Reader, context: Context, kept: Kept) -> list[Measure]:
+    """Instance Recall@1 over the pairs of views."""
+    first, second = f["first"].cls, f["second"].cls
+    note = "" if np.ptp(second, axis=0).any() else CONSTANT
+    protocol = protocol_id("instance_recall", views=context.data.protocols["views"], **context.readouts.where)
+    return [Measure("recall_at_1", "cls", protocol, [mean_scores(metrics.recall_at_1(jnp.asarray(first), jnp.asarray(second)))], note)]
+
+
+def layer_probes(captured: Sequence[dict[str, np.ndarray]], context: Context) -> list[tuple[int, str, str, list[Scores], str]]:
+    """Probes of CLS, patch mean and registers at every layer, all in one program: (layer, feature, metric, scores, protocol) of each.
+
+    Args:
+        captured: "cls" [L, n, D], "patch_mean" [L, n, D] and "registers" [L, n, R, D] of bank, choose and test, as blocks leave them.
+    """
+    registers = captured[0]["registers"].shape[2]
+    names = ["cls", "patch_mean", *([f"registers[{r}]" for r in range(registers)] + ["register_mean"] if registers else [])]
+
+    def rows(part: dict[str, np.ndarray]) -> np.ndarray:
+        tokens = [part["cls"][:, :, None], part["patch_mean"][:, :, None], part["registers"]]
+        tokens += [part["registers"].mean(axis=2, keepdims=True)] if registers else []
+        joined = np.concatenate(tokens, axis=2)
+        return joined.transpose(0, 2, 1, 3).reshape(-1, joined.shape[1], joined.shape[3])
+
+    parts = [rows(part) for part in captured]
+    found = []
+    for name in context.readouts.solvers[:2]:
+        correct = np.asarray(SOLVERS[name].fit(parts, context).correct)
+        protocol = protocol_id(name, **SOLVERS[name].protocol(context.readouts), fit="condition", norm="none")
+        metric = "top1" if name == context.readouts.solvers[0] else f"top1_{name}"
+        for i, hits in enumerate(correct):
+            found.append((i // len(names), names[i % len(names)], metric, [mean_scores(h) for h in hits], protocol))
+    return found
