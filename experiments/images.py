@@ -34,6 +34,9 @@ Fit = Literal["crop", "stretch", "pad"]
 ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 """Names of image files end so, in either case."""
 
+IGNORE = 255
+"""Mask label of pixels that do not count."""
+
 _DECODER = 1  # raise it when the same file gives other pixels
 _CHUNK = 64
 _PATIENCE = 3.0  # seconds before a bar is shown
@@ -155,6 +158,25 @@ def size_of(path: Path) -> tuple[int, int]:
         raise _unreadable(path, error) from error
 
 
+def read_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
+    """Labels of one mask as they are in the file, a palette's indices or grey values; never through RGB, where two labels may share a
+    colour.
+
+    Raises:
+        ValueError: the file cannot be read, or has colours or labels above 255.
+    """
+    try:
+        with Image.open(path) as opened:
+            mode, labels = opened.mode, np.asarray(opened)
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from error
+    if labels.ndim != 2 or mode == "F":
+        raise ValueError(f'mask "{path}" has colours ({mode}), not one label a pixel; save it with a palette or in grey')
+    if labels.max(initial=0) > IGNORE or labels.min(initial=0) < 0:
+        raise ValueError(f'mask "{path}" has labels from {labels.min()} to {labels.max()}; they lie in 0 to {IGNORE} ({IGNORE}: ignored)')
+    return labels.astype(np.uint8)
+
+
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], label: str) -> Iterator[Result]:
     """`map` over a pool of threads, in order and with few results waiting; a bar where it takes more than a few seconds."""
     items = list(items)
@@ -170,7 +192,8 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], label: str
                 if time.monotonic() - began > _PATIENCE:
                     bar.start()  # a second start does nothing
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _orientation(image: Image.Image) -> int:
