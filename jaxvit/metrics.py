@@ -1,12 +1,14 @@
-"""Metrics as per-example contributions: top-1, instance Recall@1, correspondence, confusion matrices for mIoU.
+"""Metrics as per-example contributions: top-1, instance Recall@1, correspondence, PCK, confusion matrices for mIoU.
 
 Padded examples (`valid` False) contribute 0 to every sum. `jaxvit.statistics` turns contributions into values and intervals:
-`mean_scores(top1(...), valid)`, `ratio_scores(matches.hits, matches.points)`, `Scores(confusion(...), mean_iou)`.
+`mean_scores(top1(...), valid)`, `ratio_scores(matches.hits, matches.points)`, `Scores(confusion(...), mean_iou)`; `pck` says how its
+averages come about.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ from jaxvit.geometry import unit
 from jaxvit.probes.knn import nearest
 
 EXACT = jax.lax.Precision.HIGHEST
+_ROUNDING = 1e-9  # relative; a distance this close to a threshold is on it
 
 
 class Matches(NamedTuple):
@@ -26,6 +29,13 @@ class Matches(NamedTuple):
     hits: Float[Array, "*pairs"]
     cycles: Float[Array, "*pairs"]
     points: Float[Array, "*pairs"]
+
+
+class Keypoints(NamedTuple):
+    """Keypoints of pairs of images: hits among them at every alpha [pairs, alphas], and how many there are [pairs]; float64."""
+
+    hits: Float[np.ndarray, "pairs alphas"]
+    points: Float[np.ndarray, "pairs"]
 
 
 def top1(
@@ -77,12 +87,100 @@ def correspondence(
     Raises:
         ValueError: the features do not have rows x columns patches.
     """
-    if first.shape[1] != grid[0] * grid[1]:
-        raise ValueError(f"features have {first.shape[1]} patches, a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]}")
+    _check_grid(first.shape[1], grid)
     allowed = jnp.ones(first.shape[:2], bool) if mask is None else mask
     if valid is not None:
         allowed = allowed & valid[:, None]
     return jax.vmap(_match, in_axes=(0, 0, 0, 0, None, None, None))(first, second, warps, allowed, grid, patch_size, tolerance)
+
+
+@functools.partial(jax.jit, static_argnames=("grid", "patch_size"))
+def match_keypoints(
+    source: Shaped[Array, "pairs patches width"],
+    target: Shaped[Array, "pairs patches width"],
+    points: Num[Array, "pairs keypoints 2"],
+    grid: tuple[int, int],
+    patch_size: int,
+) -> Float[Array, "pairs keypoints 2"]:
+    """Where each keypoint of a source image is found in the target image: the centre of the patch most like it (cosine).
+
+    The feature at a keypoint is interpolated bilinearly between the centres of the four source patches around it; nearer to the
+    border than the outermost centres, those are taken. Of equally near target patches the first, row by row, is found.
+
+    Args:
+        source, target: patch features, `grid` = (rows, columns) of them, row by row.
+        points: (x, y) in pixels of the source image as the model saw it, pixel centres at integer + 0.5; what is found for padding
+            means nothing.
+        patch_size: pixels of a patch's side.
+
+    Returns:
+        (x, y) in pixels of the target image as the model saw it.
+
+    Raises:
+        ValueError: the features do not have rows x columns patches.
+    """
+    _check_grid(source.shape[1], grid)
+    _check_grid(target.shape[1], grid)
+    centres = _centres(grid, patch_size)
+
+    def one(pair: tuple[Array, Array, Array]) -> Array:
+        first, second, places = pair
+        limits = np.asarray([grid[1] - 1, grid[0] - 1], np.float32)
+        cell = jnp.clip(places.astype(jnp.float32) / patch_size - 0.5, 0, limits)  # (column, row) between patch centres
+        # hat functions: at most two rows and two columns have weight
+        columns, rows = (jnp.maximum(0, 1 - jnp.abs(cell[:, i, None] - jnp.arange(grid[1 - i]))) for i in (0, 1))
+        weights = (rows[:, :, None] * columns[:, None, :]).reshape(len(places), -1)
+        features = jnp.matmul(weights, first.astype(jnp.float32), precision=EXACT)
+        similarity = jnp.matmul(unit(features), unit(second).T, precision=EXACT)
+        return centres[jnp.argmax(similarity, axis=1)]
+
+    return jax.lax.map(one, (source, target, points))
+
+
+def pck(
+    predicted: Num[np.ndarray, "pairs keypoints 2"] | Num[Array, "pairs keypoints 2"],
+    true: Num[np.ndarray, "pairs keypoints 2"] | Num[Array, "pairs keypoints 2"],
+    valid: Bool[np.ndarray, "pairs keypoints"] | Bool[Array, "pairs keypoints"],
+    length: Num[np.ndarray, "pairs"] | Num[Array, "pairs"],
+    alphas: Sequence[float],
+    scale: Num[np.ndarray, "pairs 2"] | Num[Array, "pairs 2"] | None = None,
+) -> Keypoints:
+    """Percentage of correct keypoints (Yang & Ramanan 2013), as contributions of pairs; float64 on the host.
+
+    A keypoint is a hit if the predicted place lies within alpha * `length` of the true one (Euclidean, border included). SPair-71k
+    (Min et al. 2019, arXiv 1908.10543, section 4) takes the longer side of the target's bounding box for `length`; with the longer
+    side of the target image the same alpha is far more lenient, so that which one it is belongs to the number. The averages:
+
+    - per point: hits summed over all pairs / points summed over all pairs, `ratio_scores(hits[:, a], points)`;
+    - per image (which is to say, per pair): mean over pairs of hits / points, `mean_scores(hits[:, a] / points)`; what the authors'
+      evaluation (HPF, Min et al. 2019) prints;
+    - per category: either of them over the pairs of a category, and the mean of those over categories.
+
+    Args:
+        predicted, true: (x, y) in pixels of the target image, both in the same.
+        valid: keypoints that are no padding; the others are neither hits nor points.
+        length: in pixels of the target image, times `scale` where there is one.
+        alphas: thresholds as shares of `length`.
+        scale: factors that turn x and y of `predicted` and `true` into the pixels that `length` is measured in (original width over
+            resized width, original height over resized height): a circle around a keypoint of the original is an ellipse in an
+            image that was stretched.
+
+    Raises:
+        ValueError: a length that is not positive, or shapes that do not belong together.
+    """
+    predicted, true, length = (np.asarray(a, np.float64) for a in (predicted, true, length))
+    shown = np.asarray(valid, bool)
+    if predicted.shape != true.shape or shown.shape != true.shape[:2] or length.shape != true.shape[:1]:
+        shapes = f"predicted {predicted.shape}, true {true.shape}, valid {shown.shape}, length {length.shape}"
+        raise ValueError(f"{shapes} do not belong together; they are [pairs, keypoints, 2] twice, [pairs, keypoints] and [pairs]")
+    if not (length > 0).all():
+        raise ValueError(f"the length of pair {int(np.argmin(length > 0))} is {length[np.argmin(length > 0)]}; lengths are positive pixels")
+    offsets = predicted - true
+    if scale is not None:
+        offsets = offsets * np.asarray(scale, np.float64)[:, None]
+    distances = np.hypot(offsets[..., 0], offsets[..., 1])
+    within = distances[..., None] <= (np.asarray(alphas, np.float64) * length[:, None] * (1 + _ROUNDING))[:, None]
+    return Keypoints((within & shown[..., None]).sum(axis=1, dtype=np.float64), shown.sum(axis=1, dtype=np.float64))
 
 
 def _match(
@@ -95,8 +193,7 @@ def _match(
     tolerance: float | Float[Array, ""],
 ) -> Matches:
     """`correspondence` of one pair."""
-    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-    centres = jnp.asarray((np.stack([columns, rows], axis=-1) + 0.5) * patch_size, jnp.float32)
+    centres = _centres(grid, patch_size)
     true = jnp.matmul(centres, warp[:, :2].T, precision=EXACT) + warp[:, 2]
     inside = jnp.all((true >= 0) & (true < jnp.asarray([grid[1], grid[0]]) * patch_size), axis=-1)
     points = inside & allowed
@@ -144,6 +241,17 @@ def mean_iou(confusion: Num[np.ndarray, "*batch classes classes"]) -> Float[np.n
     iou = np.divide(intersection, union, out=np.zeros_like(union), where=present)
     classes = present.sum(axis=-1, dtype=np.float64)
     return np.divide(iou.sum(axis=-1), classes, out=np.full_like(classes, np.nan), where=classes > 0)
+
+
+def _check_grid(patches: int, grid: tuple[int, int]) -> None:
+    if patches != grid[0] * grid[1]:
+        raise ValueError(f"features have {patches} patches, a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]}")
+
+
+def _centres(grid: tuple[int, int], patch_size: int) -> Float[Array, "patches 2"]:
+    """(x, y) of the centres of a grid's patches, row by row."""
+    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    return jnp.asarray((np.stack([columns, rows], axis=-1) + 0.5) * patch_size, jnp.float32)
 
 
 def _counted(hit: Bool[Array, "examples"], valid: Bool[Array, "examples"] | None) -> Float[Array, "examples"]:

@@ -40,3 +40,35 @@ def predict_pixels(scores: Float[Array, "images rows columns classes"], size: tu
     images, _, _, classes = scores.shape
     upsampled = jax.image.resize(scores, (images, *size, classes), "bilinear", precision=jax.lax.Precision.HIGHEST)
     return jnp.argmax(upsampled, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames="canvas")
+def predict_padded(
+    scores: Float[Array, "images rows columns classes"], sizes: Integer[Array, "images 2"], canvas: tuple[int, int]
+) -> Int[Array, "images height width"]:
+    """`predict_pixels` for images of different sizes: each is upsampled to its own, at the top left of a common canvas.
+
+    One program serves all sizes, and holds the scores of one image's pixels at a time.
+
+    Args:
+        scores: of patches; the rows and columns of each image span its whole height and width.
+        sizes: (height, width) of each image.
+        canvas: height and width of the result; at least the largest of `sizes`.
+
+    Returns:
+        Class of every pixel; outside an image's own size the border goes on, for targets that are `ignore` there.
+    """
+    _, rows, columns, _ = scores.shape
+
+    def weights(side: Array, patches: int, pixels: int) -> Float[Array, "pixels patches"]:
+        place = (jnp.arange(pixels) + 0.5) * (patches / side.astype(jnp.float32)) - 0.5
+        place = jnp.clip(place, 0, patches - 1)
+        return jnp.maximum(0, 1 - jnp.abs(place[:, None] - jnp.arange(patches)))
+
+    def one(image: tuple[Array, Array]) -> Array:
+        patch_scores, (height, width) = image
+        vertical, horizontal = weights(height, rows, canvas[0]), weights(width, columns, canvas[1])
+        upsampled = jnp.einsum("yr,xc,rck->yxk", vertical, horizontal, patch_scores, precision=jax.lax.Precision.HIGHEST)
+        return jnp.argmax(upsampled, axis=-1)
+
+    return jax.lax.map(one, (scores, sizes))
