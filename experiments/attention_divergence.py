@@ -21,10 +21,10 @@ from jaxvit.statistics import mean_scores, value
 
 TITLE = "How far from the usual an ablation goes"
 NOTE = (
-    "Above, the divergence of attention from the clean run by block (exactly 0 at block 0, which attends before anything is replaced). Below, "
-    "patches leaving the last block, before the final norm: means over test images with 95 % intervals. An ablation that leaves the manifold "
-    "(low cosine, changed norm, many standard deviations) shows what a model does with input it never saw, not what the token carries. What "
-    "calibration saw lies about 1 s.d. from its mean."
+    "Above, the divergence of attention from the clean run by block (exactly 0 at block 0, which attends before anything is replaced). "
+    "Below, patches leaving the last block, before the final norm: means over test images with 95 % intervals. An ablation that leaves "
+    "the manifold (low cosine, changed norm, many standard deviations) shows what a model does with input it never saw, not what the "
+    "token carries. What calibration saw lies about 1 s.d. from its mean."
 )
 TASK = "off_manifold"
 METER = (

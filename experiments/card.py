@@ -14,13 +14,13 @@ import numpy as np
 import tyro
 from safetensors import safe_open
 
-from experiments import demo, report, reproduce
+from experiments import demo, report, reproduce, table
 from experiments.cells import Store, write_text
-from experiments.data import digit_scenes
-from experiments.figures import Row, group_label, percent, select
+from experiments.figures import Finished, Row, group_label, percent, read, select
+from experiments.figures import columns as columns_of
 from experiments.pretrain import log_lines
 from experiments.program import prepare_devices, run
-from experiments.study import Subject, plan, run_job
+from experiments.study import Subject, run_job
 from jaxvit.checkpoint import DEMO_FOLDER, assemble
 from jaxvit.sharding import batch_mesh
 from jaxvit.vit import ViT
@@ -85,7 +85,8 @@ def write(cards: Cards) -> list[Path]:
     Raises:
         ValueError: no finished study or training in a folder, or the bundled weights are in none of the runs.
     """
-    rows, manifest = report.read(cards.study)
+    study = read(cards.study)
+    rows = study.rows
     trained = [read_run(folder) for folder in cards.runs]
     names = list(dict.fromkeys(t.training["name"] for t in trained))
     for name in names:
@@ -93,7 +94,7 @@ def write(cards: Cards) -> list[Path]:
             raise ValueError(f"none of the runs of {name} has the bundled weights; name its folder, or train with --bundle")
         if not select(rows, model=name):
             raise ValueError(f"{cards.study} is no study of {name}; run python -m experiments.reproduce with it first")
-    seeds = _score(trained, cards.study, manifest)
+    seeds = _score(trained, study)
     written = []
     for name in names:
         path = cards.out / f"{name}.md"
@@ -142,14 +143,14 @@ def card(name: str, trained: Sequence[Trained], rows: Sequence[Row], seeds: Sequ
     return "\n\n".join(sections) + "\n"
 
 
-def _score(trained: Sequence[Trained], folder: Path, manifest: dict[str, Any]) -> list[Row]:
+def _score(trained: Sequence[Trained], finished: Finished) -> list[Row]:
     """The tasks of the study without any ablation, for every run."""
-    study = reproduce.from_manifest(manifest)
-    mesh = batch_mesh()
-    data, settings = digit_scenes(study.data, study.seed), reproduce.settings(study, mesh)
-    store, rows = Store(folder / "seeds"), []
+    study, mesh = reproduce.from_manifest(finished.manifest), batch_mesh()
+    data = reproduce.study_data(study)
+    settings = reproduce.settings(study, data, mesh)
+    store, rows = Store(finished.folder / "seeds"), []
     for one in trained:
-        for job in plan([Subject(one.title, one.model(), mesh, data, settings, baseline=True)]):
+        for job in table.jobs(Subject(one.title, one.model(), mesh, data, settings, baseline=True)):
             cell = store.load(job.key) if job.key in store else run_job(job, store)
             rows += cell.rows
     return rows
@@ -175,7 +176,7 @@ def _curve(trained: Trained) -> str:
 def _over_seeds(trained: Sequence[Trained], seeds: Sequence[Row]) -> list[str]:
     if len(trained) < 2:
         return ["One seed was trained: there is no spread over training to report."]
-    columns = report.TABLE_COLUMNS
+    columns = _columns(seeds)
     values = [[_full(seeds, t.title, *column[:3])["value"] for column in columns] for t in trained]
     lines = [[f"seed {t.training['seed']}" + " (bundled)" * t.bundled, *map(percent, v)] for t, v in zip(trained, values, strict=True)]
     spread = [f"{percent(min(v))} to {percent(max(v))}, s.d. {percent(statistics.stdev(v))}" for v in zip(*values, strict=True)]
@@ -184,16 +185,16 @@ def _over_seeds(trained: Sequence[Trained], seeds: Sequence[Row]) -> list[str]:
 
 
 def _costs(name: str, rows: Sequence[Row]) -> str:
-    lines = []
+    lines, columns = [], _columns(rows)
     for condition in [c for c in _COSTS if select(rows, model=name, condition=c)]:
-        found = [_full(rows, name, *column[:3], condition=condition) for column in report.TABLE_COLUMNS]
+        found = [_full(rows, name, *column[:3], condition=condition) for column in columns]
         lines.append([condition, *(f"{_points(r['delta'])} [{_points(r['delta_ci_low'])}, {_points(r['delta_ci_high'])}]" for r in found)])
-    return _markdown(["points", *(heading.replace("<br>", " ") for *_, heading in report.TABLE_COLUMNS)], lines)
+    return _markdown(["points", *(heading.replace("<br>", " ") for *_, heading in columns)], lines)
 
 
 def _flow(name: str, rows: Sequence[Row]) -> list[str]:
     """Attention of CLS to the registers together, by block."""
-    flow = [r for r in select(rows, model=name, task="attention_flow", metric="cls") if r["feature"].startswith("registers")]
+    flow = [r for r in select(rows, model=name, task="attention_flow", metric="cls") if r["feature"].startswith("registers[")]
     if not flow:
         return []
     layers = sorted({r["layer"] for r in flow})
@@ -209,6 +210,11 @@ def _flow(name: str, rows: Sequence[Row]) -> list[str]:
 def _full(rows: Sequence[Row], model: str, task: str, metric: str, feature: str, condition: str = "full") -> Row:
     (row,) = select(rows, model=model, condition=condition, task=task, metric=metric, feature=feature)
     return row
+
+
+def _columns(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
+    """The columns of the ablation table with refitted read-outs."""
+    return [c for c in columns_of(rows) if not c[1].endswith("_frozen")]
 
 
 def _points(value: float) -> str:

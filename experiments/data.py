@@ -69,7 +69,16 @@ class DataSize:
 
 
 DEMO_SIZE = DataSize(
-    bank=1200, choose=300, test=1600, pairs=300, segmentation=400, segmentation_test=800, keypoints=0, calibration=512, flow=200, gallery=200
+    bank=1200,
+    choose=300,
+    test=1600,
+    pairs=300,
+    segmentation=400,
+    segmentation_test=800,
+    keypoints=0,
+    calibration=512,
+    flow=200,
+    gallery=200,
 )
 
 
@@ -121,9 +130,8 @@ class Keypoints(NamedTuple):
 
     Attributes:
         source, target: positions of the images in the part.
-        source_points: pixels of the source as the model sees it; valid: which of the slots hold a point.
-        target_points: pixels of the target as it was before resizing; scale: what turns pixels that the model sees, minus `offset`,
-            into those.
+        source_points, target_points: pixels of the images as the model sees them; valid: which of the slots hold a point.
+        scale: pixels of the target as it was, for one pixel (x and y) as the model sees it.
         box, size: longer side of the target's bounding box and of the target, in its own pixels.
         category: number of the pair's category in `categories`.
     """
@@ -134,7 +142,6 @@ class Keypoints(NamedTuple):
     target_points: Float[np.ndarray, "pairs points 2"]
     valid: Bool[np.ndarray, "pairs points"]
     scale: Float[np.ndarray, "pairs 2"]
-    offset: Float[np.ndarray, "pairs 2"]
     box: Float[np.ndarray, "pairs"]
     size: Float[np.ndarray, "pairs"]
     category: Int[np.ndarray, "pairs"]

@@ -11,7 +11,7 @@ from experiments.data import Masks
 from experiments.measures import Context, Kept, Measure, Reader, pack_readout, protocol_id, unpack_readout
 from jaxvit import metrics
 from jaxvit.probes import knn, logistic, segmentation
-from jaxvit.statistics import Scores, mean_scores, ratio, ratio_scores
+from jaxvit.statistics import Scores, ratio_scores
 
 L2 = 1e-4
 NEIGHBOURS, TEMPERATURE = 30, 0.02
@@ -115,11 +115,7 @@ def keypoints(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     found = metrics.match_keypoints(patches[points.source], patches[points.target], points.source_points, (rows, columns), side)
     measures = []
     for by, length in (("box", points.box), ("image", points.size)):
-        away = np.asarray(found) - points.offset[:, None]
-        hits, counts = (
-            np.asarray(a)
-            for a in metrics.pck(away * points.scale[:, None], points.target_points, points.valid, length, context.readouts.alphas)
-        )
+        hits, counts = metrics.pck(found, points.target_points, points.valid, length, context.readouts.alphas, points.scale)
         for alpha, column in zip(context.readouts.alphas, hits.T, strict=True):
             protocol = protocol_id("pck", alpha=alpha, by=by, images=data.protocols["keypoints"], match="cosine", **context.readouts.where)
             name = f"pck_{alpha:g}" + ("" if by == "box" else "_image_size")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.cells import Store
 from experiments.demo import label
 from experiments.figures import Finished, grid, picture
 from experiments.study import Arrays, Job, Row, Subject, key
@@ -18,8 +17,8 @@ from jaxvit.capture import BlockState
 TITLE = "Patch features as pictures"
 NOTE = (
     "First three principal components of the patch features as red, green and blue: each image has one basis and one scale for all its "
-    "conditions, so compare colours down a column, not along a row. Norms are before the final norm, on one scale for an image. Attention of "
-    "the last block over patches, mean over heads: of CLS, and mean of the registers, each scaled to its own maximum."
+    "conditions, so compare colours down a column, not along a row. Norms are before the final norm, on one scale for an image. "
+    "Attention of the last block over patches, mean over heads: of CLS, and mean of the registers, each scaled to its own maximum."
 )
 KIND = "maps"
 IMAGES = 6

@@ -87,7 +87,7 @@ class Runner:
         whole = [np.concatenate(part)[:count] for part in (cls, registers, patch_mean)]
         some = [p for p in patches if p is not None] or [(np.zeros((0, 0, whole[0].shape[-1]), np.float32), np.zeros((0, 0), np.float32))]
         tokens, norms = (np.concatenate(part)[:kept] for part in zip(*some, strict=True))
-        return Features(*whole, tokens, norms, layered)
+        return Features(whole[0], whole[1], whole[2], tokens, norms, layered)
 
     def each(self, program: Any, images: UInt8[np.ndarray, "images height width 3"], ablation: Ablation, first_id: int) -> dict[str, Any]:
         """What `program(model, images, edits, ids, valid)` returns, a dictionary of arrays with the images on their second axis

@@ -45,7 +45,7 @@ class Readouts:
     norm: Norm = "final"
     layer: int | None = None
     standardised: bool = True
-    solvers: tuple[Solver, ...] = ("logistic", "ridge", "parodi")
+    solvers: tuple[Solver, ...] = ("logistic", "ridge")
     cs: tuple[float, ...] = tuple(10.0**e for e in range(-4, 5))
     lambdas: tuple[float, ...] = tuple(10.0**e for e in range(-4, 3))
     neighbours: tuple[int, ...] = (10, 20, 100, 200)
@@ -151,7 +151,7 @@ def kept_of(arrays: Mapping[str, np.ndarray]) -> Kept:
 
 def joined(draws: Sequence[list[Measure]]) -> list[Measure]:
     """The same measures under several draws of a condition, as one list with the scores of all seeds."""
-    return [first._replace(scores=[s for m in same for s in m.scores]) for first, *rest in zip(*draws, strict=True) for same in [[first, *rest]]]
+    return [same[0]._replace(scores=[s for measure in same for s in measure.scores]) for same in zip(*draws, strict=True)]
 
 
 def as_one(scores: Sequence[Scores], repeat: int = 1) -> Scores:

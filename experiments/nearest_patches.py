@@ -41,13 +41,17 @@ def _compute(subject: Subject, store: Store) -> tuple[list[Row], Arrays]:
     registers = unit(jnp.asarray(features.registers[:count]).mean(axis=0))
     cosine = np.asarray(jnp.einsum("ipd,rd->rip", patches, registers))
     best = cosine.max(axis=2)
-    rows, columns, side = dense.grid_of(features.patches, images)
+    _, columns, side = dense.grid_of(features.patches, images)
     crops = []
     for r in range(len(cosine)):
         nearest = np.argsort(-best[r], kind="stable")[:SHOWN]
         crops.append([_crop(images[i], *divmod(int(cosine[r, i].argmax()), columns), side) for i in nearest])
-    told = protocol_id("nearest_patch", query="mean register", average="mean over images of the best patch", **subject.settings.readouts.where)
-    found = [("top_cosine", f"registers[{r}]", subject.settings.readouts.where["layer"], told, mean_scores(best[r])) for r in range(len(best))]
+    told = protocol_id(
+        "nearest_patch", query="mean register", average="mean over images of the best patch", **subject.settings.readouts.where
+    )
+    found = [
+        ("top_cosine", f"registers[{r}]", subject.settings.readouts.where["layer"], told, mean_scores(best[r])) for r in range(len(best))
+    ]
     return plain_rows(subject, "full", KIND, found), {"crops": np.array(crops), "best": best}
 
 

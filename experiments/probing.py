@@ -58,6 +58,7 @@ def linear_probe(f: Reader, context: Context, kept: Kept) -> list[Measure]:
 
 
 def _solved(name: str, leads: bool, parts: list[dict[str, np.ndarray]], context: Context, kept: Kept) -> Iterator[Measure]:
+    labels = jnp.asarray(context.data.labels["test"])
     solver, metric = SOLVERS[name], "top1" if leads else f"top1_{name}"
     for features in _by_width(parts[0]):
         stacked = [np.stack([part[feature] for feature in features]) for part in parts]
@@ -74,10 +75,8 @@ def _solved(name: str, leads: bool, parts: list[dict[str, np.ndarray]], context:
             yield measure("", "condition", one.correct, flag=flag, kept=pack_readout(f"{name}/{feature}", one.readout))
             if kept:
                 readout = unpack_readout(f"{name}/{feature}", kept, solver.kind)
-                correct = [
-                    metrics.top1(solver.predict(jax.tree.map(lambda leaf, s=s: leaf[s], readout), stacked[2][i]), context.data.labels["test"])
-                    for s in range(len(one.correct))
-                ]
+                seeds = [jax.tree.map(lambda leaf, s=s: leaf[s], readout) for s in range(len(one.correct))]
+                correct = [metrics.top1(solver.predict(seed, stacked[2][i]), labels) for seed in seeds]
                 yield measure("_frozen", "full", correct, full=metric)
 
 

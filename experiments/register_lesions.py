@@ -12,8 +12,8 @@ from experiments.study import Job, Subject
 
 TITLE = "Single and cumulative lesions of registers"
 NOTE = (
-    "Difference from the full condition in points, with 95 % intervals of the paired difference: R1 alone to the last alone, then R1 to R2, "
-    "and so on to all (zero_registers). That single differences do not add up to the joint one says that registers share what they carry."
+    "Difference from the full condition in points, with 95 % intervals of the paired difference: R1 alone to the last alone, then R1 to "
+    "R2, and so on to all (zero_registers). Where single differences do not add up to the joint one, registers share what they carry."
 )
 
 

@@ -200,7 +200,9 @@ def rows_of(
         )
     rows = []
     for entry, score, (low, high), found in zip(told, scores, intervals, compared, strict=True):
-        row = {"model": subject.name, "condition": condition, "task": task} | {n: entry[n] for n in ("metric", "protocol", "layer", "feature")}
+        row = {"model": subject.name, "condition": condition, "task": task} | {
+            n: entry[n] for n in ("metric", "protocol", "layer", "feature")
+        }
         row |= {"value": value(score), "ci_low": low, "ci_high": high, "n": len(score.contributions), "seed": settings.seed}
         row |= {"seeds": len(entry["by_seed"]), "by_seed": entry["by_seed"]}
         row |= dict.fromkeys(("delta", "delta_ci_low", "delta_ci_high", "p_value", "p_holm"))

@@ -59,8 +59,9 @@ def _rows(subject: Subject, condition: str, task: str) -> Job:
 
     def compute(store: Store) -> tuple[list[Row], Arrays]:
         found = measures.joined([measures.unpack(store.load(_scores_key(subject, condition, draw, task)).arrays) for draw in draws])
+        layer = subject.settings.readouts.where["layer"]
         told = [
-            {"layer": subject.settings.readouts.where["layer"], "by_seed": [value(s) for s in m.scores], **{n: getattr(m, n) for n in measures.TOLD}} for m in found
+            {name: getattr(m, name) for name in measures.TOLD} | {"layer": layer, "by_seed": [value(s) for s in m.scores]} for m in found
         ]
         scores = [measures.as_one(m.scores) for m in found]
         if condition == "full":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -177,6 +178,21 @@ def create(model: str | ViTConfig, seed: int = 0) -> ViT:
         ValueError: the name is not in `MODELS`.
     """
     return _create(config_of(model), jax.random.key(seed))
+
+
+def truncated(model: ViT, depth: int) -> ViT:
+    """The model that ends after its first `depth` blocks, with the same final norm.
+
+    Raises:
+        ValueError: the model does not have so many blocks, or `depth` is below 1.
+    """
+    if not 1 <= depth <= model.config.depth:
+        raise ValueError(f"the model has blocks 0 to {model.config.depth - 1}; it cannot end after block {depth - 1}")
+    graph, state = nnx.split(model)
+    short = nnx.merge(graph, state)
+    short.config = dataclasses.replace(model.config, depth=depth)
+    short.blocks = jax.tree.map(lambda leaf: leaf[:depth], model.blocks)
+    return short
 
 
 def abstract(model: str | ViTConfig) -> ViT:
