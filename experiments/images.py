@@ -178,7 +178,8 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], label: str) -> Iterator[Result]:
-    """`map` over a pool of threads, in order and with few results waiting; a bar where it takes more than a few seconds."""
+    """`map` over a pool of threads, in order and with few results waiting; on a terminal a bar where it takes more than a few
+    seconds."""
     items = list(items)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
@@ -189,7 +190,7 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], label: str
                 for result in pool.map(work, items[start : start + _CHUNK]):
                     yield result
                     bar.advance(task)
-                if time.monotonic() - began > _PATIENCE:
+                if bar.console.is_terminal and time.monotonic() - began > _PATIENCE:
                     bar.start()  # a second start does nothing
     finally:
         if bar.live.is_started:

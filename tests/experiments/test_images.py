@@ -211,6 +211,15 @@ def test_without_a_writable_cache_pixels_stay_in_memory(tmp_path: Path, monkeypa
     assert not list((tmp_path / "fills" / "images").iterdir())
 
 
+def test_threads_keep_the_order_and_short_work_is_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(images.in_threads(lambda n: n * n, range(200), "squaring")) == [n * n for n in range(200)]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(images, "_PATIENCE", -1.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, a terminal
+    assert list(images.in_threads(lambda n: n * n, range(200), "squaring")) == [n * n for n in range(200)]
+    assert "squaring" in capsys.readouterr().err
+
+
 def test_real_photographs_are_read(tmp_path: Path) -> None:
     folder = SHARED / "data" / "photos" / "val"
     if not folder.is_dir():
