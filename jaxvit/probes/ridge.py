@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxvit.probes.selection import Probe, choose_and_score, one_hot, shares
+from jaxvit.probes.selection import Probe, choose_and_score, labels_of_each, many, one_hot, shares
 
 LAMBDAS = tuple(10.0**e for e in range(-4, 3))
 """Default regularisations, per example, on standardised features."""
@@ -134,3 +135,30 @@ def probe(
     """
     path = fit(train, one_hot(train_labels, classes), lambdas, train_labels >= 0)
     return choose_and_score(path, predict, path.lambdas, validation, validation_labels, test, test_labels, classes)
+
+
+@functools.partial(jax.jit, static_argnames=("classes", "lambdas", "together", "mesh"))
+def probe_many(
+    train: Shaped[Array, "problems train width"],
+    train_labels: Int[Array, "*problems train"],
+    validation: Shaped[Array, "problems validation width"],
+    validation_labels: Int[Array, "*problems validation"],
+    test: Shaped[Array, "problems test width"],
+    test_labels: Int[Array, "*problems test"],
+    classes: int,
+    lambdas: tuple[float, ...] = LAMBDAS,
+    together: int = 1,
+    mesh: Mesh | None = None,
+) -> Probe[Ridge]:
+    """`probe` of many problems (layers, features, conditions) in one program; everything found has their axis in front.
+
+    Labels are the problems' own or, without that axis, those of all. On a mesh the problems are shared out, see
+    `selection.many`. Beside inputs and outputs a device needs memory for `together` problems: about (2 train + 3 width) width
+    floats each.
+
+    Raises:
+        ValueError: see `fit` and `selection.many`.
+    """
+    labels = (labels_of_each(part, len(train)) for part in (train_labels, validation_labels, test_labels))
+    arrays = tuple(array for part in zip((train, validation, test), labels, strict=True) for array in part)
+    return many(lambda problem: probe(*problem, classes, lambdas), arrays, together, mesh)

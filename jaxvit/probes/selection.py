@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxvit.metrics import top1
 
 Readout = TypeVar("Readout", bound="Path")
+Found = TypeVar("Found")
 
 
 class Path(Protocol):
@@ -89,3 +91,45 @@ def choose_and_score(
     readout = path.at(chosen)
     edge = (penalties[chosen] == penalties.min()) | (penalties[chosen] == penalties.max())
     return Probe(top1(predict(readout, test), test_labels), chosen, edge, readout)
+
+
+def many(one: Callable[[Any], Found], problems: Any, together: int = 1, mesh: Mesh | None = None) -> Found:
+    """`one` of every problem along the leading axis of the arrays, stacked.
+
+    Args:
+        problems: arrays with the same leading axis.
+        together: problems that a device solves at a time: what one needs beside its inputs and outputs is needed so often. A CPU
+            core is fastest with 1, its cache holds one problem.
+        mesh: its devices share the problems, device d gets problems d, d + devices, ..., so that neighbours (layers, say), which
+            take about as long, fall to different ones. By default all stay where the inputs are.
+
+    Raises:
+        ValueError: `together` is below 1, there is no problem, or the leading axes differ.
+    """
+    counts = {len(leaf) for leaf in jax.tree.leaves(problems)}
+    if len(counts) != 1 or 0 in counts or together < 1:
+        raise ValueError(f"arrays hold {sorted(counts)} problems, {together} at a time; give one count above 0, and 1 or more at a time")
+
+    def share(problems: Any) -> Found:
+        return jax.lax.map(one, problems) if together == 1 else jax.lax.map(one, problems, batch_size=together)
+
+    if mesh is None:
+        return share(problems)
+    count, devices = counts.pop(), mesh.size
+    each = -(-count // devices)
+
+    def deal(leaf: Array) -> Array:  # the last problem once more where they do not divide evenly
+        filled = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], each * devices - count, axis=0)])
+        return filled.reshape(each, devices, *leaf.shape[1:])
+
+    def column(problems: Any) -> Found:
+        return jax.tree.map(lambda leaf: leaf[:, None], share(jax.tree.map(lambda leaf: leaf[:, 0], problems)))
+
+    spec = PartitionSpec(None, mesh.axis_names)
+    found = jax.shard_map(column, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(jax.tree.map(deal, problems))
+    return jax.tree.map(lambda leaf: leaf.reshape(each * devices, *leaf.shape[2:])[:count], found)
+
+
+def labels_of_each(labels: Int[Array, "*problems rows"], problems: int) -> Int[Array, "problems rows"]:
+    """Labels of every problem, where all share theirs or each has its own."""
+    return labels if labels.ndim == 2 else jnp.broadcast_to(labels, (problems, len(labels)))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,6 +157,28 @@ def test_knn_is_its_definition_for_every_k_and_chunk():
     np.testing.assert_array_equal(knn.correct(jnp.asarray([-1, 2]), jnp.asarray([-1, 2])), [0, 1])
 
 
+def ties(rows: int, seed: int) -> np.ndarray:
+    """Vectors of length exactly 1 whose cosines are multiples of a quarter: many are equal, and no order of sums changes one."""
+    generator = np.random.default_rng(seed)
+    signs = generator.choice([-0.5, 0.5], (rows, 4))
+    vectors = np.zeros((rows, 6), np.float32)
+    np.put_along_axis(vectors, generator.random((rows, 6)).argsort(axis=1)[:, :4], signs, axis=1)
+    return vectors
+
+
+@pytest.mark.parametrize(("k", "rows"), [(1, 64), (7, 64), (7, 1000), (60, 13)])
+def test_of_equally_near_rows_the_lower_index_comes_first_whatever_the_chunks(k, rows):
+    """Against a stable sort; 450 rows are no multiple of the chunks, and with k 60 rows that are not valid are among the nearest."""
+    bank, queries = ties(450, 0), ties(9, 1)
+    valid = np.random.default_rng(2).random(450) < (0.1 if k == 60 else 0.8)
+    bank[~valid] = np.nan
+    cosine = np.where(valid, queries @ np.nan_to_num(bank).T, -np.inf)
+    want = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    similarity, index = knn.nearest(jnp.asarray(queries), jnp.asarray(bank), k, jnp.asarray(valid), chunk=4, rows=rows)
+    np.testing.assert_array_equal(index, want)
+    np.testing.assert_array_equal(similarity, np.take_along_axis(cosine, want, axis=1))
+
+
 def test_retrieval_averages_soft_labels():
     bank, queries = clusters(40)[0], clusters(6, seed=1)[0]
     targets = np.random.default_rng(0).dirichlet(np.ones(3), 40).astype(np.float32)
@@ -168,6 +194,11 @@ def test_retrieval_averages_soft_labels():
 def test_k_must_fit_the_bank(ks):
     with pytest.raises(ValueError, match="k"):
         knn.classify(jnp.ones((40, 2)), jnp.zeros(40, int), jnp.ones((3, 2)), CLASSES, ks)
+
+
+def test_chunks_hold_at_least_one_row():
+    with pytest.raises(ValueError, match="at least 1"):
+        knn.nearest(jnp.ones((3, 2)), jnp.ones((4, 2)), 1, rows=0)
 
 
 def test_class_shares_count_pixels():
@@ -286,17 +317,53 @@ def test_the_logistic_probe_chooses_on_validation_and_scores_on_test():
     assert bool(result.edge) == (best in (0, 3))
     assert np.mean(np.asarray(result.correct) != scores[best]) <= 0.002
     assert float(result.readout.penalty) == pytest.approx(1 / (cs[best] * 700))
-    backwards = logistic.probe(*arrays, 10, cs[::-1], iterations=500, tolerance=1e-5)
-    assert cs[::-1][int(backwards.chosen)] == cs[best], "chosen is a position in the grid as it was given"
-    narrow = logistic.probe(*arrays, 10, cs[:2], iterations=500)
+    narrow = logistic.probe(*arrays, 10, cs[1::-1], iterations=500, tolerance=1e-5)
+    assert cs[1::-1][int(narrow.chosen)] == cs[max(range(2), key=lambda i: (accuracy[i], -cs[i]))], "a position in the grid as it was given"
     assert narrow.edge
     padded = [jnp.concatenate([a, jnp.full((5, *a.shape[1:]), jnp.nan if a.ndim == 2 else -1, a.dtype)]) for a in arrays]
-    filled = logistic.probe(*padded, 10, cs, iterations=500, tolerance=1e-5)
-    assert filled.chosen == best
-    assert not np.asarray(filled.correct[-5:]).any()
+    both = [jnp.stack([a, 2 * a]) if a.ndim == 2 else a for a in padded]  # twice the features are the same problem
+    filled = logistic.probe_many(*both, 10, cs, iterations=500, tolerance=1e-5)
+    np.testing.assert_array_equal(filled.chosen, [best, best])
+    assert not np.asarray(filled.correct[:, -5:]).any()
+    assert np.abs(np.asarray(filled.correct)[:, :-5] - np.asarray(result.correct)).mean(axis=1).max() <= 0.002
     with pytest.raises(ValueError, match="all positive"):
         logistic.probe(*arrays, 10, ())
 
 
 def test_the_path_of_dinov2_has_45_values_from_a_millionth_to_a_hundred_thousand():
     np.testing.assert_allclose(logistic.DINOV2_CS, 10 ** np.linspace(-6, 5, 45))
+
+
+def test_many_problems_are_a_loop():
+    splits = [[clusters(rows, 6, seed=10 * problem + rows, noise=4.0) for problem in range(3)] for rows in (60, 40, 50)]
+    arrays = [jnp.asarray(np.stack(array)) for split in splits for array in zip(*split, strict=True)]
+    found = ridge.probe_many(*arrays, CLASSES, LAMBDAS, together=2)
+    for problem in range(3):
+        one = ridge.probe(*(a[problem] for a in arrays), CLASSES, LAMBDAS)
+        np.testing.assert_array_equal(found.correct[problem], one.correct)
+        assert found.chosen[problem] == one.chosen
+        np.testing.assert_allclose(found.readout.weights[problem], one.readout.weights, atol=1e-5)
+    with pytest.raises(ValueError, match=r"\[2, 3\] problems"):
+        ridge.probe_many(*arrays[:4], arrays[4][:2], arrays[5][:2], CLASSES)
+
+
+def test_two_devices_find_what_one_finds():
+    """In a process of its own, which has two devices; three problems and seven queries do not divide evenly."""
+    script = """
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+from jaxvit.probes import knn, ridge
+from jaxvit.sharding import batch_mesh
+mesh, generator = batch_mesh(), np.random.default_rng(0)
+assert mesh.size == 2
+features = [generator.normal(size=(3, rows, 4)).astype(np.float32) for rows in (40, 20, 30)]
+labels = [generator.integers(0, 3, rows) for rows in (40, 20, 30)]
+arrays = [array for part in zip(features, labels) for array in part]
+one, two = (ridge.probe_many(*arrays, 3, (1e-2, 1.0), mesh=where) for where in (None, mesh))
+assert len(two.correct.sharding.device_set) == 2
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
+bank, queries = features[0][0], features[1][0, :7]
+np.testing.assert_array_equal(*(knn.classify(bank, labels[0], queries, 3, (1, 5), rows=16, mesh=where) for where in (None, mesh)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
