@@ -17,12 +17,13 @@ from jaxtyping import Array, Float, UInt8
 import jaxvit
 from experiments.conditions import SITES
 from jaxvit import Ablation, Statistics, ViT
-from jaxvit.capture import CaptureSpec
+from jaxvit.capture import CAPTURES, Capture, CaptureSpec, resolve
 from jaxvit.edits import Edits
 from jaxvit.sharding import Batch, batches, replicate
 
 Norm = Literal["final", "none"]
 """Tokens are read after the final norm, or as the last block leaves them."""
+Captures = tuple[tuple[str, Capture], ...]
 _IN_FLIGHT = 2
 
 
@@ -42,10 +43,17 @@ class Features(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("capture", "norm", "dense"))
 def _forward(
-    model: ViT, images: Array, edits: Edits | None, capture: CaptureSpec, ids: Array, valid: Array, norm: Norm, dense: bool
+    model: ViT,
+    images: Array,
+    edits: Edits | None,
+    capture: tuple[tuple[str, Capture], ...],
+    ids: Array,
+    valid: Array,
+    norm: Norm,
+    dense: bool,
 ) -> tuple[Array, Array, Array, tuple[Array, Array] | None, dict[str, Array]]:
     """Pixels to features in one program: whatever is done outside of it waits for the batch before."""
-    out = jaxvit.forward(model, jaxvit.normalise(images, model.config), edits, capture, ids, valid)
+    out = jaxvit.forward(model, jaxvit.normalise(images, model.config), edits, dict(capture), ids, valid)
     tokens, prefix = out.tokens if norm == "final" else out.prenorm, out.layout.prefix
     patches, norms = tokens[:, prefix:], jnp.linalg.norm(out.prenorm[:, prefix:].astype(jnp.float32), axis=-1)
     return tokens[:, 0], tokens[:, 1:prefix], patches.mean(axis=1), (patches, norms) if dense else None, out.captured
@@ -75,11 +83,11 @@ class Runner:
         """Features of every image; example ids count from `first_id`. Patches are kept of the first `dense` images, by default of all."""
         count = len(images)
         kept = count if dense is None else min(dense, count)
-        edits = self._edits(ablation, images)
+        edits, captures = self._edits(ablation, images), resolve(capture, CAPTURES)
 
         def start(number: int, batch: Batch) -> tuple:
             wanted = number * self.batch_size < kept
-            return _forward(self.model, batch.rows, edits, capture, batch.example_ids, batch.valid, norm, wanted)
+            return _forward(self.model, batch.rows, edits, captures, batch.example_ids, batch.valid, norm, wanted)
 
         done = list(self._in_flight(start, images, first_id))
         cls, registers, patch_mean, patches, captured = zip(*done, strict=True)

@@ -86,28 +86,18 @@ def _by_width(features: dict[str, np.ndarray]) -> list[list[str]]:
     return [[name for name, array in features.items() if array.shape[1] == width] for width in widths]
 
 
-def _labels(context: Context) -> list[np.ndarray]:
-    return [context.data.labels[part] for part in PARTS]
-
-
 def _logistic(parts: Sequence[np.ndarray], context: Context) -> Probe:
-    bank, choose, test = _labels(context)
-    classes = len(context.data.classes)
-
-    def one(rows: tuple[jax.Array, jax.Array, jax.Array]) -> Probe:
-        return logistic.probe(rows[0], bank, rows[1], choose, rows[2], test, classes, context.readouts.cs)
-
-    return _one_seed(jax.lax.map(one, tuple(map(jnp.asarray, parts))))
+    return _one_seed(logistic.probe_many(*_problems(parts, context), cs=context.readouts.cs, mesh=context.mesh))
 
 
 def _ridge(parts: Sequence[np.ndarray], context: Context) -> Probe:
-    bank, choose, test = _labels(context)
-    classes = len(context.data.classes)
+    return _one_seed(ridge.probe_many(*_problems(parts, context), lambdas=context.readouts.lambdas, mesh=context.mesh))
 
-    def one(rows: tuple[jax.Array, jax.Array, jax.Array]) -> Probe:
-        return ridge.probe(rows[0], bank, rows[1], choose, rows[2], test, classes, context.readouts.lambdas)
 
-    return _one_seed(jax.lax.map(one, tuple(map(jnp.asarray, parts))))
+def _problems(parts: Sequence[np.ndarray], context: Context) -> list[Any]:
+    """Features and labels in turn, and the number of classes: what probes take."""
+    labels = [context.data.labels[part] for part in PARTS]
+    return [array for pair in zip(parts, labels, strict=True) for array in pair] + [len(context.data.classes)]
 
 
 def _one_seed(probes: Probe) -> Probe:
