@@ -1,1 +1,1 @@
-"""Read-outs of features: ridge, softmax regression, k-NN, and the way between patches and pixels."""
+"""Read-outs of features: ridge, few-shot, softmax regression, SGD, k-NN, and the way between patches and pixels."""

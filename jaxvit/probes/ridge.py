@@ -62,24 +62,27 @@ def standardisation(
     return origin + mean, jnp.where(deviation > 1e-6 * jnp.abs(origin + mean), deviation, 1.0)
 
 
-@functools.partial(jax.jit, static_argnames="lambdas")
+@functools.partial(jax.jit, static_argnames=("lambdas", "epsilon"))
 def fit(
     features: Shaped[Array, "rows width"],
     targets: Float[Array, "rows classes"],
     lambdas: tuple[float, ...] = LAMBDAS,
     weights: Shaped[Array, "rows"] | None = None,
+    epsilon: float = 0.0,
 ) -> Ridge:
     """Least squares with a squared-norm penalty, for every lambda (Hoerl & Kennard 1970).
 
     Minimises, over W and b, sum_i w_i |targets_i - z_i W - b|^2 + lambda (sum_i w_i) |W|^2 with z the standardised
     features: lambda is per example, so that a grid fits any number of rows (`sklearn.linear_model.Ridge` has
     alpha = lambda * rows). The intercept is not penalised. Float32: the correlation matrix C is exact to 1e-7, so the weights
-    are exact to about 1e-7 |C| / (lambda + smallest eigenvalue of C), relative.
+    are exact to about 1e-7 |C| / (lambda + smallest eigenvalue of C), relative; with fewer rows than channels, where the
+    products of rows are decomposed instead, there is no such eigenvalue.
 
     Args:
         targets: one-hot labels, or soft ones such as the class shares of a patch's pixels.
         lambdas: regularisations, positive.
         weights: of the rows, non-negative; 0 or False for padding.
+        epsilon: added to the standard deviation of every channel.
 
     Raises:
         ValueError: no lambda is given, or one is not positive.
@@ -88,21 +91,25 @@ def fit(
         raise ValueError(f"lambdas are {lambdas}; give at least one, all positive")
     share = shares(len(features), weights)
     mean, scale = standardisation(features, weights)
+    scale = scale + epsilon
     z = jnp.where(share[:, None] > 0, (features.astype(jnp.float32) - mean) / scale, 0)
     targets = jnp.where(share[:, None] > 0, targets, 0)
     intercept = matmul(share, targets)
-    weighted = share[:, None] * z
-    correlation, covariance = matmul(weighted.T, z), matmul(weighted.T, targets - intercept)
-    values, vectors = jnp.linalg.eigh(correlation)
+    root = jnp.sqrt(share)[:, None]
+    rows, right = root * z, root * (targets - intercept)
+    dual = features.shape[0] < features.shape[1]  # W = rows' A, with A of the rows, where those are fewer than channels
+    gram, right = (matmul(rows, rows.T), right) if dual else (matmul(rows.T, rows), matmul(rows.T, right))
+    values, vectors = jnp.linalg.eigh(gram)
     values = jnp.maximum(values, 0)
 
     def solve(penalty: Float[Array, ""]) -> Float[Array, "width classes"]:
-        def inverse(right: Float[Array, "width classes"]) -> Float[Array, "width classes"]:
+        def inverse(right: Float[Array, "side classes"]) -> Float[Array, "side classes"]:
             return matmul(vectors, matmul(vectors.T, right) / (values + penalty)[:, None])
 
-        solution = inverse(covariance)
+        solution = inverse(right)
         # One step of iterative refinement: rounding in the eigenvectors of eigenvalues near 0 would be divided by lambda.
-        return solution + inverse(covariance - matmul(correlation, solution) - penalty * solution)
+        solution = solution + inverse(right - matmul(gram, solution) - penalty * solution)
+        return matmul(rows.T, solution) if dual else solution
 
     grid = jnp.asarray(lambdas, jnp.float32)
     # One lambda at a time: the largest intermediate then is what is returned.

@@ -1,0 +1,133 @@
+"""Few-shot linear regression: the read-out of big_vision, from a few examples of every class, drawn several times.
+
+The original is `big_vision/evaluators/fewshot_lsr.py`: features standardised by the mean and standard deviation (plus 1e-5) of
+the examples drawn, targets -1 and 1, a constant feature of 100 for the bias, least squares with a squared-norm penalty that is
+not per example, accuracy of the largest score. `ridge.fit` finds the same classes: every class has the same number of examples,
+so that bias and target offset are the same for all classes and the largest score does not depend on them, whatever their
+penalty; the rest is lambda = penalty / (shots x classes).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxvit.metrics import top1
+from jaxvit.probes import ridge
+from jaxvit.probes.ridge import Ridge
+from jaxvit.probes.selection import Probe, choose_and_score, one_hot
+
+BIG_VISION_PENALTY = 2.0**10
+"""The one penalty of big_vision (`configs/common_fewshot.py`), with shots 1, 5, 10, 25 and seeds 0, 1, 2: nothing is chosen."""
+
+BIG_VISION_PENALTIES = tuple(2.0**i for i in range(-10, 20))
+"""The grid of its forerunner, as kept in `scenic/train_lib/transfer/fewshot_utils.py`. There the penalty is chosen, for every
+number of shots, by the mean rank of its accuracy over several data sets ON THE TEST SPLITS that are reported. Here it is chosen
+on a validation split."""
+
+EPSILON = 1e-5
+
+
+class FewShot(NamedTuple):
+    """What few-shot probes found, with axes of the numbers of shots and of the seeds in front.
+
+    Attributes:
+        correct: 1 where the test example was classified right, else 0 (padding too).
+        chosen: position of the chosen penalty in the grid.
+        edge: the chosen one is the smallest or largest of the grid.
+        readout: the chosen read-outs, for use on other conditions; `at` takes one out.
+    """
+
+    correct: Float[Array, "shots seeds test"]
+    chosen: Int[Array, "shots seeds"]
+    edge: Bool[Array, "shots seeds"]
+    readout: Ridge
+
+    def at(self, shots: int, seed: int) -> Probe[Ridge]:
+        """What one probe found, by its positions among the numbers of shots and among the seeds."""
+        found = jax.tree.map(lambda leaf: leaf[shots, seed], self)
+        return Probe(found.correct, found.chosen, found.edge, found.readout)
+
+
+def few_shot(
+    train: Shaped[Array, "train width"],
+    train_labels: Int[Array, "train"],
+    test: Shaped[Array, "test width"],
+    test_labels: Int[Array, "test"],
+    classes: int,
+    validation: Shaped[Array, "validation width"] | None = None,
+    validation_labels: Int[Array, "validation"] | None = None,
+    shots: Sequence[int] = (1, 5, 10, 25),
+    seeds: Sequence[int] = (0, 1, 2),
+    penalties: tuple[float, ...] = (BIG_VISION_PENALTY,),
+) -> FewShot:
+    """Fit on a few examples of every class, drawn anew for every seed, and score on test. Rows labelled -1 are padding.
+
+    By default the protocol of big_vision, whose one penalty is fixed. A grid of them needs a validation split, on which one is
+    chosen for every draw by accuracy (of equals the largest): never on test. Examples are those that big_vision draws for a seed
+    from the same rows in the same order; the examples of fewer shots are among those of more.
+
+    Args:
+        penalties: of the squared norm of the weights, beside the sum (not the mean) of squares over the examples.
+
+    Raises:
+        ValueError: a class has fewer training examples than shots; shots, seeds or penalties are empty, or shots or penalties not
+            positive; several penalties without a validation split.
+    """
+    if not shots or not seeds or min(shots) < 1:
+        raise ValueError(f"shots are {tuple(shots)} and seeds {tuple(seeds)}; give at least one of each, and shots of at least 1")
+    if len(penalties) > 1 and (validation is None or validation_labels is None):
+        raise ValueError(f"{len(penalties)} penalties, no validation split to choose on; give one that is not reported, or one penalty")
+    found = []
+    for count in shots:
+        rows = np.stack([draw(train_labels, classes, count, seed) for seed in seeds])
+        lambdas = tuple(penalty / (count * classes) for penalty in penalties)
+        examples = jnp.asarray(train)[rows], jnp.asarray(train_labels)[rows]
+        found.append(_probe(*examples, validation, validation_labels, test, test_labels, classes, lambdas))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+    return FewShot(stacked.correct, stacked.chosen, stacked.edge, stacked.readout)
+
+
+def draw(labels: Int[Array, "rows"], classes: int, shots: int, seed: int) -> Int[np.ndarray, "examples"]:
+    """Rows of the first `shots` of every class in the permutation of its rows that the seed gives, class by class.
+
+    Raises:
+        ValueError: a class has fewer rows.
+    """
+    generator, found = np.random.default_rng(seed), np.asarray(labels)
+    permuted = [generator.permutation(np.flatnonzero(found == label)) for label in range(classes)]
+    fewest = min(range(classes), key=lambda label: len(permuted[label]))
+    if len(permuted[fewest]) < shots:
+        raise ValueError(
+            f"class {fewest} has {len(permuted[fewest])} training examples, fewer than {shots} shots; give more or ask for fewer"
+        )
+    return np.concatenate([rows[:shots] for rows in permuted])
+
+
+@functools.partial(jax.jit, static_argnames=("classes", "lambdas"))
+def _probe(
+    examples: Shaped[Array, "seeds examples width"],
+    labels: Int[Array, "seeds examples"],
+    validation: Shaped[Array, "validation width"] | None,
+    validation_labels: Int[Array, "validation"] | None,
+    test: Shaped[Array, "test width"],
+    test_labels: Int[Array, "test"],
+    classes: int,
+    lambdas: tuple[float, ...],
+) -> Probe[Ridge]:
+    """One number of shots, one seed after the other."""
+
+    def one(drawn: tuple[Array, Array]) -> Probe[Ridge]:
+        path = ridge.fit(drawn[0], one_hot(drawn[1], classes), lambdas, epsilon=EPSILON)
+        if validation is None or validation_labels is None:
+            readout = path.at(0)
+            return Probe(top1(ridge.predict(readout, test), test_labels), jnp.int32(0), jnp.bool_(True), readout)
+        return choose_and_score(path, ridge.predict, path.lambdas, validation, validation_labels, test, test_labels, classes)
+
+    return jax.lax.map(one, (examples, labels))
