@@ -106,7 +106,7 @@ def _meter(study: Finished, models: list[str]) -> str:
             cells = [last[metric] for metric, _ in METER]
             shown = [f"<td>{r['value']:.3f}<small>{r['ci_low']:.3f} – {r['ci_high']:.3f}</small></td>" for r in cells]
             body += f"<tr><td>{html.escape(label(model))} · {condition}</td>{''.join(shown)}</tr>"
-    return f"<table><tr><th>last block</th>{heads}</tr>{body}</table>"
+    return f"<details open><summary>all conditions</summary><table><tr><th>last block</th>{heads}</tr>{body}</table></details>"
 
 
 if __name__ == "__main__":

@@ -69,12 +69,12 @@ class DataSize:
 
 
 DEMO_SIZE = DataSize(
-    bank=1200,
+    bank=1000,
     choose=300,
-    test=1600,
+    test=1400,
     pairs=300,
     segmentation=400,
-    segmentation_test=800,
+    segmentation_test=500,
     keypoints=0,
     calibration=512,
     flow=200,

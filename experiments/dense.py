@@ -81,7 +81,7 @@ def segment(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     retrieved = []
     for seed in context.seeds:
         chosen = _memory(counted[:, 0] > 0, context.readouts.memory, seed)
-        labels = knn.retrieve(patches[chosen], targets[chosen], queries, min(NEIGHBOURS, len(chosen)), TEMPERATURE)
+        labels = knn.retrieve(patches[chosen], targets[chosen], queries, min(NEIGHBOURS, len(chosen)), TEMPERATURE, mesh=context.mesh)
         retrieved.append(Scores(score(np.asarray(labels)), metrics.mean_iou))
     told = protocol("hummingbird", k=NEIGHBOURS, temperature=TEMPERATURE, memory=context.readouts.memory)
     return [*measures, Measure("miou_retrieval", "patches", told, retrieved)]

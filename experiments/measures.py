@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,8 @@ from jaxvit.statistics import Finish, Scores, over_seeds, ratio, weighted_median
 
 CONSTANT = "constant by construction"
 Solver = Literal["logistic", "ridge", "parodi", "dinov2_grid"]
+Feature = Literal["cls", "patch_mean", "register_mean", "registers", "cls+patch_mean", "cls+registers"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 Kept = Mapping[str, np.ndarray]
 """What a task kept in the full condition, by name; empty in the full condition itself."""
 FINISHES: dict[str, Finish] = {f.__name__: f for f in (ratio, mean_iou, weighted_median)}
@@ -31,6 +33,7 @@ class Readouts:
         norm: tokens after the final norm ("final"), or as the block leaves them ("none").
         layer: block whose output is read, by default the last.
         standardised: channels divided by their standard deviation before a linear read-out.
+        features: tokens that linear probes read, "registers" being each one alone; those that a model does not have are left out.
         solvers: of the linear probe; the first is the one that tables show.
         cs: inverse penalties of the logistic regression, as scikit-learn counts them.
         lambdas: penalties of the ridge, per example.
@@ -45,15 +48,16 @@ class Readouts:
     norm: Norm = "final"
     layer: int | None = None
     standardised: bool = True
+    features: tuple[Feature, ...] = FEATURES
     solvers: tuple[Solver, ...] = ("logistic", "ridge")
-    cs: tuple[float, ...] = tuple(10.0**e for e in range(-4, 5))
+    cs: tuple[float, ...] = tuple(10.0**e for e in range(-5, 3))
     lambdas: tuple[float, ...] = tuple(10.0**e for e in range(-4, 3))
     neighbours: tuple[int, ...] = (10, 20, 100, 200)
     shots: tuple[int, ...] = (1, 5, 10, 25)
     epochs: int = 10
     tolerance: float = 1.0
     alphas: tuple[float, ...] = (0.05, 0.1, 0.15)
-    memory: int = 4000
+    memory: int = 2000
 
     def __post_init__(self) -> None:
         if not self.solvers:

@@ -10,8 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.features import Features
-from experiments.measures import CONSTANT, Context, Kept, Measure, Reader, Readouts, pack_readout, protocol_id, unpack_readout
+from experiments.measures import (
+    CONSTANT,
+    FEATURES,
+    Context,
+    Feature,
+    Kept,
+    Measure,
+    Reader,
+    Readouts,
+    pack_readout,
+    protocol_id,
+    unpack_readout,
+)
 from jaxvit import metrics
+from jaxvit.probes import few_shot as few_shots
 from jaxvit.probes import knn, logistic, ridge
 from jaxvit.probes.selection import Probe
 from jaxvit.statistics import Scores, mean_scores
@@ -19,17 +32,21 @@ from jaxvit.statistics import Scores, mean_scores
 PARTS = ("bank", "choose", "test")
 
 
-def tokens(part: Features) -> dict[str, np.ndarray]:
-    """Every feature that a probe reads, [images, width]; joined tokens are concatenated."""
-    found = {"cls": part.cls, "patch_mean": part.patch_mean}
-    count = part.registers.shape[1]
-    if count:
-        found["register_mean"] = part.registers.mean(axis=1)
-        found |= {f"registers[{r}]": part.registers[:, r] for r in range(count)}
-    found["cls+patch_mean"] = np.concatenate([part.cls, part.patch_mean], axis=1)
-    if count:
-        found["cls+registers"] = np.concatenate([part.cls, part.registers.reshape(len(part.registers), -1)], axis=1)
+def tokens(part: Features, wanted: Sequence[Feature] = FEATURES) -> dict[str, np.ndarray]:
+    """The wanted features that there are, [images, width]; joined tokens are concatenated."""
+    found, registers = {}, part.registers
+    for feature in wanted:
+        if feature == "registers":
+            found |= {f"registers[{r}]": registers[:, r] for r in range(registers.shape[1])}
+        elif "register" not in feature or registers.shape[1]:
+            found[feature] = np.concatenate([_token(part, name) for name in feature.split("+")], axis=1)
     return found
+
+
+def _token(part: Features, name: str) -> np.ndarray:
+    if name.startswith("register"):
+        return part.registers.mean(axis=1) if name == "register_mean" else part.registers.reshape(len(part.registers), -1)
+    return part.cls if name == "cls" else part.patch_mean
 
 
 class Solver(NamedTuple):
@@ -53,7 +70,7 @@ class Solver(NamedTuple):
 
 def linear_probe(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     """Top-1 of linear read-outs of every feature: refitted for the condition and, beside it, that of the full condition as it is."""
-    features = [tokens(f[part]) for part in PARTS]
+    features = [tokens(f[part], context.readouts.features) for part in PARTS]
     return [m for number, name in enumerate(context.readouts.solvers) for m in _solved(name, number == 0, features, context, kept)]
 
 
@@ -114,6 +131,22 @@ SOLVERS = {
 }
 
 
+def few_shot(f: Reader, context: Context, kept: Kept) -> list[Measure]:
+    """Top-1 of big_vision's regression on a few images of every class, for CLS and patch mean; its one penalty is fixed."""
+    labels, classes = context.data.labels, len(context.data.classes)
+    fewest = np.bincount(labels["bank"], minlength=classes).min()
+    shots = tuple(s for s in context.readouts.shots if s <= fewest)
+    labelled = [(tokens(f[part], ("cls", "patch_mean")), jnp.asarray(labels[part])) for part in ("bank", "test")]
+    measures = []
+    for feature in ("cls", "patch_mean") if shots else ():
+        found = few_shots.few_shot(bank[feature], labels["bank"], test[feature], labels["test"], classes, shots=shots, seeds=context.seeds)
+        note = "" if np.ptp(labelled[0][0][feature], axis=0).any() else CONSTANT
+        for count, correct in zip(shots, np.asarray(found.correct), strict=True):
+            protocol = protocol_id("big_vision_few_shot", shots=count, penalty=few_shots.BIG_VISION_PENALTY, **context.readouts.where)
+            measures.append(Measure(f"top1_{count}_shot", feature, protocol, [mean_scores(row) for row in correct], note))
+    return measures
+
+
 def nearest_neighbours(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     """Top-1 of DINO's weighted k-NN; the bank is bank and choose together."""
     labels = np.concatenate([context.data.labels[part] for part in ("bank", "choose")])
@@ -124,7 +157,7 @@ def nearest_neighbours(f: Reader, context: Context, kept: Kept) -> list[Measure]
         if feature not in parts[0]:
             continue
         bank = np.concatenate([parts[0][feature], parts[1][feature]])
-        found = knn.classify(bank, labels, parts[2][feature], len(context.data.classes), ks)
+        found = knn.classify(bank, labels, parts[2][feature], len(context.data.classes), ks, mesh=context.mesh)
         note = "" if np.ptp(bank, axis=0).any() else CONSTANT
         for k, row in zip(ks, knn.correct(found, jnp.asarray(context.data.labels["test"])), strict=True):
             protocol = protocol_id("dino_knn", k=k, temperature=0.07, **context.readouts.where)

@@ -10,6 +10,8 @@ from typing import TypeVar
 import jax
 import tyro
 
+from jaxvit.checkpoint import cache_folder
+
 Config = TypeVar("Config")
 
 
@@ -27,6 +29,7 @@ def run(program: Callable[[Config], None], config: type[Config], description: st
 
 def prepare_devices() -> None:
     """Before any computation: on a CPU one device per core, so that the batch is split over cores as it is over chips; float32
-    products in full float32 on every device."""
+    products in full float32 on every device; programs that took long to compile are kept in the cache."""
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -15,7 +15,8 @@ from jaxvit import geometry
 from jaxvit.statistics import mean_scores, median_scores
 
 OUTLIER_NORM = 150.0
-"""Patches longer than this before the final norm are outliers (Darcet et al. 2024, section 2.1, where DINOv2 ViT-g is looked at)."""
+"""Patches longer than this before the final norm are outliers (Darcet et al. 2024, section 2.1, where DINOv2 ViT-g is looked at; other
+models have norms of other sizes)."""
 _SPECTRUM = 10
 
 
@@ -68,7 +69,7 @@ def _always(data: StudyData) -> bool:
 
 TASKS = {
     "linear_probe": Task(probing.linear_probe, _always),
-    # "few_shot": Task(probing.few_shot, _always),
+    "few_shot": Task(probing.few_shot, _always),
     "knn": Task(probing.nearest_neighbours, _always),
     "retrieval": Task(probing.retrieval, lambda data: data.views is not None),
     "correspondence": Task(dense.correspondence, lambda data: data.views is not None),

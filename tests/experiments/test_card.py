@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import jaxvit.checkpoint
-from experiments import card, demo, pretrain, report, reproduce
+from experiments import ablation_table, attention_flow, card, demo, figures, pretrain, report, reproduce
 from experiments.card import Cards
 from experiments.data import DataSize
 from experiments.figures import percent, select
+from experiments.measures import Readouts
 from jaxvit.config import ViTConfig
 from jaxvit.sharding import batch_mesh
 
@@ -43,9 +44,12 @@ def cards(tmp_path_factory) -> Cards:
             patch.setattr(module, "DEMO_FOLDER", folder / "demo")
         (folder / "demo").mkdir()
         runs = tuple(trained(folder / f"seed{seed}", seed) for seed in (0, 1))
-        size = DataSize(bank=60, choose=20, test=30, pairs=20, segmentation=20, calibration=32, flow=10)
-        study = reproduce.Reproduce(out=folder / "study", models=("demo_reg",), data=size, batch_size=16, resamples=200)
-        reproduce.reproduce(study)
+        size = DataSize(bank=60, choose=20, test=30, pairs=20, segmentation=20, segmentation_test=20, calibration=32, flow=10, gallery=10)
+        readouts = Readouts(solvers=("ridge",), neighbours=(20,), shots=(1,), memory=200)
+        study = reproduce.Reproduce(
+            out=folder / "study", models=("demo_reg",), data=size, batch_size=16, resamples=200, seeds=1, readouts=readouts
+        )
+        reproduce.reproduce(study, [ablation_table, attention_flow])
         wanted = Cards(folder / "study", runs, folder / "demo")
         card.write(wanted)
         yield wanted
@@ -53,7 +57,7 @@ def cards(tmp_path_factory) -> Cards:
 
 def test_the_card_says_what_logs_and_study_say(cards):
     text = (cards.out / "demo_reg.md").read_text()
-    rows, _ = report.read(cards.study)
+    rows = figures.read(cards.study).rows
     assert report.markdown_table(rows) in text
     assert demo.NOTES["demo_reg"] in text
     training = card.read_run(cards.runs[0]).training
@@ -75,7 +79,7 @@ def test_every_seed_stands_in_the_card_with_the_spread(cards):
     assert "| seed 0 (bundled) |" in text
     assert "| seed 1 |" in text
     assert "| spread |" in text
-    rows, _ = report.read(cards.study)
+    rows = figures.read(cards.study).rows
     (row,) = select(rows, model="demo_reg", condition="full", task="knn", metric="top1_k20")
     line = next(line for line in text.splitlines() if line.startswith("| seed 0"))
     assert percent(row["value"]) in line, "the bundled seed scores as in the study"
@@ -88,7 +92,7 @@ def test_what_is_missing_is_named(cards, tmp_path):
         card.write(dataclasses.replace(cards, runs=cards.runs[1:]))
     elsewhere = tmp_path / "study"
     shutil.copytree(cards.study, elsewhere)
-    rows = [dict(row, model="other") for row in report.read(elsewhere)[0]]
+    rows = [dict(row, model="other") for row in figures.read(elsewhere).rows]
     (elsewhere / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match="is no study of demo_reg"):
         card.write(dataclasses.replace(cards, study=elsewhere))
