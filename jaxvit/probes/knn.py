@@ -37,7 +37,7 @@ def nearest(
     Args:
         chunk: queries that a device searches at a time.
         rows: of the bank at a time (k, where that is more), by a running list of the nearest so far. Beside inputs and outputs a
-            device needs memory for about 2 x chunk x rows floats.
+            device needs memory for about 3 x chunk x rows + rows x width floats, and for the queries in float32.
         mesh: its devices share the queries, each holds the whole bank. By default all stay where the inputs are.
 
     Raises:
