@@ -1,34 +1,102 @@
-"""Attention: a plain reference with float32 softmax, and what is read off its probabilities."""
+"""Attention: a plain reference with float32 softmax, what is read off its probabilities, and how a CPU goes through images."""
 
 from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+PerHead = Float[Array, "*batch tokens heads head_width"]
+
 
 def probabilities(
-    q: Float[Array, "*batch tokens heads head_width"],
-    k: Float[Array, "*batch tokens heads head_width"],
-    hidden: Bool[Array, "*batch tokens tokens"] | None = None,
+    q: PerHead, k: PerHead, hidden: Bool[Array, "*batch tokens tokens"] | None = None
 ) -> Float[Array, "*batch heads tokens tokens"]:
     """Softmax attention of every query over all keys, float32 whatever the input's dtype.
 
     Where `hidden` is true, a query (second last axis) does not see a key (last axis); every query must see one.
     """
-    q_THK, k_SHK = q * q.shape[-1] ** -0.5, k
-    logits_HTS = jnp.einsum("...thk,...shk->...hts", q_THK, k_SHK, preferred_element_type=jnp.float32)
-    if hidden is not None:
-        logits_HTS = jnp.where(hidden[..., None, :, :], -jnp.inf, logits_HTS)
-    return jax.nn.softmax(logits_HTS, axis=-1)
+    weights_HTS, sums_HT1 = _exponentials(_heads_first(q), _heads_first(k), hidden)
+    return weights_HTS / sums_HT1
 
 
-def attend(
-    q: Float[Array, "*batch tokens heads head_width"],
-    k: Float[Array, "*batch tokens heads head_width"],
-    v: Float[Array, "*batch tokens heads head_width"],
+def attend(q: PerHead, k: PerHead, v: PerHead, hidden: Bool[Array, "*batch tokens tokens"] | None = None) -> PerHead:
+    """Values averaged under `probabilities`, in the values' dtype.
+
+    What is divided by the sum of a query's weights is what they sum up to: head_width divisions, where the weights themselves
+    would take one for every key.
+    """
+    return _heads_first(image_by_image(_mixed, *map(_heads_first, (q, k, v)), hidden))
+
+
+def attend_and_share(
+    q: PerHead,
+    k: PerHead,
+    v: PerHead,
+    groups: Float[Array, "tokens groups"],
     hidden: Bool[Array, "*batch tokens tokens"] | None = None,
-) -> Float[Array, "*batch tokens heads head_width"]:
-    """Values averaged under `probabilities`. A capture that asks for the same probabilities shares their computation."""
-    weights_HTS = probabilities(q, k, hidden).astype(v.dtype)
-    return jnp.einsum("...hts,...shk->...thk", weights_HTS, v)
+) -> tuple[PerHead, Float[Array, "*batch tokens heads groups"]]:
+    """`attend`, and how much of every query's attention the keys of each group get, float32.
+
+    `groups` is 1 where a token belongs to a group. The weights are reduced where they are made: no map of attention is kept.
+    """
+    mixed, shares = image_by_image(functools.partial(_mixed_and_shared, groups), *map(_heads_first, (q, k, v)), hidden)
+    return _heads_first(mixed), _heads_first(shares)
+
+
+def image_by_image(function: Callable[..., Any], *arrays: Any) -> Any:
+    """`function` of arrays [*batch, heads, tokens, ...]: of all images at once, but on a CPU of one image per device at a time.
+
+    What attention makes of one image stays in a core's cache; that of a batch would go to memory and come back at every step of
+    a softmax. As many images are taken together as there are devices, so that a batch that is split over them stays split. The
+    last batch axis counts images; what `function` returns leads with the batch axes.
+    """
+    axis = arrays[0].ndim - 4
+    if axis < 0:
+        return function(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=functools.partial(_in_steps, function, axis), default=function)
+
+
+def _in_steps(function: Callable[..., Any], axis: int, *arrays: Any) -> Any:
+    """`function` by `jax.lax.map` along an axis, as many entries at a time as there are devices (or a divisor of that)."""
+    together = math.gcd(arrays[0].shape[axis], jax.device_count())
+
+    def apart(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], together, -1, *x.shape[axis + 1 :]), axis + 1, 0)
+
+    def joined(x: Array) -> Array:
+        x = jnp.moveaxis(x, 0, axis + 1)
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+    return jax.tree.map(joined, jax.lax.map(lambda step: function(*step), jax.tree.map(apart, arrays)))
+
+
+def _mixed(q_HTK: Array, k_HSK: Array, v_HSK: Array, hidden_TS: Array | None) -> Array:
+    weights_HTS, sums_HT1 = _exponentials(q_HTK, k_HSK, hidden_TS)
+    return (weights_HTS.astype(v_HSK.dtype) @ v_HSK / sums_HT1).astype(v_HSK.dtype)
+
+
+def _mixed_and_shared(groups_SG: Array, q_HTK: Array, k_HSK: Array, v_HSK: Array, hidden_TS: Array | None) -> tuple[Array, Array]:
+    weights_HTS, sums_HT1 = _exponentials(q_HTK, k_HSK, hidden_TS)
+    shares_HTG = jnp.matmul(weights_HTS, groups_SG, precision=jax.lax.Precision.HIGHEST) / sums_HT1
+    return (weights_HTS.astype(v_HSK.dtype) @ v_HSK / sums_HT1).astype(v_HSK.dtype), shares_HTG
+
+
+def _exponentials(q_HTK: Array, k_HSK: Array, hidden_TS: Array | None) -> tuple[Array, Array]:
+    """exp(logit - the query's largest), and its sum over keys: float32 [*batch, heads, tokens, tokens] and [..., 1]."""
+    q_HTK = q_HTK * q_HTK.shape[-1] ** -0.5
+    logits_HTS = jnp.matmul(q_HTK, jnp.swapaxes(k_HSK, -1, -2), preferred_element_type=jnp.float32)
+    if hidden_TS is not None:
+        logits_HTS = jnp.where(hidden_TS[..., None, :, :], -jnp.inf, logits_HTS)
+    weights_HTS = jnp.exp(logits_HTS - jax.lax.stop_gradient(logits_HTS.max(axis=-1, keepdims=True)))
+    return weights_HTS, weights_HTS.sum(axis=-1, keepdims=True)
+
+
+def _heads_first(x: Array) -> Array:
+    """[*batch, tokens, heads, n] to [*batch, heads, tokens, n], and back."""
+    return jnp.swapaxes(x, -2, -3)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxvit.attention import probabilities
+from jaxvit.attention import attend_and_share, image_by_image, probabilities
 from jaxvit.edits import Place
 from jaxvit.geometry import unit
 from jaxvit.tokens import TokenLayout
@@ -68,11 +68,26 @@ class BlockState:
 
     @property
     def attention(self) -> Float[Array, "batch heads tokens tokens"]:
-        """Softmax attention, float32; the compiler shares it with the block's own."""
+        """Softmax attention, float32."""
         return probabilities(self.q, self.k)
+
+    @property
+    def shares(self) -> Float[Array, "batch tokens heads groups"]:
+        """How much of every query's attention the keys of each token group (`TokenLayout.groups`) get; every row sums to 1.
+
+        The block's own where it was asked for them, as it is for `attention_flow`; else attention is computed once more.
+        """
+        if self.trace.shares is not None:
+            return self.trace.shares
+        return attend_and_share(self.q, self.k, self.v, group_columns(self.layout))[1]
 
 
 Capture = Callable[..., Any]
+
+
+def group_columns(layout: TokenLayout) -> Float[Array, "tokens groups"]:
+    """1 where a token belongs to a group of `TokenLayout.groups`, else 0."""
+    return jax.nn.one_hot(layout.group_of(), len(layout.groups))
 
 
 def block_output(state: BlockState) -> Float[Array, "batch tokens width"]:
@@ -105,18 +120,20 @@ def attention_flow(state: BlockState) -> Float[Array, "batch heads groups groups
 
     Every row sums to 1. Groups are CLS, each register, all patches (Parodi & Segado 2026, "attention flow").
     """
-    group_TS = jax.nn.one_hot(state.layout.group_of(), len(state.layout.groups))
-    exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    shares_BHTS = exact("bhtu,us->bhts", state.attention, group_TS)
-    return exact("bhts,tr->bhrs", shares_BHTS, group_TS / group_TS.sum(axis=0))
+    group_TR = group_columns(state.layout)
+    return jnp.einsum("bths,tr->bhrs", state.shares, group_TR / group_TR.sum(axis=0), precision=jax.lax.Precision.HIGHEST)
 
 
 def attention_divergence(clean: BlockState, ablated: BlockState) -> Float[Array, "batch heads"]:
     """Jensen-Shannon divergence (base 2, in 0..1) between clean and ablated attention, per head, averaged over queries.
 
-    A capture for `contrast`.
+    A capture for `contrast`. On a CPU, maps of attention are never there for more than one image per device.
     """
-    return jensen_shannon(clean.attention, ablated.attention).mean(axis=-1)
+
+    def divergence(*projected: Array) -> Array:
+        return jensen_shannon(probabilities(*projected[:2]), probabilities(*projected[2:])).mean(axis=-1)
+
+    return image_by_image(divergence, clean.q, clean.k, ablated.q, ablated.k)
 
 
 def jensen_shannon(p: Float[Array, "*batch outcomes"], q: Float[Array, "*batch outcomes"]) -> Float[Array, "*batch"]:
@@ -147,6 +164,9 @@ def patch_norm_ratio(clean: BlockState, ablated: BlockState) -> Float[Array, "ba
 
 CAPTURES: dict[str, Capture] = {f.__name__: f for f in (block_output, cls, registers, patch_mean, attention, attention_flow)}
 CONTRASTS: dict[str, Capture] = {f.__name__: f for f in (attention_divergence, patch_cosine, patch_norm_ratio)}
+
+SHARING: frozenset[Capture] = frozenset({attention_flow})
+"""Captures for which a block keeps the shares of attention that token groups get; others that read `shares` compute them anew."""
 
 CaptureSpec = str | Sequence[str] | Mapping[str, "str | Capture"]
 

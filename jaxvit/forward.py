@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxvit import edits as editing
 from jaxvit.ablation import Ablation
-from jaxvit.capture import CAPTURES, CONTRASTS, BlockState, Capture, CaptureSpec, resolve
+from jaxvit.capture import CAPTURES, CONTRASTS, SHARING, BlockState, Capture, CaptureSpec, group_columns, resolve
 from jaxvit.edits import Edits, Place, Stage, lower
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import Block, Rope, ViT
@@ -103,9 +103,28 @@ def contrast(
     return _contrast(model, images, edits, _ids(example_ids), valid, resolve(capture, CONTRASTS))
 
 
+def sweep_layers(
+    model: ViT,
+    images: Float[Array, "batch height width 3"],
+    ablation: Ablation | Edits,
+    example_ids: Int[Array, "batch"] | None = None,
+    valid: Bool[Array, "batch"] | None = None,
+) -> Output:
+    """Run an ablation at one block at a time: entry l of `tokens` and `prenorm` [L, B, T, D] is the run whose block l alone is
+    edited, as `forward` gives it for the same ablation with `layers=[l]`.
+
+    The clean run is computed once; each entry starts from it at block l, or behind it where only block outputs are edited:
+    L (L + 1) / 2 blocks in the place of L^2. One program serves all l; its loops have no reverse-mode gradient. Arguments and
+    errors as for `forward`; an ablation that leaves out a block gives the clean run there.
+    """
+    edits = _prepare(model, images, ablation, example_ids, valid)
+    return _sweep_layers(model, images, edits, _ids(example_ids), valid)
+
+
 @functools.partial(jax.jit, static_argnames="captures")
 def _forward(model: ViT, images: Array, edits: Edits | None, ids: Array | None, valid: Array | None, captures: Captures) -> Output:
     x, rope, layout = _embed(model, images)
+    groups = group_columns(layout) if SHARING.intersection(function for _, function in captures) else None
 
     def step(x: Array, scanned: tuple[Block, LayerStages, Array]) -> tuple[Array, dict[str, Any]]:
         block, stages, layer = scanned
@@ -114,7 +133,7 @@ def _forward(model: ViT, images: Array, edits: Edits | None, ids: Array | None, 
         def edit(site: str, stream: Array) -> Array:
             return editing.apply(stages[site], stream, place) if site in stages else stream
 
-        state = BlockState(block(x, rope, edit), place)
+        state = BlockState(block(x, rope, edit, groups=groups), place)
         return state.stream_out, {name: function(state) for name, function in captures}
 
     x, captured = jax.lax.scan(step, x, _scanned(model, edits))
@@ -140,6 +159,33 @@ def _contrast(model: ViT, images: Array, edits: Edits, ids: Array | None, valid:
     streams, captured = jax.lax.scan(step, jnp.stack([x, x]), _scanned(model, edits))
     tokens = model.final_norm(streams)
     return Pair(Output(tokens[0], streams[0], layout), Output(tokens[1], streams[1], layout), captured)
+
+
+@jax.jit
+def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None) -> Output:
+    x, rope, layout = _embed(model, images)
+    behind = set(edits.stages) <= {"block_output"}
+
+    def clean(x: Array, block: Block) -> tuple[Array, Array]:
+        out = block(x, rope).block_output
+        return out, out if behind else x
+
+    def block_at(layer: Array) -> Block:
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), model.blocks)
+
+    def edited_at(scanned: tuple[Array, LayerStages, Array]) -> Array:
+        x, stages, layer = scanned
+        place = Place(layer, ids, valid, layout)
+
+        def edit(site: str, stream: Array) -> Array:
+            return editing.apply(stages[site], stream, place) if site in stages else stream
+
+        x = edit("block_output", x) if behind else block_at(layer)(x, rope, edit).block_output
+        return jax.lax.fori_loop(layer + 1, model.config.depth, lambda later, x: block_at(later)(x, rope).block_output, x)
+
+    _, starts = jax.lax.scan(clean, x, model.blocks)
+    last = jax.lax.map(edited_at, (starts, edits.stages, jnp.arange(model.config.depth)))
+    return Output(model.final_norm(last), last, layout)
 
 
 def _embed(model: ViT, images: Array) -> tuple[Array, Rope | None, TokenLayout]:

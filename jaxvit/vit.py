@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
-from jaxvit.attention import attend
+from jaxvit.attention import attend, attend_and_share
 from jaxvit.config import MODELS, ViTConfig
 from jaxvit.position import resize_table, rope_angles, rope_periods, rotate
 from jaxvit.tokens import TokenLayout
@@ -65,7 +65,8 @@ class Attention(nnx.Module):
 
 
 class BlockTrace(NamedTuple):
-    """Everything one block computes: the four sites an ablation can edit (after the edit), and what attention saw."""
+    """Everything one block computes: the four sites an ablation can edit (after the edit), and what attention saw; where groups of
+    tokens were given, also the share of every query's attention that the keys of each got."""
 
     block_input: Float[Array, "*batch tokens width"]
     attention_output: Float[Array, "*batch tokens width"]
@@ -74,6 +75,7 @@ class BlockTrace(NamedTuple):
     q: Float[Array, "*batch tokens heads head_width"]
     k: Float[Array, "*batch tokens heads head_width"]
     v: Float[Array, "*batch tokens heads head_width"]
+    shares: Float[Array, "*batch tokens heads groups"] | None = None
 
 
 SITES = BlockTrace._fields[:4]
@@ -103,17 +105,20 @@ class Block(nnx.Module):
         rope: Rope | None,
         edit: Edit = unedited,
         hidden: Bool[Array, "*batch tokens tokens"] | None = None,
+        groups: Float[Array, "tokens groups"] | None = None,
     ) -> BlockTrace:
         """Run the block. `edit(site, x)` may replace the stream before and after the block and what each branch adds to
-        it (after LayerScale, before the residual sum); `hidden` says which query does not see which key."""
+        it (after LayerScale, before the residual sum); `hidden` says which query does not see which key; `groups`, 1 where a
+        token belongs to a group, asks for the shares of attention that the groups get."""
         x = edit("block_input", x)
         q, k, v = self.attention.project(self.norm1(x), rope)
-        mixed = self.attention.out(attend(q, k, v, hidden).reshape(x.shape))
+        mixed, shares = (attend(q, k, v, hidden), None) if groups is None else attend_and_share(q, k, v, groups, hidden)
+        mixed = self.attention.out(mixed.reshape(x.shape))
         mixed = edit("attention_output", mixed if self.scale1 is None else mixed * self.scale1[...])
         middle = x + mixed
         fed = self.feed_forward(self.norm2(middle))
         fed = edit("mlp_output", fed if self.scale2 is None else fed * self.scale2[...])
-        return BlockTrace(x, mixed, fed, edit("block_output", middle + fed), q, k, v)
+        return BlockTrace(x, mixed, fed, edit("block_output", middle + fed), q, k, v, shares)
 
 
 class ViT(nnx.Module):
