@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 import jaxvit
 from experiments.conditions import SITES
 from jaxvit import Ablation, Statistics, ViT
-from jaxvit.capture import CAPTURES, Capture, CaptureSpec, resolve
+from jaxvit.capture import CAPTURES, Capture, CaptureSpec, cls, resolve
 from jaxvit.edits import Edits
 from jaxvit.sharding import Batch, batches, replicate
 
@@ -25,12 +25,15 @@ Norm = Literal["final", "none"]
 """Tokens are read after the final norm, or as the last block leaves them."""
 Captures = tuple[tuple[str, Capture], ...]
 _IN_FLIGHT = 2
+_BLOCKS = 4
+_CLS = "CLS of every block"
 
 
 class Features(NamedTuple):
     """Tokens of the last block, and captures with the layer axis first.
 
     Patches are kept of the leading `dense` images only, their mean of all. `patch_norms` are their lengths before the final norm.
+    `block_cls` is CLS of the last four blocks (all, where there are fewer), after the final norm.
     """
 
     cls: Float[np.ndarray, "images width"]
@@ -38,6 +41,7 @@ class Features(NamedTuple):
     patch_mean: Float[np.ndarray, "images width"]
     patches: Float[np.ndarray, "dense patches width"]
     patch_norms: Float[np.ndarray, "dense patches"]
+    block_cls: Float[np.ndarray, "images blocks width"]
     captured: dict[str, np.ndarray]
 
 
@@ -51,12 +55,14 @@ def _forward(
     valid: Array,
     norm: Norm,
     dense: bool,
-) -> tuple[Array, Array, Array, tuple[Array, Array] | None, dict[str, Array]]:
+) -> tuple[tuple[Array, Array, Array, Array], tuple[Array, Array] | None, dict[str, Array]]:
     """Pixels to features in one program: whatever is done outside of it waits for the batch before."""
-    out = jaxvit.forward(model, jaxvit.normalise(images, model.config), edits, dict(capture), ids, valid)
+    out = jaxvit.forward(model, jaxvit.normalise(images, model.config), edits, {**dict(capture), _CLS: cls}, ids, valid)
     tokens, prefix = out.tokens if norm == "final" else out.prenorm, out.layout.prefix
     patches, norms = tokens[:, prefix:], jnp.linalg.norm(out.prenorm[:, prefix:].astype(jnp.float32), axis=-1)
-    return tokens[:, 0], tokens[:, 1:prefix], patches.mean(axis=1), (patches, norms) if dense else None, out.captured
+    captured = dict(out.captured)
+    block_cls = model.final_norm(captured.pop(_CLS)[-_BLOCKS:, :, None])[:, :, 0].swapaxes(0, 1)
+    return (tokens[:, 0], tokens[:, 1:prefix], patches.mean(axis=1), block_cls), (patches, norms) if dense else None, captured
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,12 @@ class Runner:
             return _forward(self.model, batch.rows, edits, captures, batch.example_ids, batch.valid, norm, wanted)
 
         done = list(self._in_flight(start, images, first_id))
-        cls, registers, patch_mean, patches, captured = zip(*done, strict=True)
+        pooled, patches, captured = zip(*done, strict=True)
         layered = {name: np.concatenate([c[name] for c in captured], axis=1)[:, :count] for name in captured[0]}
-        whole = [np.concatenate(part)[:count] for part in (cls, registers, patch_mean)]
+        whole = [np.concatenate(part)[:count] for part in zip(*pooled, strict=True)]
         some = [p for p in patches if p is not None] or [(np.zeros((0, 0, whole[0].shape[-1]), np.float32), np.zeros((0, 0), np.float32))]
         tokens, norms = (np.concatenate(part)[:kept] for part in zip(*some, strict=True))
-        return Features(whole[0], whole[1], whole[2], tokens, norms, layered)
+        return Features(whole[0], whole[1], whole[2], tokens, norms, whole[3], layered)
 
     def each(self, program: Any, images: UInt8[np.ndarray, "images height width 3"], ablation: Ablation, first_id: int) -> dict[str, Any]:
         """What `program(model, images, edits, ids, valid)` returns, a dictionary of arrays with the images on their second axis

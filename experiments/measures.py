@@ -17,7 +17,7 @@ from jaxvit.metrics import mean_iou
 from jaxvit.statistics import Finish, Scores, over_seeds, ratio, weighted_median
 
 CONSTANT = "constant by construction"
-Solver = Literal["logistic", "ridge", "parodi", "dinov2_grid"]
+Solver = Literal["logistic", "ridge", "parodi"]
 Feature = Literal["cls", "patch_mean", "register_mean", "registers", "cls+patch_mean", "cls+registers"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 Kept = Mapping[str, np.ndarray]
@@ -39,7 +39,8 @@ class Readouts:
         lambdas: penalties of the ridge, per example.
         neighbours: k of the k-NN classifications; those above the size of the bank are left out.
         shots: images of each class in few-shot probes; those that a class does not have are left out.
-        epochs: of the SGD probes.
+        epochs: passes of the SGD probe "parodi".
+        grid_iterations: of DINOv2's grid of heads, which is run in the full condition; 12,500 in the original, 0 leaves it out.
         tolerance: of a correspondence, in patches.
         alphas: of PCK.
         memory: patches in the memory of the retrieval segmentation.
@@ -49,19 +50,20 @@ class Readouts:
     layer: int | None = None
     standardised: bool = True
     features: tuple[Feature, ...] = FEATURES
-    solvers: tuple[Solver, ...] = ("logistic", "ridge")
+    solvers: tuple[Solver, ...] = ("logistic", "ridge", "parodi")
     cs: tuple[float, ...] = tuple(10.0**e for e in range(-5, 3))
     lambdas: tuple[float, ...] = tuple(10.0**e for e in range(-4, 3))
     neighbours: tuple[int, ...] = (10, 20, 100, 200)
     shots: tuple[int, ...] = (1, 5, 10, 25)
     epochs: int = 10
+    grid_iterations: int = 200
     tolerance: float = 1.0
     alphas: tuple[float, ...] = (0.05, 0.1, 0.15)
     memory: int = 2000
 
     def __post_init__(self) -> None:
         if not self.solvers:
-            raise ValueError("no solver is given; the linear probe needs at least one of logistic, ridge, parodi, dinov2_grid")
+            raise ValueError("no solver is given; the linear probe needs at least one of logistic, ridge, parodi")
 
     @property
     def where(self) -> dict[str, Any]:
@@ -113,12 +115,13 @@ class Reader(Protocol):
 
 
 class Context(NamedTuple):
-    """What a task works with beside features."""
+    """What a task works with beside features; `ablated` is False in the full condition."""
 
     data: StudyData
     readouts: Readouts
     seeds: tuple[int, ...]
     mesh: Mesh
+    ablated: bool = False
 
 
 class Task(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from experiments.measures import (
 )
 from jaxvit import metrics
 from jaxvit.probes import few_shot as few_shots
-from jaxvit.probes import knn, logistic, ridge
+from jaxvit.probes import knn, logistic, ridge, sgd
 from jaxvit.probes.selection import Probe
 from jaxvit.statistics import Scores, mean_scores
 
@@ -34,7 +35,8 @@ PARTS = ("bank", "choose", "test")
 
 def tokens(part: Features, wanted: Sequence[Feature] = FEATURES) -> dict[str, np.ndarray]:
     """The wanted features that there are, [images, width]; joined tokens are concatenated."""
-    found, registers = {}, part.registers
+    found: dict[str, np.ndarray] = {}
+    registers = part.registers
     for feature in wanted:
         if feature == "registers":
             found |= {f"registers[{r}]": registers[:, r] for r in range(registers.shape[1])}
@@ -117,18 +119,62 @@ def _problems(parts: Sequence[np.ndarray], context: Context) -> list[Any]:
     return [array for pair in zip(parts, labels, strict=True) for array in pair] + [len(context.data.classes)]
 
 
+def _parodi(parts: Sequence[np.ndarray], context: Context) -> Probe:
+    """Plain SGD, all features in one pass, once for each seed."""
+    bank, test = (jnp.asarray(context.data.labels[part]) for part in ("bank", "test"))
+    settings = _passes(context.readouts, len(bank))
+    heads = [sgd.fit(list(parts[0]), bank, len(context.data.classes), settings, seed) for seed in context.seeds]
+
+    def score(number: int, head: sgd.Heads) -> Probe:
+        return Probe(metrics.top1(sgd.predict(head, parts[2][number]), test), jnp.int32(0), jnp.bool_(False), head)
+
+    problems = [_stack([score(number, of[number].at(0)) for of in heads]) for number in range(len(parts[0]))]
+    return _stack(problems)
+
+
+def _stack(probes: Sequence[Probe]) -> Probe:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *probes)
+
+
+def _passes(readouts: Readouts, rows: int) -> sgd.SGD:
+    batch = min(sgd.PARODI.batch, rows)
+    return dataclasses.replace(sgd.PARODI, batch=batch, iterations=-(-readouts.epochs * rows // batch))
+
+
 def _one_seed(probes: Probe) -> Probe:
     return jax.tree.map(lambda leaf: leaf[:, None], probes)
 
 
+def _chosen(name: str, grid: tuple[float, ...], readouts: Readouts) -> dict[str, Any]:
+    return {name: grid, "select": "choose", "standardised": readouts.standardised}
+
+
 SOLVERS = {
-    "logistic": Solver(
-        _logistic, logistic.predict, logistic.Logistic, lambda r: {"C": r.cs, "select": "choose", "standardised": r.standardised}, "C"
-    ),
-    "ridge": Solver(
-        _ridge, ridge.predict, ridge.Ridge, lambda r: {"lambda": r.lambdas, "select": "choose", "standardised": r.standardised}, "lambda"
+    "logistic": Solver(_logistic, logistic.predict, logistic.Logistic, lambda r: _chosen("C", r.cs, r), "C"),
+    "ridge": Solver(_ridge, ridge.predict, ridge.Ridge, lambda r: _chosen("lambda", r.lambdas, r), "lambda"),
+    "parodi": Solver(
+        _parodi,
+        sgd.predict,
+        sgd.Heads,
+        lambda r: {"rate": sgd.PARODI.learning_rates, "momentum": 0, "epochs": r.epochs, "batch": sgd.PARODI.batch, "standardised": False},
+        "",
     ),
 }
+
+
+def dinov2_grid(f: Reader, context: Context, kept: Kept) -> list[Measure]:
+    """Top-1 of DINOv2's grid of heads, the best of 13 rates x 4 feature sets chosen on images that are not reported. In the full
+    condition only: it costs more than all other probes."""
+    iterations, parts = context.readouts.grid_iterations, [f[part] for part in PARTS]
+    if context.ablated or not iterations or parts[0].block_cls.shape[1] < 4:
+        return []
+    sets = [sgd.dinov2_sets(jnp.asarray(p.block_cls).swapaxes(0, 1), jnp.asarray(p.patch_mean)) for p in parts]
+    labels = [jnp.asarray(context.data.labels[part]) for part in PARTS]
+    classes, batch = len(context.data.classes), min(sgd.DINOV2_GRID.batch, len(labels[0]))
+    settings = dataclasses.replace(sgd.DINOV2_GRID, iterations=iterations, batch=batch)
+    found = [sgd.probe(sets[0], labels[0], sets[1], labels[1], sets[2], labels[2], classes, settings, seed) for seed in context.seeds]
+    told = protocol_id("dinov2_grid", heads="13 rates x 4 sets", batch=batch, iterations=iterations, select="choose", norm="final")
+    return [Measure("top1_dinov2_grid", "cls+patch_mean", told, [mean_scores(p.correct) for p in found])]
 
 
 def few_shot(f: Reader, context: Context, kept: Kept) -> list[Measure]:
@@ -139,7 +185,8 @@ def few_shot(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     labelled = [(tokens(f[part], ("cls", "patch_mean")), jnp.asarray(labels[part])) for part in ("bank", "test")]
     measures = []
     for feature in ("cls", "patch_mean") if shots else ():
-        found = few_shots.few_shot(bank[feature], labels["bank"], test[feature], labels["test"], classes, shots=shots, seeds=context.seeds)
+        (bank, fitted), (test, reported) = ((jnp.asarray(found[feature]), of) for found, of in labelled)
+        found = few_shots.few_shot(bank, fitted, test, reported, classes, shots=shots, seeds=context.seeds)
         note = "" if np.ptp(labelled[0][0][feature], axis=0).any() else CONSTANT
         for count, correct in zip(shots, np.asarray(found.correct), strict=True):
             protocol = protocol_id("big_vision_few_shot", shots=count, penalty=few_shots.BIG_VISION_PENALTY, **context.readouts.where)

@@ -43,7 +43,9 @@ def _scores(subject: Subject, condition: str, draw: int, task: str, first: bool)
 
     def compute(store: Store) -> tuple[list[Row], Arrays]:
         full = store.load(_scores_key(subject, "full", subject.settings.seed, task)).arrays if condition != "full" else {}
-        found = TASKS[task].run(subject.reader(condition, draw), subject.context, measures.kept_of(full))
+        found = TASKS[task].run(
+            subject.reader(condition, draw), subject.context._replace(ablated=condition != "full"), measures.kept_of(full)
+        )
         if condition != "full":
             found = [m._replace(kept={}) for m in found]
         return [], measures.pack(found)

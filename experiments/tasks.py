@@ -69,6 +69,7 @@ def _always(data: StudyData) -> bool:
 
 TASKS = {
     "linear_probe": Task(probing.linear_probe, _always),
+    "dinov2_grid": Task(probing.dinov2_grid, _always),
     "few_shot": Task(probing.few_shot, _always),
     "knn": Task(probing.nearest_neighbours, _always),
     "retrieval": Task(probing.retrieval, lambda data: data.views is not None),
@@ -95,4 +96,4 @@ def raw_pixels(images: np.ndarray) -> Features:
     small = cells(pixels, 16, 16).mean(axis=(2, 4)).reshape(n, -1)
     patches = cells(pixels, height // side, width // side).swapaxes(2, 3).reshape(n, -1, side * side * 3)
     none = np.zeros((n, 0, small.shape[1]), np.float32)
-    return Features(small, none, patches.mean(axis=1), patches, np.linalg.norm(patches, axis=-1), {})
+    return Features(small, none, patches.mean(axis=1), patches, np.linalg.norm(patches, axis=-1), small[:, None], {})
