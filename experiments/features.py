@@ -45,7 +45,7 @@ class Features(NamedTuple):
     captured: dict[str, np.ndarray]
 
 
-@functools.partial(jax.jit, static_argnames=("capture", "norm", "dense"))
+@functools.partial(jax.jit, static_argnames=("capture", "norm"))
 def _forward(
     model: ViT,
     images: Array,
@@ -54,15 +54,14 @@ def _forward(
     ids: Array,
     valid: Array,
     norm: Norm,
-    dense: bool,
-) -> tuple[tuple[Array, Array, Array, Array], tuple[Array, Array] | None, dict[str, Array]]:
+) -> tuple[tuple[Array, Array, Array, Array], tuple[Array, Array], dict[str, Array]]:
     """Pixels to features in one program: whatever is done outside of it waits for the batch before."""
     out = jaxvit.forward(model, jaxvit.normalise(images, model.config), edits, {**dict(capture), _CLS: cls}, ids, valid)
     tokens, prefix = out.tokens if norm == "final" else out.prenorm, out.layout.prefix
     patches, norms = tokens[:, prefix:], jnp.linalg.norm(out.prenorm[:, prefix:].astype(jnp.float32), axis=-1)
     captured = dict(out.captured)
     block_cls = model.final_norm(captured.pop(_CLS)[-_BLOCKS:, :, None])[:, :, 0].swapaxes(0, 1)
-    return (tokens[:, 0], tokens[:, 1:prefix], patches.mean(axis=1), block_cls), (patches, norms) if dense else None, captured
+    return (tokens[:, 0], tokens[:, 1:prefix], patches.mean(axis=1), block_cls), (patches, norms), captured
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ class Runner:
         edits, captures = self._edits(ablation, images), resolve(capture, CAPTURES)
 
         def start(number: int, batch: Batch) -> tuple:
-            wanted = number * self.batch_size < kept
-            return _forward(self.model, batch.rows, edits, captures, batch.example_ids, batch.valid, norm, wanted)
+            pooled, patches, captured = _forward(self.model, batch.rows, edits, captures, batch.example_ids, batch.valid, norm)
+            return pooled, patches if number * self.batch_size < kept else None, captured
 
         done = list(self._in_flight(start, images, first_id))
         pooled, patches, captured = zip(*done, strict=True)

@@ -308,7 +308,7 @@ def test_features_do_not_depend_on_batch_size_where_they_must_not(models):
     statistics = [runner.calibrate(images) for runner in runners]
     np.testing.assert_allclose(statistics[0].mean["block_output"], statistics[1].mean["block_output"], atol=1e-5)
     for name in ("full", "zero_registers", "noise_registers", "random_patches"):
-        ablation = conditions(model.config)[name](statistics[0], 0)
+        ablation = conditions(model.config)[name].build(statistics[0], 0)
         one, other = (runner.extract(images, ablation, 50, "cls") for runner in runners)
         assert one.patches.shape == (21, 64, 24)
         np.testing.assert_allclose(one.patches, other.patches, atol=1e-5)
