@@ -57,17 +57,16 @@ def test_the_fixed_penalty_gives_the_scores_of_the_original_up_to_what_all_class
 def test_of_a_grid_the_penalty_is_chosen_on_validation():
     (train, labels), (choose, chosen_by), (test, truth) = clusters(200, 0), clusters(100, 2), clusters(150, 1)
     choose, chosen_by = np.concatenate([choose, np.full((3, 16), np.nan, np.float32)]), np.r_[chosen_by, -1, -1, -1]
-    found = few_shot.few_shot(train, labels, test, truth, CLASSES, choose, chosen_by, SHOTS, SEEDS, PENALTIES)
-    for i, shots in enumerate(SHOTS):
-        for j, seed in enumerate(SEEDS):
-            rows = big_visions_draw(labels, shots, seed)
-            scores = [original(train[rows], labels[rows], choose[:-3], penalty) for penalty in PENALTIES]
-            accuracy = [np.mean(s.argmax(axis=1) == chosen_by[:-3]) for s in scores]
-            best = max(range(4), key=lambda p: (accuracy[p], PENALTIES[p]))
-            assert found.chosen[i, j] == best
-            assert found.edge[i, j] == (best in (0, 3))
-            want = original(train[rows], labels[rows], test, PENALTIES[best]).argmax(axis=1) == truth
-            np.testing.assert_array_equal(found.at(i, j).correct, want)
+    found = few_shot.few_shot(train, labels, test, truth, CLASSES, choose, chosen_by, (5,), (0, 3, 4), PENALTIES)
+    for j, seed in enumerate((0, 3, 4)):
+        rows = big_visions_draw(labels, 5, seed)
+        scores = [original(train[rows], labels[rows], choose[:-3], penalty) for penalty in PENALTIES]
+        accuracy = [np.mean(s.argmax(axis=1) == chosen_by[:-3]) for s in scores]
+        best = max(range(4), key=lambda p: (accuracy[p], PENALTIES[p]))
+        assert found.chosen[0, j] == best
+        assert found.edge[0, j] == (best in (0, 3))
+        want = original(train[rows], labels[rows], test, PENALTIES[best]).argmax(axis=1) == truth
+        np.testing.assert_array_equal(found.at(0, j).correct, want)
 
 
 def test_the_weights_are_scikit_learns():
