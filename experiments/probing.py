@@ -106,11 +106,19 @@ def _by_width(features: dict[str, np.ndarray]) -> list[list[str]]:
 
 
 def _logistic(parts: Sequence[np.ndarray], context: Context) -> Probe:
-    return _one_seed(logistic.probe_many(*_problems(parts, context), cs=context.readouts.cs, mesh=context.mesh))
+    return _one_seed(
+        logistic.probe_many(
+            *_problems(parts, context), cs=context.readouts.cs, standardised=context.readouts.standardised, mesh=context.mesh
+        )
+    )
 
 
 def _ridge(parts: Sequence[np.ndarray], context: Context) -> Probe:
-    return _one_seed(ridge.probe_many(*_problems(parts, context), lambdas=context.readouts.lambdas, mesh=context.mesh))
+    return _one_seed(
+        ridge.probe_many(
+            *_problems(parts, context), lambdas=context.readouts.lambdas, standardised=context.readouts.standardised, mesh=context.mesh
+        )
+    )
 
 
 def _problems(parts: Sequence[np.ndarray], context: Context) -> list[Any]:

@@ -74,7 +74,7 @@ def fit(
     return fit_path(features, targets, jnp.asarray(penalty, jnp.float32)[None], weights, iterations, tolerance).at(0)
 
 
-@functools.partial(jax.jit, static_argnames=("iterations", "tolerance"))
+@functools.partial(jax.jit, static_argnames=("iterations", "tolerance", "standardised"))
 def fit_path(
     features: Shaped[Array, "rows width"],
     targets: Float[Array, "rows classes"],
@@ -82,13 +82,19 @@ def fit_path(
     weights: Shaped[Array, "rows"] | None = None,
     iterations: int = 200,
     tolerance: float = 1e-4,
+    standardised: bool = True,
 ) -> Logistic:
     """`fit` for every penalty, in the order given, each started from the solution of the one before: give the largest first.
 
     One decomposition of the features serves the whole path.
+
+    Args:
+        standardised: divide channels by their standard deviation; otherwise features are centred only, which the intercept makes as
+            good as raw.
     """
     share = shares(len(features), weights)
     mean, scale = standardisation(features, weights)
+    scale = scale if standardised else jnp.ones_like(scale)
     z = jnp.where(share[:, None] > 0, (features.astype(jnp.float32) - mean) / scale, 0)
     targets = jnp.where(share[:, None] > 0, targets, 0)
     values, vectors = jnp.linalg.eigh(matmul((share[:, None] * z).T, z))
@@ -119,7 +125,7 @@ def predict(logistic: Logistic, features: Shaped[Array, "rows width"]) -> Float[
     return matmul((features.astype(jnp.float32) - logistic.mean) / logistic.scale, logistic.weights) + logistic.intercept
 
 
-@functools.partial(jax.jit, static_argnames=("classes", "cs", "iterations", "tolerance"))
+@functools.partial(jax.jit, static_argnames=("classes", "cs", "standardised", "iterations", "tolerance"))
 def probe(
     train: Shaped[Array, "train width"],
     train_labels: Int[Array, "train"],
@@ -129,6 +135,7 @@ def probe(
     test_labels: Int[Array, "test"],
     classes: int,
     cs: tuple[float, ...] = DINOV2_CS,
+    standardised: bool = True,
     iterations: int = 200,
     tolerance: float = 1e-4,
 ) -> Probe[Logistic]:
@@ -145,12 +152,12 @@ def probe(
     rows = jnp.maximum((train_labels >= 0).sum(), 1)
     order = np.argsort(cs, kind="stable")  # the path starts from the largest penalty
     penalties = 1 / (jnp.asarray([cs[i] for i in order], jnp.float32) * rows)
-    path = fit_path(train, one_hot(train_labels, classes), penalties, train_labels >= 0, iterations, tolerance)
+    path = fit_path(train, one_hot(train_labels, classes), penalties, train_labels >= 0, iterations, tolerance, standardised)
     found = choose_and_score(path, predict, path.penalty, validation, validation_labels, test, test_labels, classes)
     return found._replace(chosen=jnp.asarray(order)[found.chosen])
 
 
-@functools.partial(jax.jit, static_argnames=("classes", "cs", "iterations", "tolerance", "together", "mesh"))
+@functools.partial(jax.jit, static_argnames=("classes", "cs", "standardised", "iterations", "tolerance", "together", "mesh"))
 def probe_many(
     train: Shaped[Array, "problems train width"],
     train_labels: Int[Array, "*problems train"],
@@ -160,6 +167,7 @@ def probe_many(
     test_labels: Int[Array, "*problems test"],
     classes: int,
     cs: tuple[float, ...] = DINOV2_CS,
+    standardised: bool = True,
     iterations: int = 200,
     tolerance: float = 1e-4,
     together: int = 1,
@@ -176,7 +184,7 @@ def probe_many(
     """
     labels = (labels_of_each(part, len(train)) for part in (train_labels, validation_labels, test_labels))
     arrays = tuple(array for part in zip((train, validation, test), labels, strict=True) for array in part)
-    return many(lambda problem: probe(*problem, classes, cs, iterations, tolerance), arrays, together, mesh)
+    return many(lambda problem: probe(*problem, classes, cs, standardised, iterations, tolerance), arrays, together, mesh)
 
 
 def _minimise(

@@ -62,13 +62,14 @@ def standardisation(
     return origin + mean, jnp.where(deviation > 1e-6 * jnp.abs(origin + mean), deviation, 1.0)
 
 
-@functools.partial(jax.jit, static_argnames=("lambdas", "epsilon"))
+@functools.partial(jax.jit, static_argnames=("lambdas", "epsilon", "standardised"))
 def fit(
     features: Shaped[Array, "rows width"],
     targets: Float[Array, "rows classes"],
     lambdas: tuple[float, ...] = LAMBDAS,
     weights: Shaped[Array, "rows"] | None = None,
     epsilon: float = 0.0,
+    standardised: bool = True,
 ) -> Ridge:
     """Least squares with a squared-norm penalty, for every lambda (Hoerl & Kennard 1970).
 
@@ -83,6 +84,7 @@ def fit(
         lambdas: regularisations, positive.
         weights: of the rows, non-negative; 0 or False for padding.
         epsilon: added to the standard deviation of every channel.
+        standardised: divide by it; otherwise features are centred only, which the intercept makes as good as raw.
 
     Raises:
         ValueError: no lambda is given, or one is not positive.
@@ -91,7 +93,7 @@ def fit(
         raise ValueError(f"lambdas are {lambdas}; give at least one, all positive")
     share = shares(len(features), weights)
     mean, scale = standardisation(features, weights)
-    scale = scale + epsilon
+    scale = scale + epsilon if standardised else jnp.ones_like(scale)
     z = jnp.where(share[:, None] > 0, (features.astype(jnp.float32) - mean) / scale, 0)
     targets = jnp.where(share[:, None] > 0, targets, 0)
     intercept = matmul(share, targets)
@@ -122,7 +124,7 @@ def predict(ridge: Ridge, features: Shaped[Array, "rows width"]) -> Float[Array,
     return matmul((features.astype(jnp.float32) - ridge.mean) / ridge.scale, ridge.weights) + ridge.intercept
 
 
-@functools.partial(jax.jit, static_argnames=("classes", "lambdas"))
+@functools.partial(jax.jit, static_argnames=("classes", "lambdas", "standardised"))
 def probe(
     train: Shaped[Array, "train width"],
     train_labels: Int[Array, "train"],
@@ -132,6 +134,7 @@ def probe(
     test_labels: Int[Array, "test"],
     classes: int,
     lambdas: tuple[float, ...] = LAMBDAS,
+    standardised: bool = True,
 ) -> Probe[Ridge]:
     """Fit on train, choose lambda on validation, score on test. Rows labelled -1 are padding in any of them.
 
@@ -140,11 +143,11 @@ def probe(
     Raises:
         ValueError: see `fit`.
     """
-    path = fit(train, one_hot(train_labels, classes), lambdas, train_labels >= 0)
+    path = fit(train, one_hot(train_labels, classes), lambdas, train_labels >= 0, standardised=standardised)
     return choose_and_score(path, predict, path.lambdas, validation, validation_labels, test, test_labels, classes)
 
 
-@functools.partial(jax.jit, static_argnames=("classes", "lambdas", "together", "mesh"))
+@functools.partial(jax.jit, static_argnames=("classes", "lambdas", "standardised", "together", "mesh"))
 def probe_many(
     train: Shaped[Array, "problems train width"],
     train_labels: Int[Array, "*problems train"],
@@ -154,6 +157,7 @@ def probe_many(
     test_labels: Int[Array, "*problems test"],
     classes: int,
     lambdas: tuple[float, ...] = LAMBDAS,
+    standardised: bool = True,
     together: int = 1,
     mesh: Mesh | None = None,
 ) -> Probe[Ridge]:
@@ -168,4 +172,4 @@ def probe_many(
     """
     labels = (labels_of_each(part, len(train)) for part in (train_labels, validation_labels, test_labels))
     arrays = tuple(array for part in zip((train, validation, test), labels, strict=True) for array in part)
-    return many(lambda problem: probe(*problem, classes, lambdas), arrays, together, mesh)
+    return many(lambda problem: probe(*problem, classes, lambdas, standardised), arrays, together, mesh)
