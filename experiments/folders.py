@@ -47,9 +47,8 @@ def folder_data(folders: Folders, given: DataSize, image_size: int, seed: int, d
         raise ValueError("no images are given; name a folder of class folders: --folders.images PATH")
     split, classes = _split(folders.images, given, default, seed)
     counts = {part: len(chosen) for part, (chosen, _) in split.items()}
-    size = replace(given, **counts).filled(replace(default, **counts), ())
+    size = replace(given, **counts).filled(replace(default, **counts), (*PARTS_OF, ("pairs", "test")))
     pixels = {part: images.load(paths, image_size, "crop")[0] for part, (paths, _) in split.items()}
-    size = replace(size, **{part: min(size[part], size[whole]) for part, whole in (*PARTS_OF, ("pairs", "test"))})
     views = view_pairs(split["test"][0], size["pairs"], image_size, seed, PairRecipe())
     parts = {
         "bank": Part(pixels["bank"]),
@@ -89,21 +88,21 @@ def _split(root: Path, given: DataSize, default: DataSize, seed: int) -> tuple[d
         order = _even(train.labels, seed)
         # every fifth image of a class, so that test and rest have the same classes
         reported, rest = order[: _count("test", given, default, len(order) // 5)], order[len(order) // 5 :]
-    choose = rest[: _count("choose", given, default, max(2, len(rest) // 8))]
+    choose = rest[: _count("choose", given, default, len(rest) - 2, usual=max(2, len(rest) // 8))]
     bank = rest[len(choose) :][: _count("bank", given, default, len(rest) - len(choose))]
     found = {"bank": (train, bank), "choose": (train, choose), "test": (test, reported)}
     return {part: ([of.paths[i] for i in index], of.labels[index]) for part, (of, index) in found.items()}, train.classes
 
 
-def _count(part: str, given: DataSize, default: DataSize, there: int) -> int:
-    """What was asked for, or as many of the default as there are.
+def _count(part: str, given: DataSize, default: DataSize, there: int, usual: int | None = None) -> int:
+    """What was asked for, or as many of the default as there are (as are usual, where that is less).
 
     Raises:
         ValueError: more was asked for than there is.
     """
     if given[part] > there:
         raise ValueError(f"{part} is {given[part]}, but the folder has {there} images for it; lower --data.{part}")
-    return given[part] or min(default[part], there)
+    return given[part] or min(default[part], there if usual is None else usual)
 
 
 def _even(labels: Int[np.ndarray, "images"], seed: int) -> Int[np.ndarray, "images"]:

@@ -9,7 +9,7 @@ import pytest
 
 import jaxvit
 from jaxvit import capture
-from jaxvit.vit import abstract
+from jaxvit.vit import abstract, truncated
 from tests.jaxvit import tiny
 
 CONFIGS = {"table": tiny.CONFIG, "rope": tiny.ROPE, "plain": tiny.PLAIN}
@@ -227,3 +227,17 @@ def test_jensen_shannon_is_scipys_also_where_attention_moves_altogether():
     np.testing.assert_allclose(found, np.nan_to_num(want), atol=1e-6)
     assert found[0] == 1
     assert found[1] == 0
+
+
+def test_a_truncated_model_ends_after_a_block():
+    """Its output is the block's, and its read tokens are those under the whole model's final norm."""
+    model, images = tiny.model(), tiny.images()
+    short = truncated(model, 2)
+    outputs = jaxvit.forward(model, images, capture="block_output").captured["block_output"]
+    found = jaxvit.forward(short, images)
+    np.testing.assert_allclose(found.prenorm, outputs[1], atol=1e-6)
+    np.testing.assert_allclose(found.tokens, model.final_norm(outputs[1]), atol=1e-6)
+    assert short.config.depth == 2
+    assert model.config.depth == 3
+    with pytest.raises(ValueError, match="blocks 0 to 2"):
+        truncated(model, 4)

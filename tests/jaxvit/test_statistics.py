@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 
 from jaxvit import statistics
 from jaxvit.metrics import mean_iou
-from jaxvit.statistics import Scores, bootstrap, compare, holm, mean_scores, ratio_scores, value
+from jaxvit.statistics import (
+    Scores,
+    bootstrap,
+    bootstrap_all,
+    compare,
+    compare_all,
+    holm,
+    mean_scores,
+    median_scores,
+    over_seeds,
+    ratio_scores,
+    value,
+)
 
 RESAMPLES = 10_000
 # The standard error of the 2.5 % point of R draws from a normal is sqrt(0.025 * 0.975 / R) / density(1.96) standard deviations.
@@ -91,6 +103,46 @@ def test_the_permutation_p_value_is_the_exact_one(metric):
     result = compare(full, ablated)
     assert result.delta == pytest.approx(deltas[0])
     assert result.p_value == pytest.approx(exact, abs=5 * np.sqrt(exact * (1 - exact) / RESAMPLES) + 1 / RESAMPLES)
+
+
+def test_the_median_and_its_resamples_are_medians():
+    scores = np.random.default_rng(0).normal(size=15)
+    counts = statistics._counts(15, 200, 3)
+    resampled = [np.sort(np.repeat(scores, row))[7] for row in counts]
+    assert value(median_scores(scores)) == np.median(scores)
+    assert value(median_scores(scores[:14])) == np.sort(scores[:14])[6], "of an even number the lower of the two in the middle"
+    assert bootstrap(median_scores(scores), 200, 3) == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])))
+    assert compare(median_scores(scores), median_scores(scores + 2), 200).delta == pytest.approx(2)
+
+
+def test_seeds_of_a_metric_are_resampled_together():
+    """Their mean has the interval that the mean of their scores has, where the metric is a mean; seeds that agree change nothing."""
+    seeds = [mean_scores(example_scores(40, seed)) for seed in range(3)]
+    together = over_seeds(seeds)
+    mean = mean_scores(np.mean([s.contributions[:, 0] for s in seeds], axis=0))
+    assert value(together) == pytest.approx(np.mean([value(s) for s in seeds]))
+    assert bootstrap(together, 300) == pytest.approx(bootstrap(mean, 300))
+    other = [mean_scores(example_scores(40, seed + 5)) for seed in range(3)]
+    average = mean_scores(np.mean([s.contributions[:, 0] for s in other], axis=0))
+    assert compare(together, over_seeds(other), 300) == pytest.approx(compare(mean, average, 300))
+    one = Scores(confusions(), mean_iou)
+    assert bootstrap(over_seeds([one, one]), 300) == bootstrap(one, 300)
+    with pytest.raises(ValueError, match="share units"):
+        over_seeds([seeds[0], one])
+
+
+def test_many_metrics_together_are_each_alone():
+    full = [mean_scores(example_scores(20, 1)), Scores(confusions(20, seed=1), mean_iou), median_scores(example_scores(20, 3))]
+    ablated = [mean_scores(example_scores(20, 4)), Scores(confusions(20, seed=5), mean_iou), median_scores(example_scores(20, 6))]
+    np.testing.assert_allclose(bootstrap_all(full, 200), [bootstrap(s, 200) for s in full], rtol=1e-12)
+    np.testing.assert_allclose(compare_all(full, ablated, 200), [compare(a, b, 200) for a, b in zip(full, ablated, strict=True)])
+    with pytest.raises(ValueError, match="units"):
+        bootstrap_all([full[0], mean_scores(example_scores(21))])
+
+
+def test_resamples_without_the_metric_are_left_out():
+    scores = ratio_scores(np.array([0.0, 1.0]), np.array([0.0, 1.0]))  # half of all resamples of one of the units have no point
+    assert bootstrap(scores, 500) == (1.0, 1.0)
 
 
 def test_holm_is_the_textbook_procedure():
