@@ -128,7 +128,7 @@ def hover(row: Row | None, scale: float = 100) -> str:
         lines.append(f"against full {change[0]:+.3f} [{change[1]:+.3f}, {change[2]:+.3f}], p = {row['p_value']:.4f}{corrected}")
     for other in row.get("published", ()):
         lines.append(f"published {scale * other['value']:.2f} ({scale * other['difference']:+.2f} here): {other['source'][:80]}")
-    lines += [f"{mark} {row[name]}" for mark, name in (("†", "note"), ("‡", "flag")) if row.get(name)]
+    lines += [f"{mark} {row[name]}" for mark, name in (("†", "note"), ("‡", "flag"), ("", "detail")) if row.get(name)]
     return "<br>".join([*lines, f"cell {row['cell']}"])
 
 

@@ -95,6 +95,7 @@ class Measure(NamedTuple):
         note: what a reader must know about it.
         full: metric of the full condition that it is compared with, by default the same.
         flag: what may be wrong with it, such as a regularisation chosen at the edge of its grid.
+        detail: what was chosen, and how the solver ended.
         kept: read-outs that other conditions are to be read with, unchanged.
     """
 
@@ -105,6 +106,7 @@ class Measure(NamedTuple):
     note: str = ""
     full: str = ""
     flag: str = ""
+    detail: str = ""
     kept: Mapping[str, np.ndarray] = {}
 
 
@@ -131,7 +133,7 @@ class Task(NamedTuple):
     possible: Callable[[StudyData], bool]
 
 
-TOLD = ("metric", "feature", "protocol", "note", "full", "flag")
+TOLD = ("metric", "feature", "protocol", "note", "full", "flag", "detail")
 
 
 def pack(measures: Sequence[Measure]) -> dict[str, np.ndarray]:

@@ -61,6 +61,7 @@ class Solver(NamedTuple):
         kind: type of the read-out.
         protocol: its id, but for where features come from.
         penalty: what is chosen.
+        told: how the fit of a read-out (of the first seed) ended.
     """
 
     fit: Callable[[Sequence[np.ndarray], Context], Probe]
@@ -68,6 +69,7 @@ class Solver(NamedTuple):
     kind: type[Any]
     protocol: Callable[[Readouts], dict[str, Any]]
     penalty: str
+    told: Callable[[Any], str]
 
 
 def linear_probe(f: Reader, context: Context, kept: Kept) -> list[Measure]:
@@ -77,7 +79,6 @@ def linear_probe(f: Reader, context: Context, kept: Kept) -> list[Measure]:
 
 
 def _solved(name: str, leads: bool, parts: list[dict[str, np.ndarray]], context: Context, kept: Kept) -> Iterator[Measure]:
-    labels = jnp.asarray(context.data.labels["test"])
     solver, metric = SOLVERS[name], "top1" if leads else f"top1_{name}"
     for features in _by_width(parts[0]):
         stacked = [np.stack([part[feature] for feature in features]) for part in parts]
@@ -85,18 +86,33 @@ def _solved(name: str, leads: bool, parts: list[dict[str, np.ndarray]], context:
         for i, feature in enumerate(features):
             one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), found)
             note = "" if np.ptp(stacked[0][i], axis=0).any() else CONSTANT
-            flag = f"{solver.penalty} at the edge of its grid" if one.edge.any() and not note else ""
-
-            def measure(suffix: str, fit: str, correct: Any, **more: Any) -> Measure:
-                protocol = protocol_id(name, **solver.protocol(context.readouts), fit=fit, **context.readouts.where)
-                return Measure(metric + suffix, feature, protocol, [mean_scores(c) for c in correct], note, **more)  # noqa: B023
-
-            yield measure("", "condition", one.correct, flag=flag, kept=pack_readout(f"{name}/{feature}", one.readout))
+            refitted = Measure(
+                metric,
+                feature,
+                _protocol(name, "condition", context.readouts),
+                [mean_scores(seed) for seed in one.correct],
+                note,
+                flag=f"{solver.penalty} at the edge of its grid" if one.edge.any() and not note else "",
+                detail=solver.told(one.readout),
+                kept=pack_readout(f"{name}/{feature}", one.readout),
+            )
+            yield refitted
             if kept:
-                readout = unpack_readout(f"{name}/{feature}", kept, solver.kind)
-                seeds = [jax.tree.map(lambda leaf, s=s: leaf[s], readout) for s in range(len(one.correct))]
-                correct = [metrics.top1(solver.predict(seed, stacked[2][i]), labels) for seed in seeds]
-                yield measure("_frozen", "full", correct, full=metric)
+                yield _frozen(name, refitted, stacked[2][i], context, kept)
+
+
+def _frozen(name: str, refitted: Measure, test: np.ndarray, context: Context, kept: Kept) -> Measure:
+    """The read-out of the full condition on features of another."""
+    solver, labels = SOLVERS[name], jnp.asarray(context.data.labels["test"])
+    readout = unpack_readout(f"{name}/{refitted.feature}", kept, solver.kind)
+    seeds = [jax.tree.map(lambda leaf, s=s: leaf[s], readout) for s in range(len(refitted.scores))]
+    scores = [mean_scores(metrics.top1(solver.predict(seed, test), labels)) for seed in seeds]
+    protocol = _protocol(name, "full", context.readouts)
+    return Measure(f"{refitted.metric}_frozen", refitted.feature, protocol, scores, refitted.note, full=refitted.metric)
+
+
+def _protocol(name: str, fit: str, readouts: Readouts) -> str:
+    return protocol_id(name, **SOLVERS[name].protocol(readouts), fit=fit, **readouts.where)
 
 
 def _by_width(features: dict[str, np.ndarray]) -> list[list[str]]:
@@ -153,19 +169,31 @@ def _one_seed(probes: Probe) -> Probe:
     return jax.tree.map(lambda leaf: leaf[:, None], probes)
 
 
+def _logistic_told(readout: Any) -> str:
+    return (
+        f"penalty {readout.penalty[0]:.3g} per example, {readout.iterations[0]} iterations of L-BFGS, gradient norm "
+        f"{readout.gradient_norm[0]:.1e}, loss {readout.loss[0]:.4f}"
+    )
+
+
+def _ridge_told(readout: Any) -> str:
+    return f"lambda {readout.lambdas[0]:.3g} per example"
+
+
 def _chosen(name: str, grid: tuple[float, ...], readouts: Readouts) -> dict[str, Any]:
     return {name: grid, "select": "choose", "standardised": readouts.standardised}
 
 
 SOLVERS = {
-    "logistic": Solver(_logistic, logistic.predict, logistic.Logistic, lambda r: _chosen("C", r.cs, r), "C"),
-    "ridge": Solver(_ridge, ridge.predict, ridge.Ridge, lambda r: _chosen("lambda", r.lambdas, r), "lambda"),
+    "logistic": Solver(_logistic, logistic.predict, logistic.Logistic, lambda r: _chosen("C", r.cs, r), "C", _logistic_told),
+    "ridge": Solver(_ridge, ridge.predict, ridge.Ridge, lambda r: _chosen("lambda", r.lambdas, r), "lambda", _ridge_told),
     "parodi": Solver(
         _parodi,
         sgd.predict,
         sgd.Heads,
         lambda r: {"rate": sgd.PARODI.learning_rates, "momentum": 0, "epochs": r.epochs, "batch": sgd.PARODI.batch, "standardised": False},
         "",
+        lambda r: f"loss {r.losses[0][-1]:.3f} of the last minibatch",
     ),
 }
 

@@ -208,7 +208,7 @@ def rows_of(
         row |= dict.fromkeys(("delta", "delta_ci_low", "delta_ci_high", "p_value", "p_holm"))
         if found:
             row |= {"delta": found.delta, "delta_ci_low": found.low, "delta_ci_high": found.high, "p_value": found.p_value}
-        rows.append(row | {name: entry[name] for name in ("note", "flag") if entry.get(name)})
+        rows.append(row | {name: entry[name] for name in ("note", "flag", "detail") if entry.get(name)})
     return rows
 
 
