@@ -1,0 +1,65 @@
+"""Rows of what comes before the work: dispatch of a call, compile times."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+import jaxvit
+from experiments.bench.opponents import SMALL
+from experiments.bench.rows import Case, Goal, Row, Seconds, Size
+from jaxvit.vit import abstract
+
+
+def rows() -> list[Row]:
+    """The rows of this module."""
+    second = (Goal("seconds", 10),)
+    compiles = functools.partial(compile_forward, "dinov2_vits14_reg"), functools.partial(compile_forward, "dinov2_vitg14_reg")
+    return [
+        Row("dispatch", "host time of a forward call, 12 blocks", "", "float32", (Goal("seconds", 2e-4),), dispatch, "any"),
+        Row("compile_s", "compile forward, ViT-S/14+reg, 224", "", "float32", second, compiles[0], "any"),
+        Row("compile_g", "compile forward, ViT-g/14+reg, 224", "", "float32", second, compiles[1], "any"),
+    ]
+
+
+def dispatch(size: Size) -> Case:
+    """What a call costs before it returns, mean over many: checks, flattening, launch. The model is one whose computation is handed
+    to another thread: what is next to nothing, XLA computes before it returns on a CPU."""
+    config = size.pick(jaxvit.MODELS["dinov2_vits14_reg"], SMALL)
+    side = 5 * config.patch_size
+    model, images = jaxvit.create(config), jnp.zeros((1, side, side, 3))
+    calls = size.pick(100, 10)
+
+    def run() -> Seconds:
+        total = 0.0
+        for _ in range(calls):
+            started = time.perf_counter()
+            out = jaxvit.forward(model, images).tokens
+            total += time.perf_counter() - started
+            out.block_until_ready()
+        return Seconds(total / calls)
+
+    return Case(run, facts={"calls": calls})
+
+
+def compile_forward(name: str, size: Size) -> Case:
+    """Lower and compile without weights (nothing is allocated), past every cache."""
+    config = size.pick(jaxvit.MODELS[name], SMALL)
+    side = size.pick(224, config.image_size)
+    images = jax.ShapeDtypeStruct((8, side, side, 3), jnp.float32)
+    model = abstract(config)
+
+    def run() -> Seconds:
+        jax.config.update("jax_enable_compilation_cache", False)
+        try:
+            started = time.perf_counter()
+            # a function of its own every time: nothing of an earlier trace is found again
+            jax.jit(lambda model, images: jaxvit.forward(model, images).tokens).lower(model, images).compile()
+            return Seconds(time.perf_counter() - started)
+        finally:
+            jax.config.update("jax_enable_compilation_cache", True)
+
+    return Case(run, facts={"parameters": sum(leaf.size for leaf in jax.tree.leaves(model))})
