@@ -44,7 +44,7 @@ def attend_and_share(
     """`attend`, and how much of every query's attention the keys of each group get.
 
     `groups` is 1 where a token belongs to a group: columns beside those of the values, so that one product gives both and no map
-    of attention is kept. Sums are float32; in bfloat16 the weights that are summed are rounded, a share to 2^-9 of itself.
+    of attention is kept. Sums are float32; in bfloat16 the weights that are summed are rounded, a share to 2^-8 of itself.
     """
     mixed, shares = image_by_image(functools.partial(_mixed_and_shared, groups), *map(_heads_first, (q, k, v)), hidden)
     return _heads_first(mixed), _heads_first(shares)
