@@ -52,7 +52,7 @@ def bench(settings: Bench) -> Path:
     known = all_rows()
     _check(settings, known)
     backend = jax.default_backend()
-    usual = {"any", "tpu", backend}  # the compiler for TPUs runs on any machine
+    usual = {"any", backend} | ({"tpu"} if tpu.available() else set())  # the compiler for TPUs runs on any machine
     names = settings.rows or (() if settings.scaling else tuple(name for name, row in known.items() if row.platform in usual))
     default = Path("runs/bench/small.json") if settings.small else table.results_file(jax.devices()[0].device_kind)
     out = settings.out or default
@@ -64,6 +64,8 @@ def bench(settings: Bench) -> Path:
         results["rows"][name] = result
         table.write(out, results)
         console.print(table.markdown({"rows": {name: result}, "scaling": {}}).splitlines()[-1], soft_wrap=True, markup=False)
+    results["rows"] = {name: results["rows"].get(name) or _waiting(row, size) for name, row in known.items()}
+    table.write(out, results)
     for axis in settings.scaling:
         results["scaling"][axis] = scaling.AXES[axis](size, settings.repeats)
         table.write(out, results)
@@ -95,6 +97,12 @@ def _described(row: Row, result: dict[str, Any], size: Size) -> dict[str, Any]:
     about |= {"estimate": row.estimate, "small": size.small, "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
     about |= {"threads": cores(), "processor": platform.processor() or platform.machine(), "versions": _versions()}
     return about | result
+
+
+def _waiting(row: Row, size: Size) -> dict[str, Any]:
+    """A row that is not measured yet keeps its place, with the command that measures it."""
+    where = {"gpu": "on a GPU", "tpu": "where libtpu is installed"}.get(row.platform, "here")
+    return _described(row, {"device": "", "note": f"python -m experiments.bench --rows {row.name}, {where}"}, size) | {"met": None}
 
 
 def _all(met: Any) -> bool | None:

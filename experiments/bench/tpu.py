@@ -45,13 +45,18 @@ def rows() -> list[Row]:
     ]
 
 
+def available() -> bool:
+    """Whether the TPU compiler is installed."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
 def compiled(name: str, size: Size) -> dict[str, Any]:
     """What the compiler says of every program, from a process of its own; "memory" is the largest share of a chip's memory.
 
     Raises:
         ValueError: there is no libtpu here, or a program does not compile.
     """
-    if importlib.util.find_spec("libtpu") is None:
+    if not available():
         raise ValueError("the TPU compiler is not installed; run pip install -e '.[tpu]' (in a virtual environment of its own)")
     topology, accelerator, memory = SLICES[name]
     command = [sys.executable, "-m", "experiments.bench.tpu", topology, "small" if size.small else "full"]

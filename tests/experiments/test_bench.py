@@ -83,12 +83,14 @@ def test_results_become_a_table_in_the_readme(tmp_path):
     for name in ("effective_rank", "knn"):
         bench(Bench(rows=(name,), small=True, repeats=1, out=out))
     rows = json.loads(out.read_text())["rows"]
-    assert list(rows) == ["effective_rank", "knn"]
+    assert list(rows) == list(all_rows())  # those that were not measured keep their place
+    assert [name for name, row in rows.items() if "seconds" in row] == ["knn", "effective_rank"]
     assert rows["knn"]["met"] is None  # small sizes meet no goal
     assert {"device", "threads", "versions", "dtype", "goal"} <= rows["effective_rank"].keys()
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     table.into_readme(readme, [out])
     text = readme.read_text()
+    assert "python -m experiments.bench --rows study_bf16, on a GPU" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
