@@ -26,7 +26,7 @@ from jaxvit.attention import attend, attend_and_share, probabilities
 from jaxvit.forward import sweep_layers
 from jaxvit.vit import abstract
 
-ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 NAMES = ("dinov2_vits14_reg", "dinov2_vitb14_reg")
 SLICES = {"v5e": ("v5e:2x4", "v5litepod-8", 16e9), "v4": ("v4:2x2x1", "v4-8", 32e9)}
 """Topology, accelerator type, and bytes of memory of a chip (Google Cloud's system architecture pages)."""
