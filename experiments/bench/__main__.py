@@ -86,12 +86,14 @@ def _check(settings: Bench, known: dict[str, Row]) -> None:
 
 def _described(row: Row, result: dict[str, Any], size: Size) -> dict[str, Any]:
     """A result with everything that it depends on beside it."""
-    met = None if size.small or row.platform not in ("any", "tpu", jax.default_backend()) else _all(g.met(result) for g in row.goals)
+    met = (
+        None if size.small or row.platform not in ("any", "tpu", jax.default_backend()) else _all(g.met(result) for g in row.current_goals)
+    )
     about: dict[str, Any] = {
         "what": row.what,
         "against": row.against,
         "dtype": row.dtype,
-        "goal": ", ".join(map(str, row.goals)),
+        "goal": ", ".join(map(str, row.current_goals)),
         "met": met,
     }
     about |= {"estimate": row.estimate, "small": size.small, "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}

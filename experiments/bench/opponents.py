@@ -34,6 +34,11 @@ def optional(name: str) -> Any:
         raise ValueError(f"this row is measured against {name}, which is not installed; run pip install -e '.[test]'") from None
 
 
+def device() -> str:
+    """Where torch runs: on a GPU where JAX does."""
+    return "cuda" if jax.default_backend() == "gpu" and optional("torch").cuda.is_available() else "cpu"
+
+
 def cores() -> int:
     """Cores that this process may use; both sides get as many threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -63,7 +68,7 @@ def rivals(name: str, small: bool, attention: str = "sdpa") -> tuple[Any, jaxvit
     with tempfile.TemporaryDirectory() as folder, _quiet(transformers):
         theirs.save_pretrained(Path(folder) / "hf")
         ours = jaxvit.load(convert(Path(folder) / "hf", Path(folder) / "ours"))
-    return theirs, replicate(ours, batch_mesh())
+    return theirs.to(device()), replicate(ours, batch_mesh())
 
 
 @contextlib.contextmanager
@@ -84,20 +89,26 @@ def pixels(size: Size, batch: int, config: jaxvit.ViTConfig) -> tuple[jax.Array,
     batch = max(-(-batch // devices), size.pick(1, 2)) * devices
     side = size.pick(224 // config.patch_size * config.patch_size, 5 * config.patch_size)
     images = np.random.default_rng(0).normal(size=(batch, side, side, 3)).astype(np.float32)
-    return split(images, batch_mesh()), optional("torch").from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    same = optional("torch").from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return split(images, batch_mesh()), same.to(device())
 
 
 def difference(ours: Any, theirs: Any) -> float:
     """Largest absolute difference."""
-    return float(np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)).max())
+    reference = theirs.float().cpu() if hasattr(theirs, "cpu") else theirs
+    return float(np.abs(np.asarray(ours, np.float64) - np.asarray(reference, np.float64)).max())
 
 
 def no_gradient(work: Callable[[], Any]) -> Callable[[], Any]:
-    """Run under torch's inference mode."""
+    """Run under torch's inference mode, and wait for a GPU."""
+    torch = optional("torch")
 
     def run() -> Any:
-        with optional("torch").inference_mode():
-            return work()
+        with torch.inference_mode():
+            found = work()
+        if device() == "cuda":
+            torch.cuda.synchronize()
+        return found
 
     return run
 

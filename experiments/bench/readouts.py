@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.opponents import cores, difference, optional
+from experiments.bench.opponents import cores, device, difference, optional
 from experiments.bench.rows import Case, Goal, Row, Size
 from jaxvit import geometry
 from jaxvit.probes import knn, logistic
@@ -29,7 +29,7 @@ def rows() -> list[Row]:
         Row("probes_gpu", probe_work, "scikit-learn, a loop (CPU)", "float32", (Goal("ratio", 20),), probes, platform="gpu"),
         Row("knn", "20 nearest, 5,000 x 50,000 x 384", "torch, matmul and topk", "float32", (Goal("ratio", 1),), search, memory=True),
         Row("knn_gpu", "20 nearest, 50,000 x 1,000,000 x 384", "torch, matmul and topk", "float32", (Goal("ratio", 1),), large, "gpu"),
-        Row("effective_rank", rank, "numpy, a loop over singular values", "float32", (Goal("ratio", 10),), effective_rank),
+        Row("effective_rank", rank, "numpy, a loop over singular values", "float32", (Goal("ratio", 10),), effective_rank, "any"),
     ]
 
 
@@ -85,9 +85,8 @@ def neighbours(queries: int, bank: int, size: Size) -> Case:
     k, chunk = 20, size.pick(1_000, 100)
     queries, bank = size.pick(queries, 200), size.pick(bank, 1_000)
     x, y = (np.random.default_rng(i).normal(size=(n, 384)).astype(np.float32) for i, n in enumerate((queries, bank)))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     ours = [jnp.asarray(a) for a in (x, y)]
-    theirs = [torch.from_numpy(a).to(device) for a in (x, y)]
+    theirs = [torch.from_numpy(a).to(device()) for a in (x, y)]
 
     def search() -> Any:
         a, b = (torch.nn.functional.normalize(part, dim=1) for part in theirs)

@@ -85,7 +85,7 @@ class Row:
     Attributes:
         name: by which it is chosen on the command line.
         what, against: the work, and who does the same.
-        goals: all must be met.
+        goals: all must be met; `on_gpu` takes their place where the device is a GPU.
         build: makes the case ready at a size, or has the finished result.
         platform: the kind of device that the goals are for: "cpu", "gpu" or "tpu"; "any" for all.
         memory: whether peaks of resident memory are measured too.
@@ -101,6 +101,12 @@ class Row:
     platform: str = "cpu"
     memory: bool = False
     estimate: str = ""
+    on_gpu: tuple[Goal, ...] = ()
+
+    @property
+    def current_goals(self) -> tuple[Goal, ...]:
+        """The goals that hold on this machine's device."""
+        return self.on_gpu if self.on_gpu and jax.default_backend() == "gpu" else self.goals
 
 
 PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12, "NVIDIA GeForce RTX 4090": 165e12}

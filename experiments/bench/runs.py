@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxvit
-from experiments.bench.opponents import SMALL, difference, hooked, no_gradient, optional, pixels, rivals
+from experiments.bench.opponents import SMALL, device, difference, hooked, no_gradient, optional, pixels, rivals
 from experiments.bench.rows import Case, Goal, Row, Size
 from jaxvit.forward import sweep_layers
 from jaxvit.sharding import batch_mesh, replicate, split
@@ -34,9 +34,24 @@ def rows() -> list[Row]:
                 ("l", (Goal("ratio", 1),), functools.partial(half_forward, L)),
             )
         ),
-        Row("conditions", "14 conditions, all layers ablated, ViT-S/14+reg", "forward hooks", "float32", (Goal("ratio", 1),), conditions),
         Row(
-            "layer_sweep", "zero registers at one block, every block, ViT-S/14+reg", "hooks", "float32", (Goal("ratio", 1.8),), layer_sweep
+            "conditions",
+            "14 conditions, all layers ablated, ViT-S/14+reg",
+            "forward hooks",
+            "float32",
+            (Goal("ratio", 1),),
+            conditions,
+            "any",
+            on_gpu=(Goal("ratio", 1.5),),
+        ),
+        Row(
+            "layer_sweep",
+            "zero registers at one block, every block, ViT-S/14+reg",
+            "hooks",
+            "float32",
+            (Goal("ratio", 1.8),),
+            layer_sweep,
+            "any",
         ),
         Row(
             "attention_flow",
@@ -45,6 +60,7 @@ def rows() -> list[Row]:
             "float32",
             (Goal("ratio", 1.5), Goal("memory", 0.1)),
             attention_flow,
+            "any",
             memory=True,
         ),
         Row(
@@ -63,6 +79,7 @@ def rows() -> list[Row]:
             "float32",
             (Goal("ratio", 1.5),),
             attention_divergence,
+            "any",
             memory=True,
         ),
     ]
@@ -88,24 +105,16 @@ def half_forward(name: str, size: Size) -> Case:
     ours = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), ours)
     images, same = pixels(size, size.pick(256, 2), ours.config)
     images = images.astype(jnp.bfloat16)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    theirs = theirs.to(device, torch.bfloat16)
-    program = torch.compile(theirs) if device == "cuda" else theirs
-    same = same.to(device, torch.bfloat16)
     rivals.cache_clear()  # `to` changes the module in place
-
-    def run() -> Any:
-        tokens = program(same).last_hidden_state
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return tokens
+    theirs, same = theirs.to(torch.bfloat16), same.to(torch.bfloat16)
+    program = torch.compile(theirs) if device() == "cuda" else theirs
 
     return Case(
         lambda: jaxvit.forward(ours, images).tokens,
-        no_gradient(run),
+        no_gradient(lambda: program(same).last_hidden_state),
         facts={"images": len(images)},
         flop=len(images) * flop_per_image(ours.config, images.shape[1]),
-        check=lambda a, b: {"max_difference": difference(a, b.float().cpu())},
+        check=lambda a, b: {"max_difference": difference(a, b)},
     )
 
 
@@ -166,7 +175,7 @@ def conditions(size: Size) -> Case:
 def _hook_conditions(config: jaxvit.ViTConfig, statistics: jaxvit.Statistics, batch: int) -> list[Callable[[int, Any], Any]]:
     """The same conditions as what a hook does to the output of a block."""
     torch = optional("torch")
-    mean, variance = (torch.from_numpy(moment["block_output"]) for moment in (statistics.mean, statistics.variance))
+    mean, variance = (torch.from_numpy(moment["block_output"]).to(device()) for moment in (statistics.mean, statistics.variance))
     prefix, deviation = 1 + config.registers, variance.sqrt()
 
     def put(first: int, last: int, value: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
@@ -185,7 +194,7 @@ def _hook_conditions(config: jaxvit.ViTConfig, statistics: jaxvit.Statistics, ba
         x[torch.arange(batch)[:, None], chosen] = 0
         return x
 
-    chosen = prefix + torch.rand(batch, 1 + 4 * config.registers).argsort(dim=1)[:, :4]
+    chosen = prefix + torch.rand(batch, 1 + 4 * config.registers, device=device()).argsort(dim=1)[:, :4]
     registers = range(1, prefix)
     return [
         lambda layer, x: x,
@@ -196,7 +205,7 @@ def _hook_conditions(config: jaxvit.ViTConfig, statistics: jaxvit.Statistics, ba
         *(put(i, i + 1, zeros) for i in registers),
         *(put(1, 1 + count, zeros) for count in range(2, config.registers)),
         patches,
-        put(1, prefix, lambda layer, x: mean[layer, 1:prefix] + deviation[layer, 1:prefix] * torch.randn(batch, prefix - 1, x.shape[-1])),
+        put(1, prefix, lambda layer, x: mean[layer, 1:prefix] + deviation[layer, 1:prefix] * torch.randn_like(x[:, 1:prefix])),
         put(1, prefix, lambda layer, x: x[torch.randperm(batch), 1:prefix]),
     ]
 
@@ -230,7 +239,7 @@ def attention_flow(size: Size) -> Case:
     """Attention by token group of every layer and head."""
     theirs, ours = rivals(S, size.small, "eager")
     images, same = pixels(size, size.pick(16, 2), ours.config)
-    columns = optional("torch").from_numpy(_columns(ours.config, images.shape[1]))
+    columns = optional("torch").from_numpy(_columns(ours.config, images.shape[1])).to(device())
     rows = columns / columns.sum(0)
 
     def eager() -> Any:
