@@ -41,9 +41,10 @@ def attend_and_share(
     groups: Float[Array, "tokens groups"],
     hidden: Bool[Array, "*batch tokens tokens"] | None = None,
 ) -> tuple[PerHead, Float[Array, "*batch tokens heads groups"]]:
-    """`attend`, and how much of every query's attention the keys of each group get, float32.
+    """`attend`, and how much of every query's attention the keys of each group get.
 
-    `groups` is 1 where a token belongs to a group. The weights are reduced where they are made: no map of attention is kept.
+    `groups` is 1 where a token belongs to a group: columns beside those of the values, so that one product gives both and no map
+    of attention is kept. Sums are float32; in bfloat16 the weights that are summed are rounded, a share to 2^-8 of itself.
     """
     mixed, shares = image_by_image(functools.partial(_mixed_and_shared, groups), *map(_heads_first, (q, k, v)), hidden)
     return _heads_first(mixed), _heads_first(shares)
@@ -83,8 +84,12 @@ def _mixed(q_HTK: Array, k_HSK: Array, v_HSK: Array, hidden_TS: Array | None) ->
 
 def _mixed_and_shared(groups_SG: Array, q_HTK: Array, k_HSK: Array, v_HSK: Array, hidden_TS: Array | None) -> tuple[Array, Array]:
     weights_HTS, sums_HT1 = _exponentials(q_HTK, k_HSK, hidden_TS)
-    shares_HTG = jnp.matmul(weights_HTS, groups_SG, precision=jax.lax.Precision.HIGHEST) / sums_HT1
-    return (weights_HTS.astype(v_HSK.dtype) @ v_HSK / sums_HT1).astype(v_HSK.dtype), shares_HTG
+    columns_HSG = jnp.broadcast_to(groups_SG.astype(v_HSK.dtype), (*v_HSK.shape[:-1], groups_SG.shape[-1]))
+    both_HTKG = jnp.matmul(
+        weights_HTS.astype(v_HSK.dtype), jnp.concatenate([v_HSK, columns_HSG], axis=-1), preferred_element_type=jnp.float32
+    )
+    mixed_HTK, shares_HTG = jnp.split(both_HTKG, [v_HSK.shape[-1]], axis=-1)
+    return (mixed_HTK / sums_HT1).astype(v_HSK.dtype), shares_HTG / sums_HT1
 
 
 def _exponentials(q_HTK: Array, k_HSK: Array, hidden_TS: Array | None) -> tuple[Array, Array]:

@@ -1,0 +1,64 @@
+"""Rows of what comes before the work: dispatch of a call, compile times."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+import jaxvit
+from experiments.bench.opponents import SMALL
+from experiments.bench.rows import Case, Goal, Row, Seconds, Size
+from jaxvit.vit import abstract
+
+
+def rows() -> list[Row]:
+    """The rows of this module."""
+    second = (Goal("seconds", 10),)
+    compiles = functools.partial(compile_forward, "dinov2_vits14_reg"), functools.partial(compile_forward, "dinov2_vitg14_reg")
+    return [
+        Row("dispatch", "host time of a forward call, 12 blocks", "", "float32", (Goal("seconds", 2e-4),), dispatch, "any"),
+        Row("compile_s", "compile forward, ViT-S/14+reg, 224", "", "float32", second, compiles[0], "any"),
+        Row("compile_g", "compile forward, ViT-g/14+reg, 224", "", "float32", second, compiles[1], "any"),
+    ]
+
+
+def dispatch(size: Size) -> Case:
+    """Median time of a call whose computation, 12 blocks of width 4 on 6 tokens, is next to nothing and is counted with it: checks,
+    flattening, launch. A larger model's first operations would compete with the call for the cores of a CPU."""
+    config = jaxvit.ViTConfig(2, 4, 12, 1, 4, registers=4, position="antialias", image_size=2)
+    model, images = jaxvit.create(config), jnp.zeros((1, 2, 2, 3))
+    calls = size.pick(300, 20)
+
+    def run() -> Seconds:
+        found = []
+        for _ in range(calls):
+            started = time.perf_counter()
+            jaxvit.forward(model, images).tokens.block_until_ready()
+            found.append(time.perf_counter() - started)
+        return Seconds(statistics.median(found))
+
+    return Case(run, facts={"calls": calls})
+
+
+def compile_forward(name: str, size: Size) -> Case:
+    """Lower and compile without weights (nothing is allocated), past every cache."""
+    config = size.pick(jaxvit.MODELS[name], SMALL)
+    side = size.pick(224, config.image_size)
+    images = jax.ShapeDtypeStruct((8, side, side, 3), jnp.float32)
+    model = abstract(config)
+
+    def run() -> Seconds:
+        jax.config.update("jax_enable_compilation_cache", False)
+        try:
+            started = time.perf_counter()
+            # a function of its own every time: nothing of an earlier trace is found again
+            jax.jit(lambda model, images: jaxvit.forward(model, images).tokens).lower(model, images).compile()
+            return Seconds(time.perf_counter() - started)
+        finally:
+            jax.config.update("jax_enable_compilation_cache", True)
+
+    return Case(run, facts={"parameters": sum(leaf.size for leaf in jax.tree.leaves(model))})

@@ -1,0 +1,133 @@
+"""Rows of read-outs: logistic probes along a path of C, nearest neighbours, effective rank."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench.opponents import cores, device, difference, optional
+from experiments.bench.rows import Case, Goal, Row, Size
+from jaxvit import geometry
+from jaxvit.probes import knn, logistic
+
+PROBES, CLASSES = 84, 20
+CS = tuple(10.0**e for e in range(-6, 3))
+
+
+def rows() -> list[Row]:
+    """The rows of this module."""
+    probe_work = f"{PROBES} logistic probes, path of {len(CS)} C, 2,000 x 384, {CLASSES} classes"
+    search = functools.partial(neighbours, 5_000, 50_000)
+    large = functools.partial(neighbours, 50_000, 1_000_000)
+    rank = "effective rank of 5,000 images of 256 patches x 384"
+    return [
+        Row("probes", probe_work, "scikit-learn, a loop", "float32", (Goal("ratio", 1.5),), probes),
+        Row("probes_gpu", probe_work, "scikit-learn, a loop (CPU)", "float32", (Goal("ratio", 20),), probes, platform="gpu"),
+        Row("knn", "20 nearest, 5,000 x 50,000 x 384", "torch, matmul and topk", "float32", (Goal("ratio", 1),), search, memory=True),
+        Row("knn_gpu", "20 nearest, 50,000 x 1,000,000 x 384", "torch, matmul and topk", "float32", (Goal("ratio", 1),), large, "gpu"),
+        Row("effective_rank", rank, "numpy, a loop over singular values", "float32", (Goal("ratio", 10),), effective_rank, "any"),
+    ]
+
+
+def _clusters(rows: int, width: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [rows, width] around class centres, so that classes overlap as they do in features, and their labels."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, rows)
+    centres = np.random.default_rng(0).normal(size=(classes, width)) * 0.25
+    spread = np.geomspace(2, 0.1, width)
+    return ((centres[labels] + generator.normal(size=(rows, width))) * spread).astype(np.float32), labels.astype(np.int32)
+
+
+def probes(size: Size) -> Case:
+    """Fit on train along the path, choose C on validation, score on test: a share of the probes is run, the rest counted."""
+    ours_run, theirs_run = size.pick((4, 1), (2, 1))
+    count, width, classes = size.pick((2_000, 384, CLASSES), (120, 8, 4))
+    sets = [[_clusters(n, width, classes, 3 * p + i) for i, n in enumerate((count, count // 4, count // 4))] for p in range(ours_run)]
+    stacked = [jnp.asarray(np.stack([problem[part][leaf] for problem in sets])) for part in range(3) for leaf in range(2)]
+
+    @jax.jit
+    def run(arrays: list[jax.Array]) -> Any:
+        return jax.lax.map(lambda problem: logistic.probe(*problem, classes=classes, cs=CS).correct.mean(), arrays)
+
+    linear, scale, limits = optional("sklearn.linear_model"), optional("sklearn.preprocessing"), optional("threadpoolctl")
+
+    def loop() -> Any:
+        scores = []
+        with limits.threadpool_limits(cores()):
+            for (x, y), (vx, vy), (tx, ty) in sets[:theirs_run]:
+                scaler = scale.StandardScaler().fit(x)
+                x, vx, tx = (scaler.transform(part) for part in (x, vx, tx))
+                model = linear.LogisticRegression(max_iter=200, warm_start=True)
+                best = (-1.0, 0.0)
+                for c in CS:
+                    model.set_params(C=c).fit(x, y)
+                    best = max(best, (model.score(vx, vy), model.score(tx, ty)), key=lambda found: found[0])
+                scores.append(best[1])
+        return np.array(scores)
+
+    return Case(
+        lambda: run(stacked),
+        loop,
+        (size.pick(PROBES, ours_run) / ours_run, size.pick(PROBES, theirs_run) / theirs_run),
+        {"probes_run": [ours_run, theirs_run], "rows": count},
+        check=lambda a, b: {"max_difference_accuracy": difference(a[:theirs_run], b)},
+    )
+
+
+def neighbours(queries: int, bank: int, size: Size) -> Case:
+    """Cosine similarity and index of the nearest rows, in chunks on both sides, so that memory is bounded."""
+    torch = optional("torch")
+    torch.set_num_threads(cores())
+    k, chunk = 20, size.pick(1_000, 100)
+    queries, bank = size.pick(queries, 200), size.pick(bank, 1_000)
+    x, y = (np.random.default_rng(i).normal(size=(n, 384)).astype(np.float32) for i, n in enumerate((queries, bank)))
+    ours = [jnp.asarray(a) for a in (x, y)]
+    theirs = [torch.from_numpy(a).to(device()) for a in (x, y)]
+
+    def search() -> Any:
+        a, b = (torch.nn.functional.normalize(part, dim=1) for part in theirs)
+        found = [(part @ b.T).topk(k, dim=1) for part in a.split(chunk)]
+        return torch.cat([f.values for f in found]).cpu(), torch.cat([f.indices for f in found]).cpu()
+
+    return Case(
+        lambda: knn.nearest(*ours, k),
+        search,
+        facts={"queries": queries, "bank": bank, "k": k},
+        check=lambda a, b: {
+            "max_difference_similarity": difference(a[0], b[0]),
+            "same_index": float((np.asarray(a[1]) == b[1].numpy()).mean()),
+        },
+    )
+
+
+def effective_rank(size: Size) -> Case:
+    """exp of the entropy of the normalised squared singular values, image by image: a share is run, the rest counted."""
+    ours_run, theirs_run = size.pick((200, 20), (8, 4))
+    total = size.pick(5_000, ours_run)
+    features = np.random.default_rng(0).normal(size=(ours_run, *size.pick((256, 384), (16, 24)))).astype(np.float32)
+    features *= np.geomspace(1, 0.01, features.shape[-1]).astype(np.float32)
+    images = jnp.asarray(features)
+
+    def loop() -> Any:
+        found = []
+        for image in features[:theirs_run]:
+            share = np.linalg.svd(image, compute_uv=False).astype(np.float64) ** 2
+            share /= share.sum()
+            found.append(np.exp(-(share * np.log(share)).sum()))
+        return np.array(found)
+
+    @jax.jit
+    def run(images: jax.Array) -> jax.Array:
+        return jax.lax.map(geometry.effective_rank, images, batch_size=8)
+
+    return Case(
+        lambda: run(images),
+        loop,
+        (total / ours_run, size.pick(5_000, ours_run) / theirs_run),
+        {"images_run": [ours_run, theirs_run]},
+        check=lambda a, b: {"max_difference": difference(a[:theirs_run], b)},
+    )
