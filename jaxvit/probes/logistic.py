@@ -97,11 +97,11 @@ def fit_path(
     scale = scale if standardised else jnp.ones_like(scale)
     z = jnp.where(share[:, None] > 0, (features.astype(jnp.float32) - mean) / scale, 0)
     targets = jnp.where(share[:, None] > 0, targets, 0)
-    values, vectors = jnp.linalg.eigh(matmul((share[:, None] * z).T, z))
+    values, vectors = _principal_axes(z, share)
     rotated = matmul(z, vectors)
     prior = matmul(share, targets)
     # Classes come first from here on: both products of a gradient then run along the rows of x, twice as fast on a CPU.
-    start = jnp.zeros((targets.shape[1], z.shape[1])), jnp.log(jnp.maximum(prior, 1e-6))[:, None]
+    start = jnp.zeros((targets.shape[1], len(values))), jnp.log(jnp.maximum(prior, 1e-6))[:, None]
 
     def step(before: tuple[Array, Array], penalty: Float[Array, ""]) -> tuple[tuple[Array, Array], tuple]:
         # The curvature of the loss along an eigenvector is about its eigenvalue times a share of p (1 - p), plus the penalty.
@@ -185,6 +185,17 @@ def probe_many(
     labels = (labels_of_each(part, len(train)) for part in (train_labels, validation_labels, test_labels))
     arrays = tuple(array for part in zip((train, validation, test), labels, strict=True) for array in part)
     return many(lambda problem: probe(*problem, classes, cs, standardised, iterations, tolerance), arrays, together, mesh)
+
+
+def _principal_axes(z: Float[Array, "rows width"], share: Float[Array, "rows"]) -> tuple[Float[Array, "side"], Float[Array, "width side"]]:
+    """Eigenvalues and eigenvectors of the products of channels. Where there are fewer rows than channels, only of the space that the
+    rows span: a penalised optimum has no weight outside of it."""
+    if z.shape[0] >= z.shape[1]:
+        values, vectors = jnp.linalg.eigh(matmul((share[:, None] * z).T, z))
+        return values, vectors
+    basis = jnp.linalg.qr(z.T)[0]
+    values, vectors = _principal_axes(matmul(z, basis), share)
+    return values, matmul(basis, vectors)
 
 
 def _minimise(
