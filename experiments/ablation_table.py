@@ -9,17 +9,17 @@ import plotly.graph_objects as go
 
 from experiments import table
 from experiments.demo import label
-from experiments.figures import Finished, Row, columns, hover, percent, plot, select
+from experiments.figures import Finished, Row, columns, hover, meter_lines, percent, plot, select
 from experiments.study import Job, Subject
 
 TITLE = "What an ablation costs"
 NOTE = (
-    "Tokens are overwritten at the output of every block. Point at a cell for the exact value, its interval, its protocol, and the paired "
-    "difference from the full condition with its permutation p-value. Read-outs are refitted for each condition; <i>frozen</i> "
-    "ones are those of the full condition, applied as they are: they say what changed, not what is still there. † by "
-    "construction: with CLS overwritten by a constant, a read-out of CLS can only name the majority class, so only the dense "
-    "tasks say anything about zero_cls and mean_cls. A zeroed token is not gone: LayerNorm maps it to its bias, so it still "
-    "acts as a constant key. Random conditions and read-outs are means over seeds."
+    "Tokens are overwritten at the output of every block (fix_reg_mean: at the input). Point at a cell for the exact value, its interval, "
+    "its protocol, and the paired difference from the full condition with its permutation p-value. Read-outs are refitted for each "
+    "condition; <i>frozen</i> ones are those of the full condition, applied as they are: they say what changed, not what is still there. "
+    "† by construction: with CLS overwritten by a constant, a read-out of CLS can only name the majority class, so only the dense tasks "
+    "say anything about zero_cls and mean_cls. A zeroed token is not gone: LayerNorm maps it to its bias, so it still acts as a constant "
+    "key. Random conditions and read-outs are means over seeds."
 )
 
 
@@ -40,7 +40,7 @@ def heat_map(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
     shown = columns(rows)
     index = {(r["model"], r["condition"], r["task"], r["metric"], r["feature"]): r for r in rows}
     lines = list(dict.fromkeys((r["model"], r["condition"]) for r in rows if r["model"] in models and r["task"] == "linear_probe"))
-    meters = _meters(rows)
+    meters = meter_lines(rows)
     values: dict[str, list[list]] = {name: [] for name in ("raw", "delta", "raw_text", "delta_text", "hover")}
     for model, condition in lines:
         found = [index.get((model, condition, *column[:3])) for column in shown]
@@ -84,17 +84,6 @@ def _switchable(values: dict[str, list[list]], names: list[str], headings: list[
         margin={"l": 250, "r": 20, "t": 140, "b": 20},
     )
     return figure
-
-
-def _meters(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
-    """The off-manifold meter of every condition at the last block, as a line."""
-    last: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in select(rows, task="off_manifold"):
-        last.setdefault((row["model"], row["condition"]), {})[row["metric"]] = row  # layers come in order
-    return {
-        key: "off manifold, last block: " + ", ".join(f"{name.replace('_', ' ')} {r['value']:.3f}" for name, r in found.items())
-        for key, found in last.items()
-    }
 
 
 def table_lines(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[Row | None]]]]:

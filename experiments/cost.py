@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 import jaxvit
+from experiments import table
 from experiments.study import Job, Subject
 from jaxvit import ViTConfig
 from jaxvit.statistics import compare_all, mean_scores
@@ -23,15 +24,15 @@ _TIMED = 4  # images a device in the timed batch
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of what is left of a study.
+    """The cost of what is left of a study, in bytes; what the system does not tell is None.
 
     Attributes:
         cells: to be computed.
         images: that go through models.
         seconds: estimate; None where it was not asked for.
-        memory: bytes of host memory for features, images and one batch at the peak.
-        memory_there: bytes that are free, None where the system does not tell.
-        disk, disk_there: bytes of cells, and those that are free.
+        memory, memory_there: of the host for features, twice, and images; what is free.
+        device, device_there: of a device for weights and one batch; what is free (None where devices use the host's memory).
+        disk, disk_there: of cells; what is free.
     """
 
     cells: int
@@ -39,6 +40,8 @@ class Cost:
     seconds: float | None
     memory: int
     memory_there: int | None
+    device: int
+    device_there: int | None
     disk: int
     disk_there: int
 
@@ -48,23 +51,25 @@ class Cost:
         Raises:
             ValueError: memory or disk are too small.
         """
-        if self.memory_there is not None and self.memory > self.memory_there:
-            raise ValueError(
-                f"the study needs about {self.memory / _GIB:.1f} GiB of memory, {self.memory_there / _GIB:.1f} GiB are free; lower "
-                "--batch-size or numbers of images (--data.pairs, --data.segmentation)"
-            )
-        if self.disk > self.disk_there:
-            raise ValueError(
-                f"the study writes about {self.disk / _GIB:.1f} GiB, {self.disk_there / _GIB:.1f} GiB are free; choose another --out"
-            )
+        host = self.memory if self.device_there is not None else self.memory + self.device
+        for what, needed, there, remedy in (
+            ("memory", host, self.memory_there, "lower --batch-size or numbers of images (--data.pairs, --data.segmentation)"),
+            ("memory of the device", self.device, self.device_there, "lower --batch-size"),
+            ("disk", self.disk, self.disk_there, "choose another --out"),
+        ):
+            if there is not None and needed > there:
+                raise ValueError(f"the study needs about {needed / _GIB:.1f} GiB of {what}, {there / _GIB:.1f} GiB are free; {remedy}")
 
     def __str__(self) -> str:
-        time_told = "" if self.seconds is None else f"about {self.seconds / 60:.1f} min, "
-        there = "" if self.memory_there is None else f" of {self.memory_there / _GIB:.1f} free"
-        return (
-            f"{self.images:,} forward passes of an image, {time_told}{self.memory / _GIB:.1f} GiB of memory{there}, "
-            f"{self.disk / _GIB:.2f} GiB on disk of {self.disk_there / _GIB:.1f} free"
-        )
+        told = [f"{self.images:,} forward passes of an image"]
+        told += [] if self.seconds is None else [f"about {self.seconds / 60:.1f} min"]
+        for what, needed, there in (
+            ("memory", self.memory, self.memory_there),
+            ("of a device", self.device, self.device_there),
+            ("disk", self.disk, self.disk_there),
+        ):
+            told.append(f"{what} {needed / _GIB:.2f} GiB" + ("" if there is None else f" of {there / _GIB:.0f} free"))
+        return ", ".join(told)
 
 
 def estimate(subjects: Sequence[Subject], jobs: Sequence[Job], out: Path, timed: bool = False) -> Cost:
@@ -76,22 +81,21 @@ def estimate(subjects: Sequence[Subject], jobs: Sequence[Job], out: Path, timed:
     folder = out
     while not folder.exists():
         folder = folder.parent
+    running = [s for s in subjects if images.get(s.name)]
     return Cost(
         cells=len(jobs),
         images=sum(images.values()),
         seconds=_seconds(names, images, jobs) if timed else None,
-        memory=max((_memory(s) for s in subjects if images.get(s.name)), default=0),
-        memory_there=memory_there(),
+        memory=max(map(_host, running), default=0),
+        memory_there=_free_memory(),
+        device=max(map(_device, running), default=0),
+        device_there=_free_on_device(),
         disk=sum(_disk(names[job.key["model"]["name"]]) for job in jobs if job.key["kind"] == "scores"),
         disk_there=shutil.disk_usage(folder.absolute()).free,
     )
 
 
-def memory_there() -> int | None:
-    """Bytes of memory that a program can still take on the device that computes; None where the system does not tell."""
-    told = jax.devices()[0].memory_stats()
-    if told and "bytes_limit" in told:
-        return told["bytes_limit"] - told.get("bytes_in_use", 0)
+def _free_memory() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -99,24 +103,37 @@ def memory_there() -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
 
 
+def _free_on_device() -> int | None:
+    told = jax.devices()[0].memory_stats()
+    return told["bytes_limit"] - told.get("bytes_in_use", 0) if told and "bytes_limit" in told else None
+
+
 def _tokens(config: ViTConfig, shape: tuple[int, ...]) -> int:
     rows, columns = config.grid(shape[0], shape[1])
     return 1 + config.registers + rows * columns
 
 
-def _memory(subject: Subject) -> int:
-    """Features of all parts under one condition, a second copy while a task works on them, weights, and a batch on its way."""
+def _host(subject: Subject) -> int:
+    """Features of the parts that are read under one condition, a second copy while a task works on them, and images in memory."""
+    if subject.model is None:
+        return 0
+    config, total = subject.model.config, 0
+    for name in table.parts_read(subject) - {"sample"}:
+        images, dense = subject.data.parts[name]
+        held = images.nbytes if not isinstance(images, np.memmap) else 0
+        tokens = _tokens(config, images.shape[1:3])
+        total += 4 * config.width * (len(images) * (6 + config.registers) + dense * tokens) + held
+    return 2 * total
+
+
+def _device(subject: Subject) -> int:
+    """Weights on every device that shares this memory, and a batch on its way."""
     if subject.model is None:
         return 0
     config, batch = subject.model.config, subject.settings.batch_size
-    total = 0
-    for part in subject.data.parts.values():
-        tokens = _tokens(config, part.images.shape[1:3])
-        held = part.images.nbytes if not isinstance(part.images, np.memmap) else 0
-        total += 4 * config.width * (len(part.images) * (2 + config.registers) + part.dense * tokens) + held
-    tokens = max(_tokens(config, part.images.shape[1:3]) for part in subject.data.parts.values())
-    activations = 4 * batch * tokens * (16 * config.width + 2 * config.heads * tokens)
-    return 2 * total + activations + 4 * _weights(config)
+    tokens = _tokens(config, subject.data.sample.shape[1:3])
+    copies = subject.mesh.size if _free_on_device() is None else 1
+    return 4 * copies * _weights(config) + 4 * batch * tokens * (16 * config.width + 2 * config.heads * tokens)
 
 
 def _weights(config: ViTConfig) -> int:

@@ -12,7 +12,7 @@ from experiments import scenes
 
 SCENES_VERSION = 2  # raise it when the same seed gives other scenes
 _FIRST_ID = {
-    part: number * 1_000_000
+    part: number * 10_000_000
     for number, part in enumerate(("bank", "choose", "test", "first", "second", "segmentation_bank", "segmentation_test", "keypoints"))
 }
 
@@ -48,15 +48,17 @@ class DataSize:
     flow: int | None = None
     gallery: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value < 2:
+                raise ValueError(f"{name} is {value}; use at least 2 images")
+
     def filled(self, default: DataSize, parts: tuple[tuple[str, str], ...] = PARTS_OF) -> DataSize:
         """With the default in the place of what is not given; a part of a part is by default no larger than the whole.
 
         Raises:
-            ValueError: a number is below 2, or a given part of a part is larger than the whole.
+            ValueError: a given part of a part is larger than the whole.
         """
-        for name, value in vars(self).items():
-            if value is not None and value < 2:
-                raise ValueError(f"{name} is {value}; use at least 2 images")
         size = replace(default, **{name: value for name, value in vars(self).items() if value is not None})
         for part, whole in parts:
             if size[part] > size[whole] and self[part]:
@@ -75,7 +77,6 @@ DEMO_SIZE = DataSize(
     pairs=300,
     segmentation=400,
     segmentation_test=500,
-    keypoints=0,
     calibration=512,
     flow=200,
     gallery=200,

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from experiments.demo import label
-from experiments.figures import COLOURS, Finished, columns, delta_errors, hover
+from experiments.figures import COLOURS, Finished, columns, delta_errors, hover, meter_lines
 
 
 def bars(study: Finished, conditions: Sequence[str]) -> go.Figure | None:
@@ -18,7 +18,10 @@ def bars(study: Finished, conditions: Sequence[str]) -> go.Figure | None:
     models = [m for m in study.models if any(key[0] == m and key[1] in conditions for key in index)]
     if not models or not conditions:
         return None
-    figure = make_subplots(len(models), 1, subplot_titles=[label(m) for m in models], shared_xaxes=True, vertical_spacing=0.08)
+    meters = meter_lines(study.rows)
+    figure = make_subplots(
+        len(models), 1, subplot_titles=[label(m) for m in models], shared_xaxes=True, vertical_spacing=min(0.08, 0.5 / len(models))
+    )
     for line, model in enumerate(models, start=1):
         for colour, condition in zip(COLOURS, conditions, strict=False):
             pairs = [(column[3], index.get((model, condition, *column[:3]))) for column in shown]
@@ -29,7 +32,7 @@ def bars(study: Finished, conditions: Sequence[str]) -> go.Figure | None:
                 x=[heading for heading, _ in found],
                 y=[100 * r["delta"] for r in rows],
                 error_y=delta_errors(rows),
-                customdata=[hover(r) for r in rows],
+                customdata=[f"{hover(r)}<br>{meters.get((model, condition), '')}" for r in rows],
                 hovertemplate="%{customdata}<extra></extra>",
                 name=condition,
                 legendgroup=condition,

@@ -11,10 +11,11 @@ from experiments.data import Masks
 from experiments.measures import Context, Kept, Measure, Reader, pack_readout, protocol_id, unpack_readout
 from jaxvit import metrics
 from jaxvit.probes import knn, logistic, segmentation
-from jaxvit.statistics import Scores, ratio_scores
+from jaxvit.statistics import Scores, mean_ratio, ratio_scores
 
 L2 = 1e-4
 NEIGHBOURS, TEMPERATURE = 30, 0.02
+_PAIRS = 256  # of images whose patches are gathered at a time
 FOREGROUND = 0.25
 """A patch belongs to a set of pixels where more than this share of its pixels does."""
 
@@ -69,21 +70,22 @@ def segment(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     def protocol(name: str, **settings: object) -> str:
         return protocol_id(name, **settings, masks=context.data.protocols["masks"], upsample="bilinear logits", **context.readouts.where)
 
-    readout = logistic.fit(patches, targets, L2, counted[:, 0])
+    standardised = context.readouts.standardised
+    readout = logistic.fit(patches, targets, L2, counted[:, 0], standardised=standardised)
     confusion = score(logistic.predict(readout, queries))
-    linear = protocol("linear_head", L2=L2, fit="condition")
+    linear = protocol("linear_head", L2=L2, standardised=standardised, fit="condition")
     measures = [Measure("miou", "patches", linear, [Scores(confusion, metrics.mean_iou)], kept=pack_readout("segment", readout))]
     measures += _per_class(confusion, masks, linear)
     if kept:
         frozen = score(logistic.predict(unpack_readout("segment", kept, logistic.Logistic), queries))
-        told = protocol("linear_head", L2=L2, fit="full")
+        told = protocol("linear_head", L2=L2, standardised=standardised, fit="full")
         measures.append(Measure("miou_frozen", "patches", told, [Scores(frozen, metrics.mean_iou)], full="miou"))
     retrieved = []
     for seed in context.seeds:
         chosen = _memory(counted[:, 0] > 0, context.readouts.memory, seed)
         labels = knn.retrieve(patches[chosen], targets[chosen], queries, min(NEIGHBOURS, len(chosen)), TEMPERATURE, mesh=context.mesh)
         retrieved.append(Scores(score(np.asarray(labels)), metrics.mean_iou))
-    told = protocol("hummingbird", k=NEIGHBOURS, temperature=TEMPERATURE, memory=context.readouts.memory)
+    told = protocol("hummingbird", k=min(NEIGHBOURS, len(chosen)), temperature=TEMPERATURE, memory=context.readouts.memory)
     return [*measures, Measure("miou_retrieval", "patches", told, retrieved)]
 
 
@@ -112,7 +114,13 @@ def keypoints(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     assert points is not None
     patches = f["keypoints"].patches
     rows, columns, side = grid_of(patches, data.parts["keypoints"].images)
-    found = metrics.match_keypoints(patches[points.source], patches[points.target], points.source_points, (rows, columns), side)
+    pieces = [slice(start, start + _PAIRS) for start in range(0, len(points.source), _PAIRS)]
+    found = np.concatenate(
+        [
+            metrics.match_keypoints(patches[points.source[p]], patches[points.target[p]], points.source_points[p], (rows, columns), side)
+            for p in pieces
+        ]
+    )
     measures = []
     for by, length in (("box", points.box), ("image", points.size)):
         hits, counts = metrics.pck(found, points.target_points, points.valid, length, context.readouts.alphas, points.scale)
@@ -129,12 +137,19 @@ def _averages(
 ) -> Iterator[tuple[str, str, Scores]]:
     """The averages of PCK as scores whose units are source images: (suffix of the metric, feature, scores)."""
 
-    def by_source(values: np.ndarray) -> np.ndarray:
-        return np.bincount(np.unique(source, return_inverse=True)[1], values)
+    unit = np.unique(source, return_inverse=True)[1]
+
+    def ratios(numbers: np.ndarray, of: np.ndarray) -> Scores:
+        """Sums over the pairs of each source image that has any."""
+        sums = [np.bincount(unit, values) for values in (numbers, of)]
+        return ratio_scores(sums[0], sums[1], sums[1] > 0)
 
     share = hits / np.maximum(counts, 1)
-    yield "", "patches", ratio_scores(by_source(hits), by_source(counts))
-    yield "_per_image", "patches", ratio_scores(by_source(share), by_source((counts > 0).astype(float)))
+    yield "", "patches", ratios(hits, counts)
+    yield "_per_image", "patches", ratios(share, (counts > 0).astype(float))
     for c, name in enumerate(names):
         of = category == c
-        yield "", f"patches: {name}", ratio_scores(by_source(hits * of), by_source(counts * of))
+        yield "", f"patches: {name}", ratios(hits * of, counts * of)
+        yield "_per_image", f"patches: {name}", ratios(share * of, ((counts > 0) & of).astype(float))
+    by_category = [np.stack([np.bincount(unit, values * (category == c)) for c in range(len(names))], axis=1) for values in (hits, counts)]
+    yield "_mean_of_categories", "patches", Scores(np.stack(by_category, axis=2), mean_ratio)

@@ -132,6 +132,17 @@ def hover(row: Row | None, scale: float = 100) -> str:
     return "<br>".join([*lines, f"cell {row['cell']}"])
 
 
+def meter_lines(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """The off-manifold meter of every condition at the last block, as a line."""
+    last: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in select(rows, task="off_manifold"):
+        last.setdefault((row["model"], row["condition"]), {})[row["metric"]] = row  # layers come in order
+    return {
+        key: "off manifold, last block: " + ", ".join(f"{name.replace('_', ' ')} {r['value']:.3f}" for name, r in found.items())
+        for key, found in last.items()
+    }
+
+
 def errors(rows: Sequence[Row], scale: float = 100) -> dict[str, Any]:
     """Intervals as error bars."""
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -28,13 +29,22 @@ class Folders:
 
     Attributes:
         images: class folders (ImageNet's layout), either in train/ and val/ or all in one place, which then is split.
+        views: any folder of images that pairs of views are made of; by default test images.
         voc: Pascal VOC's layout, splits train and val.
+        mask_images, masks: instead of `voc`, images and masks of the same names in two plain folders.
         spair: SPair-71k's layout, split test.
     """
 
     images: Path | None = None
+    views: Path | None = None
     voc: Path | None = None
+    mask_images: Path | None = None
+    masks: Path | None = None
     spair: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, path in vars(self).items():
+            object.__setattr__(self, name, path and path.expanduser())
 
 
 def folder_data(folders: Folders, given: DataSize, image_size: int, seed: int, default: DataSize = IMAGENET_SIZE) -> StudyData:
@@ -47,33 +57,41 @@ def folder_data(folders: Folders, given: DataSize, image_size: int, seed: int, d
         raise ValueError("no images are given; name a folder of class folders: --folders.images PATH")
     split, classes = _split(folders.images, given, default, seed)
     counts = {part: len(chosen) for part, (chosen, _) in split.items()}
-    size = replace(given, **counts).filled(replace(default, **counts), (*PARTS_OF, ("pairs", "test")))
+    size = replace(given, **counts).filled(replace(default, **counts), PARTS_OF if folders.views else (*PARTS_OF, ("pairs", "test")))
     pixels = {part: images.load(paths, image_size, "crop")[0] for part, (paths, _) in split.items()}
-    views = view_pairs(split["test"][0], size["pairs"], image_size, seed, PairRecipe())
     parts = {
         "bank": Part(pixels["bank"]),
         "choose": Part(pixels["choose"]),
         "test": Part(pixels["test"], max(size["flow"], size["gallery"])),
-        "first": Part(views.first, len(views.first)),
-        "second": Part(views.second, len(views.second)),
     }
-    masks = _masks(folders.voc, size, image_size, parts) if folders.voc else None
+    pictured = readers.any_images(folders.views) if folders.views else split["test"][0]
+    views = _views(pictured, size, image_size, seed, parts) if size["pairs"] else None
+    masks = _masks(folders, size, image_size, seed, parts) if folders.voc or folders.masks else None
     keypoints = _keypoints(folders.spair, size, image_size, parts) if folders.spair else None
     labels = {part: labels for part, (_, labels) in split.items()}
-    hashed = {name: _hash(part.images) for name, part in parts.items()} | {f"labels of {name}": _hash(of) for name, of in labels.items()}
-    hashed |= {"masks": _hash(masks.test)} if masks else {}
+    hashed: dict[str, Any] = {name: _hash(part.images) for name, part in parts.items()}
+    for name, arrays in (("labels", labels), *((type(of).__name__, of._asdict()) for of in (views, masks, keypoints) if of)):
+        hashed |= {f"{name} {n}": _hash(of) if isinstance(of, np.ndarray) else of for n, of in arrays.items() if n != "pixels"}
     return StudyData(
         title=f"images of {' and '.join(Path(p).name for p in vars(folders).values() if p)}",
         parts=parts,
         labels=labels,
         classes=classes,
-        views=Views(views.warp, {}),
+        views=views,
         masks=masks,
         keypoints=keypoints,
         size=size,
         protocols={"labels": f"crop {image_size}", "views": f"{PairRecipe()} {image_size}", "masks": f"stretch {image_size}"}
         | {"keypoints": f"stretch {image_size}"},
-        key={"name": "folders", "version": READING, "image_size": image_size, "seed": seed, "content": hashed, **vars(size)},
+        key={
+            "name": "folders",
+            "version": READING,
+            "image_size": image_size,
+            "seed": seed,
+            "classes": classes,
+            "content": hashed,
+            **vars(size),
+        },
     )
 
 
@@ -86,12 +104,16 @@ def _split(root: Path, given: DataSize, default: DataSize, seed: int) -> tuple[d
     else:
         train = test = readers.image_folders(root)
         order = _even(train.labels, seed)
-        # every fifth image of a class, so that test and rest have the same classes
+        # the first fifth has the classes as evenly as the rest
         reported, rest = order[: _count("test", given, default, len(order) // 5)], order[len(order) // 5 :]
     choose = rest[: _count("choose", given, default, len(rest) - 2, usual=max(2, len(rest) // 8))]
     bank = rest[len(choose) :][: _count("bank", given, default, len(rest) - len(choose))]
     found = {"bank": (train, bank), "choose": (train, choose), "test": (test, reported)}
-    return {part: ([of.paths[i] for i in index], of.labels[index]) for part, (of, index) in found.items()}, train.classes
+    split = {part: ([of.paths[i] for i in index], of.labels[index]) for part, (of, index) in found.items()}
+    missing = [train.classes[c] for c in np.unique(np.concatenate([labels for _, labels in split.values()])) if c not in split["bank"][1]]
+    if missing:
+        raise ValueError(f"none of the {len(bank)} images of bank is of {', '.join(missing[:5])}; raise --data.bank, or take the class out")
+    return split, train.classes
 
 
 def _count(part: str, given: DataSize, default: DataSize, there: int, usual: int | None = None) -> int:
@@ -106,19 +128,46 @@ def _count(part: str, given: DataSize, default: DataSize, there: int, usual: int
 
 
 def _even(labels: Int[np.ndarray, "images"], seed: int) -> Int[np.ndarray, "images"]:
-    """All images in random order, but so that any number of first ones has the classes as evenly as can be."""
+    """All images in random order, but so that among any number of first ones every class has its share."""
     generator = np.random.default_rng((seed, len(labels)))
     order = generator.permutation(len(labels))
-    turn = np.empty(len(labels), int)
+    turn = np.empty(len(labels))
     for label in np.unique(labels):
         of = order[labels[order] == label]
-        turn[of] = np.arange(len(of))
+        turn[of] = (np.arange(len(of)) + 0.5) / len(of)
     return order[np.argsort(turn[order], kind="stable")]
 
 
-def _masks(root: Path, size: DataSize, image_size: int, parts: dict[str, Part]) -> Masks:
+def _views(paths: list[Path], size: DataSize, image_size: int, seed: int, parts: dict[str, Part]) -> Views:
+    """Two views of each of as many images as there shall be pairs."""
+    found = view_pairs(paths, size["pairs"], image_size, seed, PairRecipe())
+    parts["first"], parts["second"] = Part(found.first, len(found.first)), Part(found.second, len(found.second))
+    return Views(found.warp, {})
+
+
+def _with_masks(folders: Folders, seed: int) -> tuple[readers.MaskList, readers.MaskList]:
+    """Images with masks to fit on and to report: VOC's splits, or a fifth of plain folders to report.
+
+    Raises:
+        ValueError: only one of the two plain folders is named.
+    """
+    if folders.voc:
+        train, val = (readers.voc(folders.voc, split) for split in ("train", "val"))
+        return train, val
+    if folders.mask_images is None or folders.masks is None:
+        raise ValueError("images and their masks belong together; name both: --folders.mask-images PATH --folders.masks PATH")
+    found = readers.image_mask_folders(folders.mask_images, folders.masks)
+    order = np.random.default_rng((seed, len(found.images))).permutation(len(found.images))
+
+    def part(index: np.ndarray) -> readers.MaskList:
+        return found._replace(images=[found.images[i] for i in index], masks=[found.masks[i] for i in index])
+
+    return part(order[len(order) // 5 :]), part(order[: len(order) // 5])
+
+
+def _masks(folders: Folders, size: DataSize, image_size: int, seed: int, parts: dict[str, Part]) -> Masks:
     """Images stretched to the square that models see; test masks at their own resolution."""
-    bank, test = (readers.voc(root, split) for split in ("train", "val"))
+    bank, test = _with_masks(folders, seed)
     counts = [min(size[name], len(of.images)) for name, of in (("segmentation", bank), ("segmentation_test", test))]
     for name, of, count in (("segmentation_bank", bank, counts[0]), ("segmentation_test", test, counts[1])):
         parts[name] = Part(images.load(of.images[:count], image_size, "stretch")[0], count)
@@ -134,7 +183,7 @@ def _masks(root: Path, size: DataSize, image_size: int, parts: dict[str, Part]) 
 def _keypoints(root: Path, size: DataSize, image_size: int, parts: dict[str, Part]) -> Keypoints:
     """The first pairs of the test split, and those images that they need; both stretched to the square."""
     found = readers.spair(root)
-    count = min(size["keypoints"], len(found.source)) if size["keypoints"] else len(found.source)
+    count = min(size["keypoints"], len(found.source))
     # pairs spread over the split, whose categories stand one after the other
     of = np.unique(np.linspace(0, len(found.source) - 1, count).astype(int))
     needed, position = np.unique(np.concatenate([found.source[of], found.target[of]]), return_inverse=True)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from experiments.data import StudyData
 from experiments.features import Features, Norm
 from jaxvit.metrics import mean_iou
-from jaxvit.statistics import Finish, Scores, over_seeds, ratio, weighted_median
+from jaxvit.statistics import Finish, Scores, mean_ratio, over_seeds, ratio, weighted_median
 
 CONSTANT = "constant by construction"
 Solver = Literal["logistic", "ridge", "parodi"]
@@ -22,7 +22,7 @@ Feature = Literal["cls", "patch_mean", "register_mean", "registers", "cls+patch_
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 Kept = Mapping[str, np.ndarray]
 """What a task kept in the full condition, by name; empty in the full condition itself."""
-FINISHES: dict[str, Finish] = {f.__name__: f for f in (ratio, mean_iou, weighted_median)}
+FINISHES: dict[str, Finish] = {f.__name__: f for f in (ratio, mean_ratio, mean_iou, weighted_median)}
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,12 @@ class Readouts:
     memory: int = 2000
 
     def __post_init__(self) -> None:
+        for name in ("cs", "lambdas", "neighbours", "shots", "alphas"):
+            if min(getattr(self, name), default=0) <= 0:
+                raise ValueError(f"{name} are {getattr(self, name)}; give at least one, all positive")
+        for name in ("epochs", "memory", "tolerance"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if not self.solvers:
             raise ValueError("no solver is given; the linear probe needs at least one of logistic, ridge, parodi")
 
@@ -115,22 +121,39 @@ class Reader(Protocol):
 
     def __getitem__(self, part: str) -> Features: ...
 
+    def sample(self, count: int) -> Features:
+        """Of the first test images."""
+
 
 class Context(NamedTuple):
-    """What a task works with beside features; `ablated` is False in the full condition."""
+    """What a task works with beside features.
+
+    Attributes:
+        seeds: of everything random in the task: all of the study, or in a random condition the one that it is drawn with.
+        first_seed: of the study.
+        ablated: False in the full condition.
+    """
 
     data: StudyData
     readouts: Readouts
     seeds: tuple[int, ...]
     mesh: Mesh
+    first_seed: int = 0
     ablated: bool = False
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What the protocol ids of labelled images say."""
+        return {"images": self.data.protocols["labels"], **self.readouts.where}
 
 
 class Task(NamedTuple):
-    """A task, and whether the data have what it needs."""
+    """A task: how it is run, whether the data have what it needs, and which parts of them it reads ("sample" for test images without
+    labels)."""
 
     run: Callable[[Reader, Context, Kept], list[Measure]]
     possible: Callable[[StudyData], bool]
+    parts: Callable[[StudyData], Sequence[str]]
 
 
 TOLD = ("metric", "feature", "protocol", "note", "full", "flag", "detail")
@@ -160,12 +183,15 @@ def kept_of(arrays: Mapping[str, np.ndarray]) -> Kept:
 
 def joined(draws: Sequence[list[Measure]]) -> list[Measure]:
     """The same measures under several draws of a condition, as one list with the scores of all seeds."""
-    return [same[0]._replace(scores=[s for measure in same for s in measure.scores]) for same in zip(*draws, strict=True)]
+    return [
+        same[0]._replace(scores=[s for m in same for s in m.scores], flag=next((m.flag for m in same if m.flag), ""))
+        for same in zip(*draws, strict=True)
+    ]
 
 
-def as_one(scores: Sequence[Scores], repeat: int = 1) -> Scores:
-    """The metric over its seeds, each list of seeds repeated for every draw of the condition that it is compared with."""
-    return over_seeds([*scores] * repeat)
+def as_one(scores: Sequence[Scores], count: int | None = None) -> Scores:
+    """The metric over its seeds; one seed is repeated to `count` of them, where it is compared with a metric that has as many."""
+    return over_seeds([*scores] * (1 if count is None else count // len(scores)))
 
 
 def pack_readout(name: str, readout: Any) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from jaxvit.statistics import mean_scores
 
 TITLE = "Patches nearest to a register"
 NOTE = (
-    "The patch of each gallery image that is nearest (cosine, after the final norm) to the register's mean over the gallery; shown are the "
+    "The patch of each gallery image that is nearest (cosine) to the register's mean over the gallery; shown are the "
     "five images where it is nearest, cut out with the patches around it. The mean over images of that cosine stands in results.jsonl."
 )
 KIND = "nearest_patches"
@@ -35,7 +35,7 @@ def jobs(subject: Subject) -> Iterator[Job]:
 
 
 def _compute(subject: Subject, store: Store) -> tuple[list[Row], Arrays]:
-    features, images = subject.reader("full", subject.settings.seed)["test"], subject.data.parts["test"].images
+    features, images = subject.reader("full", subject.settings.seed).sample(subject.data.size["gallery"]), subject.data.parts["test"].images
     count = subject.data.size["gallery"]
     patches = unit(jnp.asarray(features.patches[:count]))
     registers = unit(jnp.asarray(features.registers[:count]).mean(axis=0))

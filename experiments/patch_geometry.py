@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Iterator, Sequence
 
 import plotly.graph_objects as go
@@ -39,7 +40,7 @@ def section(study: Finished) -> str:
 
 def _ranks(study: Finished, models: Sequence[str]) -> go.Figure:
     figure = go.Figure()
-    for colour, model in zip(COLOURS, models, strict=False):
+    for colour, model in zip(itertools.cycle(COLOURS), models, strict=False):
         found = select(study.rows, model=model, task="effective_rank", metric="gram_eigenvalues")
         bars = go.Bar(
             x=[r["condition"] for r in found],
@@ -58,7 +59,7 @@ def _ranks(study: Finished, models: Sequence[str]) -> go.Figure:
 
 def _spectra(study: Finished, models: Sequence[str]) -> go.Figure:
     figure = make_subplots(1, 1)
-    for colour, model in zip(COLOURS, models, strict=False):
+    for colour, model in zip(itertools.cycle(COLOURS), models, strict=False):
         full = select(study.rows, model=model, task="effective_rank", condition="full")
         found = [r for r in full if r["metric"].startswith("spectrum[")]
         line = go.Scatter(

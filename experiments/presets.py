@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 from experiments import (
@@ -22,6 +22,8 @@ from experiments import (
 )
 from experiments.data import DEMO_SIZE, DataSize
 from experiments.folders import IMAGENET_SIZE
+from experiments.measures import Readouts
+from jaxvit.probes.logistic import DINOV2_CS
 
 EXPERIMENTS: tuple[ModuleType, ...] = (
     ablation_table,
@@ -42,6 +44,12 @@ EXPERIMENTS: tuple[ModuleType, ...] = (
 page ("" where a study has nothing for it); cells that two of them need are run once."""
 
 
+_DEMO_READOUTS = Readouts()
+_READOUTS = Readouts(cs=DINOV2_CS, memory=100_000, grid_iterations=12_500)
+"""The grids of the original evaluations; the others are what a laptop does in minutes."""
+_NO_PAIRS = replace(IMAGENET_SIZE, pairs=None)
+
+
 @dataclass(frozen=True)
 class Preset:
     """What a study is unless the command line says otherwise.
@@ -51,6 +59,7 @@ class Preset:
         models: bundled models, or names in `jaxvit.MODELS` that have been converted into the cache.
         size: numbers of images.
         image_size: pixels of a side; None where the images are made at the size of the bundled models.
+        readouts: how features are read.
         experiments: what is run.
         conditions, tasks: those that are run; empty for all.
         seeds: for everything random.
@@ -62,6 +71,7 @@ class Preset:
     models: tuple[str, ...]
     size: DataSize
     image_size: int | None = None
+    readouts: Readouts = _DEMO_READOUTS
     experiments: tuple[ModuleType, ...] = EXPERIMENTS
     conditions: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -84,13 +94,15 @@ PRESETS = {
         ("dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "dinov2_vitb14", "dinov2_vitb14_reg", "dinov3_vitb16"),
         IMAGENET_SIZE,
         image_size=224,
+        readouts=_READOUTS,
     ),
     "fix-reg-mean": Preset(
         "Sun et al. 2024 (Massive Activations): registers are their mean at the input of every block, heads are frozen, 518 px. Heads here "
         "are fitted on the bank; the publication uses Meta's linear heads.",
         ("dinov2_vits14_reg", "dinov2_vitb14_reg", "dinov2_vitl14_reg", "dinov2_vitg14_reg"),
-        IMAGENET_SIZE,
+        _NO_PAIRS,
         image_size=518,
+        readouts=_READOUTS,
         experiments=(ablation_table, attention_divergence),
         conditions=("fix_reg_mean",),
         tasks=("linear_probe",),
@@ -100,8 +112,9 @@ PRESETS = {
         "Darcet et al. 2024 (registers), section 2: norms of patches before the final norm, outliers above 150; they are expected in the "
         "large models without registers only.",
         ("dinov2_vitl14", "dinov2_vitl14_reg", "dinov2_vitg14", "dinov2_vitg14_reg"),
-        IMAGENET_SIZE,
+        _NO_PAIRS,
         image_size=518,
+        readouts=_READOUTS,
         experiments=(patch_geometry, feature_maps),
         conditions=("full",),
         tasks=("patch_norms", "effective_rank", "register_cosine"),

@@ -19,7 +19,6 @@ from experiments.measures import (
     Kept,
     Measure,
     Reader,
-    Readouts,
     pack_readout,
     protocol_id,
     unpack_readout,
@@ -28,7 +27,7 @@ from jaxvit import metrics
 from jaxvit.probes import few_shot as few_shots
 from jaxvit.probes import knn, logistic, ridge, sgd
 from jaxvit.probes.selection import Probe
-from jaxvit.statistics import Scores, mean_scores
+from jaxvit.statistics import mean_scores
 
 PARTS = ("bank", "choose", "test")
 
@@ -67,7 +66,7 @@ class Solver(NamedTuple):
     fit: Callable[[Sequence[np.ndarray], Context], Probe]
     predict: Callable[[Any, Any], jax.Array]
     kind: type[Any]
-    protocol: Callable[[Readouts], dict[str, Any]]
+    protocol: Callable[[Context], dict[str, Any]]
     penalty: str
     told: Callable[[Any], str]
 
@@ -89,7 +88,7 @@ def _solved(name: str, leads: bool, parts: list[dict[str, np.ndarray]], context:
             refitted = Measure(
                 metric,
                 feature,
-                _protocol(name, "condition", context.readouts),
+                _protocol(name, "condition", context),
                 [mean_scores(seed) for seed in one.correct],
                 note,
                 flag=f"{solver.penalty} at the edge of its grid" if one.edge.any() and not note else "",
@@ -105,14 +104,16 @@ def _frozen(name: str, refitted: Measure, test: np.ndarray, context: Context, ke
     """The read-out of the full condition on features of another."""
     solver, labels = SOLVERS[name], jnp.asarray(context.data.labels["test"])
     readout = unpack_readout(f"{name}/{refitted.feature}", kept, solver.kind)
-    seeds = [jax.tree.map(lambda leaf, s=s: leaf[s], readout) for s in range(len(refitted.scores))]
+    fitted = len(kept[f"{name}/{refitted.feature}.mean"])
+    numbers = range(len(refitted.scores)) if fitted == 1 else [seed - context.first_seed for seed in context.seeds]
+    seeds = [jax.tree.map(lambda leaf, s=s: leaf[s], readout) for s in numbers]
     scores = [mean_scores(metrics.top1(solver.predict(seed, test), labels)) for seed in seeds]
-    protocol = _protocol(name, "full", context.readouts)
+    protocol = _protocol(name, "full", context)
     return Measure(f"{refitted.metric}_frozen", refitted.feature, protocol, scores, refitted.note, full=refitted.metric)
 
 
-def _protocol(name: str, fit: str, readouts: Readouts) -> str:
-    return protocol_id(name, **SOLVERS[name].protocol(readouts), fit=fit, **readouts.where)
+def _protocol(name: str, fit: str, context: Context) -> str:
+    return protocol_id(name, **SOLVERS[name].protocol(context), fit=fit, **context.where)
 
 
 def _by_width(features: dict[str, np.ndarray]) -> list[list[str]]:
@@ -146,7 +147,7 @@ def _problems(parts: Sequence[np.ndarray], context: Context) -> list[Any]:
 def _parodi(parts: Sequence[np.ndarray], context: Context) -> Probe:
     """Plain SGD, all features in one pass, once for each seed."""
     bank, test = (jnp.asarray(context.data.labels[part]) for part in ("bank", "test"))
-    settings = _passes(context.readouts, len(bank))
+    settings = _passes(context)
     heads = [sgd.fit(list(parts[0]), bank, len(context.data.classes), settings, seed) for seed in context.seeds]
 
     def score(number: int, head: sgd.Heads) -> Probe:
@@ -160,9 +161,10 @@ def _stack(probes: Sequence[Probe]) -> Probe:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *probes)
 
 
-def _passes(readouts: Readouts, rows: int) -> sgd.SGD:
+def _passes(context: Context) -> sgd.SGD:
+    rows = len(context.data.labels["bank"])
     batch = min(sgd.PARODI.batch, rows)
-    return dataclasses.replace(sgd.PARODI, batch=batch, iterations=-(-readouts.epochs * rows // batch))
+    return dataclasses.replace(sgd.PARODI, batch=batch, iterations=-(-context.readouts.epochs * rows // batch))
 
 
 def _one_seed(probes: Probe) -> Probe:
@@ -180,18 +182,24 @@ def _ridge_told(readout: Any) -> str:
     return f"lambda {readout.lambdas[0]:.3g} per example"
 
 
-def _chosen(name: str, grid: tuple[float, ...], readouts: Readouts) -> dict[str, Any]:
-    return {name: grid, "select": "choose", "standardised": readouts.standardised}
+def _chosen(name: str, grid: tuple[float, ...], context: Context) -> dict[str, Any]:
+    return {name: grid, "select": "choose", "standardised": context.readouts.standardised}
+
+
+def _plain(context: Context) -> dict[str, Any]:
+    settings = _passes(context)
+    told = {"rate": settings.learning_rates, "momentum": 0, "batch": settings.batch, "iterations": settings.iterations}
+    return told | {"standardised": False}
 
 
 SOLVERS = {
-    "logistic": Solver(_logistic, logistic.predict, logistic.Logistic, lambda r: _chosen("C", r.cs, r), "C", _logistic_told),
-    "ridge": Solver(_ridge, ridge.predict, ridge.Ridge, lambda r: _chosen("lambda", r.lambdas, r), "lambda", _ridge_told),
+    "logistic": Solver(_logistic, logistic.predict, logistic.Logistic, lambda c: _chosen("C", c.readouts.cs, c), "C", _logistic_told),
+    "ridge": Solver(_ridge, ridge.predict, ridge.Ridge, lambda c: _chosen("lambda", c.readouts.lambdas, c), "lambda", _ridge_told),
     "parodi": Solver(
         _parodi,
         sgd.predict,
         sgd.Heads,
-        lambda r: {"rate": sgd.PARODI.learning_rates, "momentum": 0, "epochs": r.epochs, "batch": sgd.PARODI.batch, "standardised": False},
+        _plain,
         "",
         lambda r: f"loss {r.losses[0][-1]:.3f} of the last minibatch",
     ),
@@ -202,15 +210,20 @@ def dinov2_grid(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     """Top-1 of DINOv2's grid of heads, the best of 13 rates x 4 feature sets chosen on images that are not reported. In the full
     condition only: it costs more than all other probes."""
     iterations, parts = context.readouts.grid_iterations, [f[part] for part in PARTS]
-    if context.ablated or not iterations or parts[0].block_cls.shape[1] < 4:
+    readable = context.readouts.norm == "final" and parts[0].block_cls.shape[1] == 4
+    if context.ablated or not iterations or not readable:
         return []
     sets = [sgd.dinov2_sets(jnp.asarray(p.block_cls).swapaxes(0, 1), jnp.asarray(p.patch_mean)) for p in parts]
     labels = [jnp.asarray(context.data.labels[part]) for part in PARTS]
     classes, batch = len(context.data.classes), min(sgd.DINOV2_GRID.batch, len(labels[0]))
     settings = dataclasses.replace(sgd.DINOV2_GRID, iterations=iterations, batch=batch)
     found = [sgd.probe(sets[0], labels[0], sets[1], labels[1], sets[2], labels[2], classes, settings, seed) for seed in context.seeds]
-    told = protocol_id("dinov2_grid", heads="13 rates x 4 sets", batch=batch, iterations=iterations, select="choose", norm="final")
-    return [Measure("top1_dinov2_grid", "cls+patch_mean", told, [mean_scores(p.correct) for p in found])]
+    told = protocol_id("dinov2_grid", heads="13 rates x 4 sets", batch=batch, iterations=iterations, select="choose", **context.where)
+    rates, sets_chosen = ({str(np.round(float(getattr(p.readout, n)), 6)) for p in found} for n in ("learning_rate", "feature_set"))
+    detail = f"rates {', '.join(sorted(rates))} and feature sets {', '.join(sorted(sets_chosen))} chosen"
+    flag = "rate at the edge of its grid" if any(bool(p.edge) for p in found) else ""
+    scores = [mean_scores(p.correct) for p in found]
+    return [Measure("top1_dinov2_grid", "cls+patch_mean", told, scores, flag=flag, detail=detail)]
 
 
 def few_shot(f: Reader, context: Context, kept: Kept) -> list[Measure]:
@@ -225,7 +238,7 @@ def few_shot(f: Reader, context: Context, kept: Kept) -> list[Measure]:
         found = few_shots.few_shot(bank, fitted, test, reported, classes, shots=shots, seeds=context.seeds)
         note = "" if np.ptp(labelled[0][0][feature], axis=0).any() else CONSTANT
         for count, correct in zip(shots, np.asarray(found.correct), strict=True):
-            protocol = protocol_id("big_vision_few_shot", shots=count, penalty=few_shots.BIG_VISION_PENALTY, **context.readouts.where)
+            protocol = protocol_id("big_vision_few_shot", shots=count, penalty=few_shots.BIG_VISION_PENALTY, **context.where)
             measures.append(Measure(f"top1_{count}_shot", feature, protocol, [mean_scores(row) for row in correct], note))
     return measures
 
@@ -236,14 +249,14 @@ def nearest_neighbours(f: Reader, context: Context, kept: Kept) -> list[Measure]
     ks = tuple(k for k in context.readouts.neighbours if k <= len(labels))
     parts = [tokens(f[part]) for part in PARTS]
     measures = []
-    for feature in ("cls", "patch_mean", "register_mean"):
+    for feature in ("cls", "patch_mean", "register_mean") if ks else ():
         if feature not in parts[0]:
             continue
         bank = np.concatenate([parts[0][feature], parts[1][feature]])
         found = knn.classify(bank, labels, parts[2][feature], len(context.data.classes), ks, mesh=context.mesh)
         note = "" if np.ptp(bank, axis=0).any() else CONSTANT
         for k, row in zip(ks, knn.correct(found, jnp.asarray(context.data.labels["test"])), strict=True):
-            protocol = protocol_id("dino_knn", k=k, temperature=0.07, **context.readouts.where)
+            protocol = protocol_id("dino_knn", k=k, temperature=0.07, **context.where)
             measures.append(Measure(f"top1_k{k}", feature, protocol, [mean_scores(row)], note))
     return measures
 
@@ -256,27 +269,44 @@ def retrieval(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     return [Measure("recall_at_1", "cls", protocol, [mean_scores(metrics.recall_at_1(jnp.asarray(first), jnp.asarray(second)))], note)]
 
 
-def layer_probes(captured: Sequence[dict[str, np.ndarray]], context: Context) -> list[tuple[int, str, str, list[Scores], str]]:
-    """Probes of CLS, patch mean and registers at every layer, all in one program: (layer, feature, metric, scores, protocol) of each.
+def layer_probes(captured: Sequence[dict[str, np.ndarray]], context: Context) -> Iterator[tuple[int, Measure]]:
+    """Probes of CLS, patch mean and registers at every layer, a few layers in one program: (layer, measure) of each.
 
     Args:
         captured: "cls" [L, n, D], "patch_mean" [L, n, D] and "registers" [L, n, R, D] of bank, choose and test, as blocks leave them.
     """
-    registers = captured[0]["registers"].shape[2]
-    names = ["cls", "patch_mean", *([f"registers[{r}]" for r in range(registers)] + ["register_mean"] if registers else [])]
+    depth = len(captured[0]["cls"])
+    at_once = max(1, _LAYER_BYTES // max(1, sum(array[0].nbytes for part in captured for array in part.values())))
+    for start in range(0, depth, at_once):
+        layers = range(start, min(start + at_once, depth))
+        parts = [_tokens_of_layers(part, layers) for part in captured]
+        for name in context.readouts.solvers[:2]:
+            yield from _probed(name, layers, parts, context)
 
-    def rows(part: dict[str, np.ndarray]) -> np.ndarray:
-        tokens = [part["cls"][:, :, None], part["patch_mean"][:, :, None], part["registers"]]
-        tokens += [part["registers"].mean(axis=2, keepdims=True)] if registers else []
-        joined = np.concatenate(tokens, axis=2)
-        return joined.transpose(0, 2, 1, 3).reshape(-1, joined.shape[1], joined.shape[3])
 
-    parts = [rows(part) for part in captured]
-    found = []
-    for name in context.readouts.solvers[:2]:
-        correct = np.asarray(SOLVERS[name].fit(parts, context).correct)
-        protocol = protocol_id(name, **SOLVERS[name].protocol(context.readouts), fit="condition", norm="none")
-        metric = "top1" if name == context.readouts.solvers[0] else f"top1_{name}"
-        for i, hits in enumerate(correct):
-            found.append((i // len(names), names[i % len(names)], metric, [mean_scores(h) for h in hits], protocol))
+_LAYER_BYTES = 2**31  # of captured tokens that are probed at once
+
+
+def _tokens_of_layers(part: dict[str, np.ndarray], layers: range) -> dict[tuple[int, str], np.ndarray]:
+    found: dict[tuple[int, str], np.ndarray] = {}
+    for layer in layers:
+        registers = part["registers"][layer]
+        found |= {(layer, "cls"): part["cls"][layer], (layer, "patch_mean"): part["patch_mean"][layer]}
+        if registers.shape[1]:
+            found |= {(layer, f"registers[{r}]"): registers[:, r] for r in range(registers.shape[1])}
+            found[layer, "register_mean"] = registers.mean(axis=1)
     return found
+
+
+def _probed(name: str, layers: range, parts: list[dict[tuple[int, str], np.ndarray]], context: Context) -> Iterator[tuple[int, Measure]]:
+    solver = SOLVERS[name]
+    stacked = [np.stack(list(part.values())) for part in parts]
+    found = solver.fit(stacked, context)
+    told = protocol_id(name, **solver.protocol(context), fit="condition", **(context.where | {"layer": "every", "norm": "none"}))
+    metric = "top1" if name == context.readouts.solvers[0] else f"top1_{name}"
+    for i, (layer, feature) in enumerate(parts[0]):
+        one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), found)
+        note = "" if np.ptp(stacked[0][i], axis=0).any() else CONSTANT
+        flag = f"{solver.penalty} at the edge of its grid" if one.edge.any() and not note else ""
+        scores = [mean_scores(seed) for seed in one.correct]
+        yield layer, Measure(metric, feature, told, scores, note, flag=flag, detail=solver.told(one.readout))

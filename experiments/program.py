@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import tyro
@@ -15,10 +15,12 @@ from jaxvit.checkpoint import cache_folder
 Config = TypeVar("Config")
 
 
-def run(program: Callable[[Config], None], config: type[Config], description: str | None) -> None:
-    """Parse the command line into `config` and run; a `ValueError` ends the program with its message and code 2."""
+def run(program: Callable[[Config], None], config: type[Config], description: str | None, default: Config | None = None) -> None:
+    """Parse the command line into `config`, from `default` where options are not given, and run; a `ValueError` ends the program with
+    its message and code 2."""
     try:
-        program(tyro.cli(config, description=description))
+        start: dict[str, Any] = {} if default is None else {"default": default}
+        program(tyro.cli(config, description=description, **start))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

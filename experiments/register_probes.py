@@ -12,9 +12,10 @@ from experiments.cells import Store
 from experiments.data import first_id
 from experiments.demo import label
 from experiments.figures import COLOURS, Finished, Row, errors, group_label, hover, plot, select
-from experiments.measures import as_one
-from experiments.study import Arrays, Job, Subject, key, plain_rows
+from experiments.measures import TOLD, as_one
+from experiments.study import Arrays, Job, Subject, key, rows_of
 from jaxvit import Ablation
+from jaxvit.statistics import value
 
 TITLE = "What CLS and registers know, layer by layer"
 NOTE = "Top-1 of linear probes on block outputs (before the final norm), with 95 % intervals over test images; whiskers are not seeds."
@@ -35,8 +36,9 @@ def _compute(subject: Subject, store: Store) -> tuple[list[Row], Arrays]:
         images = subject.data.parts[part].images
         found = subject.runner.extract(images, Ablation(), first_id(part), ("cls", "patch_mean", "registers"), dense=0)
         captured.append(found.captured)
-    probes = probing.layer_probes(captured, subject.context)
-    return plain_rows(subject, "full", TASK, [(metric, feature, layer, told, as_one(s)) for layer, feature, metric, s, told in probes]), {}
+    probes = list(probing.layer_probes(captured, subject.context))
+    told = [{name: getattr(m, name) for name in TOLD} | {"layer": layer, "by_seed": [value(s) for s in m.scores]} for layer, m in probes]
+    return rows_of(subject, "full", TASK, told, [as_one(m.scores) for _, m in probes]), {}
 
 
 def section(study: Finished) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ class Reproduce:
         folders: where images are.
         data: numbers of images.
         image_size: pixels of a side, for folders of images.
-        readouts: how features are read.
+        readouts: how features are read; the command line starts from the preset's.
         random_weights: models of these names with random weights, for trying a study without any.
         seed: the first one of all random choices; seeds: how many of them there are.
         batch_size: images per step, over all devices; part of what determines a shuffle.
@@ -97,11 +98,11 @@ def reproduce(study: Reproduce, experiments: Sequence[ModuleType] = ()) -> Path:
     missing = [job for job in jobs if job.key not in store]
     cost = estimate(subjects, missing, out, timed=study.dry_run)
     console.print(f"{len(jobs)} cells, {len(jobs) - len(missing)} already there; {cost}")
+    cost.check()
     if study.dry_run:
         return out
-    cost.check()
     claim(out, study, experiments, models)
-    _run(missing, store, console)
+    _run(missing, subjects, store, console)
     cells = [store.load(job.key) for job in jobs]
     rows = published.beside(correct_tables([row for cell in cells for row in cell.rows]))
     write_text(out / "results.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
@@ -145,6 +146,8 @@ def study_data(study: Reproduce) -> StudyData:
     """
     size = study.image_size or study.chosen.image_size
     if size is None:
+        if any(vars(study.folders).values()):
+            raise ValueError(f"the {study.preset} preset reads no folders; choose another --preset, or give --image-size")
         return digit_scenes(study.data, study.seed)
     return folder_data(study.folders, study.data, size, study.seed, study.chosen.size)
 
@@ -170,6 +173,9 @@ def settings(study: Reproduce, data: StudyData, mesh: Mesh) -> Settings:
         ValueError: a batch would leave one image alone.
     """
     preset = study.chosen
+    for name, given in (("seeds", study.seeds), ("resamples", study.resamples), ("batch-size", study.batch_size)):
+        if given is not None and given < 1:
+            raise ValueError(f"--{name} is {given}; give at least 1")
     return Settings(
         seed=study.seed,
         seeds=study.seeds or preset.seeds,
@@ -185,18 +191,21 @@ def settings(study: Reproduce, data: StudyData, mesh: Mesh) -> Settings:
 def _batch_size(study: Reproduce, data: StudyData, mesh: Mesh) -> int:
     """Images per step: what was asked for, rounded up to the devices. Every batch must have two images to shuffle between."""
     batch = -(-(study.batch_size or study.chosen.batch_size) // mesh.size) * mesh.size
-    parts = {name: len(part.images) for name, part in data.parts.items()}
+    parts = {name: len(part.images) for name, part in data.parts.items()} | {"flow": len(data.sample)}
     alone = [f"{name} ({count})" for name, count in parts.items() if batch < 2 or count % batch == 1]
     if alone:
         raise ValueError(f"batches of {batch} leave one image alone in {', '.join(alone)}, which cannot be shuffled; change --batch-size")
     return batch
 
 
-def _run(jobs: Sequence[Job], store: Store, console: Console) -> None:
+def _run(jobs: Sequence[Job], subjects: Sequence[Subject], store: Store, console: Console) -> None:
     shown = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(BarColumn(), TaskProgressColumn(), *shown, console=console) as progress:
         bar = progress.add_task("starting", total=sum(job.weight for job in jobs))
         for job in jobs:
+            for subject in subjects:
+                if subject.name != job.key["model"]["name"]:
+                    subject.release()
             progress.update(bar, description=job.label)
             run_job(job, store)
             progress.advance(bar, job.weight)
@@ -274,6 +283,14 @@ def _manifest(
     }
 
 
+def from_preset() -> Reproduce:
+    """What the options of the command line start from: the defaults of the preset that it names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="demo")
+    named = parser.parse_known_args()[0].preset
+    return Reproduce(readouts=PRESETS[named].readouts) if named in PRESETS else Reproduce()
+
+
 def alone(name: str, description: str | None) -> None:
     """The program of one experiment: the same options as the whole study, its own folder."""
 
@@ -283,7 +300,7 @@ def alone(name: str, description: str | None) -> None:
         out = study.out or Path("runs") / f"{study.preset}_{name}"
         reproduce(replace(study, out=out), [experiment])
 
-    run(program, Reproduce, description)
+    run(program, Reproduce, description, from_preset())
 
 
 def _main(study: Reproduce) -> None:
@@ -292,4 +309,4 @@ def _main(study: Reproduce) -> None:
 
 
 if __name__ == "__main__":
-    run(_main, Reproduce, __doc__)
+    run(_main, Reproduce, __doc__, from_preset())

@@ -19,7 +19,7 @@ from experiments.conditions import Condition, conditions
 from experiments.data import StudyData, first_id
 from experiments.features import Features, Runner
 from experiments.measures import Context, Readouts
-from experiments.tasks import raw_pixels
+from experiments.tasks import CONSTANTS, raw_pixels
 from jaxvit import Ablation, Statistics, ViT
 from jaxvit.capture import CaptureSpec
 from jaxvit.checkpoint import weights_hash
@@ -57,6 +57,7 @@ class Settings:
     def key(self) -> dict[str, Any]:
         """What features and scores depend on: everything but resampling and what is run."""
         kept = {name: item for name, item in asdict(self).items() if name not in ("resamples", "conditions", "tasks")}
+        kept["constants"] = CONSTANTS
         kept["readouts"] = {name: list(item) if isinstance(item, tuple) else item for name, item in kept["readouts"].items()}
         return kept
 
@@ -90,7 +91,17 @@ class Subject:
 
     @property
     def context(self) -> Context:
-        return Context(self.data, self.settings.readouts, self.settings.draws, self.mesh)
+        return Context(self.data, self.settings.readouts, self.settings.draws, self.mesh, self.settings.seed)
+
+    def images(self, part: str) -> int:
+        """How many images a part has."""
+        return len(self.data.sample) if part == "sample" else len(self.data.parts[part].images)
+
+    def release(self) -> None:
+        """Give back features and the copies of the weights on devices."""
+        self._features.clear()
+        self._holding = ("", 0)
+        self.__dict__.pop("runner", None)
 
     @cached_property
     def runner(self) -> Runner:
@@ -131,16 +142,27 @@ class ConditionReader:
     seed: int
     found: dict[str, Features]
 
+    def sample(self, count: int) -> Features:
+        """Of the first test images: those of the part where it is there, else of them alone."""
+        if "test" not in self.found:
+            return self._extracted("test", f"first {count} of test", count)
+        arrays = {name: array[:count] for name, array in self.found["test"]._asdict().items() if name != "captured"}
+        return Features(**arrays, captured={})
+
     def __getitem__(self, part: str) -> Features:
-        if part not in self.found:
+        return self._extracted(part, part, None)
+
+    def _extracted(self, part: str, name: str, count: int | None) -> Features:
+        if name not in self.found:
             images, dense = self.subject.data.parts[part]
+            images, dense = images[:count], dense if count is None else count
             if self.subject.model is None:
-                self.found[part] = raw_pixels(images)
+                self.found[name] = raw_pixels(images)
             else:
                 ablation = self.subject.ablation(self.condition, self.seed)
                 norm = self.subject.settings.readouts.norm
-                self.found[part] = self.subject.runner.extract(images, ablation, first_id(part), norm=norm, dense=dense)
-        return self.found[part]
+                self.found[name] = self.subject.runner.extract(images, ablation, first_id(part), norm=norm, dense=dense)
+        return self.found[name]
 
 
 @dataclass(frozen=True)

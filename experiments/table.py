@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from experiments import measures
 from experiments.cells import Store
 from experiments.study import Arrays, Job, Row, Subject, key, rows_of
 from experiments.tasks import TASKS
 from jaxvit.statistics import value
+
+Draws = Sequence[tuple[str, int]]
+"""Conditions and seeds whose scores are averaged."""
 
 
 def jobs(subject: Subject, wanted: Iterable[str] | None = None, tasks: Iterable[str] | None = None) -> Iterator[Job]:
@@ -19,19 +22,34 @@ def jobs(subject: Subject, wanted: Iterable[str] | None = None, tasks: Iterable[
         tasks: by default all that the data have what it takes for.
     """
     names = [n for n in subject.conditions if n == "full" or wanted is None or n in set(wanted)]
+    todo = [t for t in possible(subject) if tasks is None or t in set(tasks)]
     for condition in names:
-        todo = [t for t in possible(subject) if tasks is None or t in set(tasks)]
-        for draw in subject.draws(condition):
+        draws = [(condition, seed) for seed in subject.draws(condition)]
+        for draw in draws:
             for number, task in enumerate(todo):
-                yield _scores(subject, condition, draw, task, first=number == 0)
+                yield _scores(subject, *draw, task, first=number == 0)
         for task in todo:
-            yield _rows(subject, condition, task)
+            yield _rows(subject, condition, task, draws)
+    singles = [(name, subject.settings.seed) for name in names if name.removeprefix("zero_r").isdigit()]
+    if len(singles) > 1:
+        for task in todo:
+            yield _rows(subject, SINGLE_MEAN, task, singles)
+
+
+SINGLE_MEAN = "zero_single_mean"
+"""Mean over zeroing each register alone: the first point of the published cumulative lesion."""
 
 
 def possible(subject: Subject) -> list[str]:
     """Tasks that are run on a subject."""
     wanted = subject.settings.tasks
     return [name for name, task in TASKS.items() if task.possible(subject.data) and (not wanted or name in wanted)]
+
+
+def parts_read(subject: Subject) -> set[str]:
+    """Parts of the data that the tasks of a subject read."""
+    parts = {part for name in possible(subject) for part in TASKS[name].parts(subject.data)}
+    return parts - {"sample"} if "test" in parts else parts
 
 
 def _scores_key(subject: Subject, condition: str, draw: int, task: str) -> dict:
@@ -42,37 +60,37 @@ def _scores(subject: Subject, condition: str, draw: int, task: str, first: bool)
     """The scores of a task under one draw of a condition, and in the full condition the read-outs."""
 
     def compute(store: Store) -> tuple[list[Row], Arrays]:
-        full = store.load(_scores_key(subject, "full", subject.settings.seed, task)).arrays if condition != "full" else {}
-        found = TASKS[task].run(
-            subject.reader(condition, draw), subject.context._replace(ablated=condition != "full"), measures.kept_of(full)
-        )
-        if condition != "full":
-            found = [m._replace(kept={}) for m in found]
-        return [], measures.pack(found)
+        if condition == "full":
+            return [], measures.pack(TASKS[task].run(subject.reader(condition, draw), subject.context, {}))
+        full = store.load(_scores_key(subject, "full", subject.settings.seed, task)).arrays
+        context = subject.context._replace(ablated=True)
+        if subject.conditions[condition].random:
+            context = context._replace(seeds=(draw,))
+        found = TASKS[task].run(subject.reader(condition, draw), context, measures.kept_of(full))
+        return [], measures.pack([m._replace(kept={}) for m in found])
 
-    images = sum(len(part.images) for part in subject.data.parts.values()) if first and subject.model is not None else 0
+    images = sum(subject.images(part) for part in parts_read(subject)) if first and subject.model is not None else 0
     label = f"{subject.name}, {condition}: {task}"
     return Job(_scores_key(subject, condition, draw, task), label, 4 if first else 1, compute, images)
 
 
-def _rows(subject: Subject, condition: str, task: str) -> Job:
+def _rows(subject: Subject, condition: str, task: str, draws: Draws) -> Job:
     """Intervals, and paired comparisons with the full condition, over all draws."""
-    draws = subject.draws(condition)
 
     def compute(store: Store) -> tuple[list[Row], Arrays]:
-        found = measures.joined([measures.unpack(store.load(_scores_key(subject, condition, draw, task)).arrays) for draw in draws])
+        found = measures.joined([measures.unpack(store.load(_scores_key(subject, *draw, task)).arrays) for draw in draws])
         layer = subject.settings.readouts.where["layer"]
-        told = [
-            {name: getattr(m, name) for name in measures.TOLD} | {"layer": layer, "by_seed": [value(s) for s in m.scores]} for m in found
-        ]
+        told = [{name: getattr(m, name) for name in measures.TOLD} | {"layer": layer} for m in found]
+        for entry, m in zip(told, found, strict=True):
+            # the single lesions are not seeds of one another
+            entry["by_seed"] = [value(measures.as_one(m.scores))] if condition == SINGLE_MEAN else [value(s) for s in m.scores]
         scores = [measures.as_one(m.scores) for m in found]
         if condition == "full":
             return rows_of(subject, condition, task, told, scores), {}
-        clean = {
-            (m.metric, m.feature): m for m in measures.unpack(store.load(_scores_key(subject, "full", subject.settings.seed, task)).arrays)
-        }
-        full = [measures.as_one(clean[m.full or m.metric, m.feature].scores, len(draws)) for m in found]
+        clean = measures.unpack(store.load(_scores_key(subject, "full", subject.settings.seed, task)).arrays)
+        by_name = {(m.metric, m.feature): m.scores for m in clean}
+        full = [measures.as_one(by_name[m.full or m.metric, m.feature], len(m.scores)) for m in found]
         return rows_of(subject, condition, task, told, scores, full), {}
 
-    cell = key(subject, "rows", task=task, condition=condition, resamples=subject.settings.resamples)
+    cell = key(subject, "rows", task=task, condition=condition, draws=draws, resamples=subject.settings.resamples)
     return Job(cell, f"{subject.name}, {condition}: {task}, intervals", 0.5, compute)

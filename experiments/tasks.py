@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import dense, probing
+from experiments.conditions import RANDOM_PATCHES
 from experiments.data import StudyData
 from experiments.features import Features
 from experiments.measures import Context, Kept, Measure, Reader, Task, protocol_id
 from jaxvit import geometry
+from jaxvit.probes import sgd
+from jaxvit.probes.few_shot import BIG_VISION_PENALTY
 from jaxvit.statistics import mean_scores, median_scores
 
 OUTLIER_NORM = 150.0
@@ -22,18 +26,18 @@ _SPECTRUM = 10
 
 def effective_rank(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     """Effective rank and spectrum of an image's patches."""
-    return list(_ranks(jnp.asarray(f["test"].patches[: context.data.size["flow"]]), context.readouts.where))
+    return list(_ranks(jnp.asarray(f.sample(context.data.size["flow"]).patches), context.readouts.where))
 
 
 def patch_norms(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     """Lengths of patches before and after the final norm, and the share of outliers."""
-    part, count = f["test"], context.data.size["flow"]
-    return list(_norms(part.patch_norms[:count], np.linalg.norm(part.patches[:count], axis=-1), context.readouts.where))
+    part = f.sample(context.data.size["flow"])
+    return list(_norms(part.patch_norms, np.linalg.norm(part.patches, axis=-1), context.readouts.where))
 
 
 def register_cosine(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     """Cosine of every pair of registers of an image."""
-    cosine = np.asarray(geometry.pairwise_cosine(jnp.asarray(f["test"].registers[: context.data.size["flow"]])))
+    cosine = np.asarray(geometry.pairwise_cosine(jnp.asarray(f.sample(context.data.size["flow"]).registers)))
     told = protocol_id("register_cosine", average="mean", **context.readouts.where)
     pairs = [(a, b) for a in range(cosine.shape[1]) for b in range(a + 1, cosine.shape[1])]
     return [Measure(f"registers[{a}]", f"registers[{b}]", told, [mean_scores(cosine[:, a, b])]) for a, b in pairs]
@@ -63,22 +67,49 @@ def _norms(before: np.ndarray, after: np.ndarray, where: dict) -> Iterator[Measu
     yield Measure("outlier_share", "patches", told, [mean_scores((before > OUTLIER_NORM).mean(axis=1))])
 
 
+CONSTANTS = {
+    "outlier_norm": OUTLIER_NORM,
+    "random_patches": RANDOM_PATCHES,
+    "parodi": dataclasses.asdict(sgd.PARODI),
+    "dinov2_grid": dataclasses.asdict(sgd.DINOV2_GRID),
+    "big_vision_penalty": BIG_VISION_PENALTY,
+    "dense": [dense.L2, dense.NEIGHBOURS, dense.TEMPERATURE, dense.FOREGROUND],
+}
+"""What the code alone determines of a number; in the key of every cell."""
+
+
 def _always(data: StudyData) -> bool:
     return True
 
 
+def _labelled(data: StudyData) -> Sequence[str]:
+    return probing.PARTS
+
+
+def _pairs(data: StudyData) -> Sequence[str]:
+    return ("first", "second")
+
+
+def _masked(data: StudyData) -> Sequence[str]:
+    return (data.masks.bank_part, data.masks.test_part) if data.masks else ()
+
+
+def _sample(data: StudyData) -> Sequence[str]:
+    return ("sample",)
+
+
 TASKS = {
-    "linear_probe": Task(probing.linear_probe, _always),
-    "dinov2_grid": Task(probing.dinov2_grid, _always),
-    "few_shot": Task(probing.few_shot, _always),
-    "knn": Task(probing.nearest_neighbours, _always),
-    "retrieval": Task(probing.retrieval, lambda data: data.views is not None),
-    "correspondence": Task(dense.correspondence, lambda data: data.views is not None),
-    "spair": Task(dense.keypoints, lambda data: data.keypoints is not None),
-    "segmentation": Task(dense.segment, lambda data: data.masks is not None),
-    "effective_rank": Task(effective_rank, _always),
-    "patch_norms": Task(patch_norms, _always),
-    "register_cosine": Task(register_cosine, _always),
+    "linear_probe": Task(probing.linear_probe, _always, _labelled),
+    "dinov2_grid": Task(probing.dinov2_grid, _always, _labelled),
+    "few_shot": Task(probing.few_shot, _always, _labelled),
+    "knn": Task(probing.nearest_neighbours, _always, _labelled),
+    "retrieval": Task(probing.retrieval, lambda data: data.views is not None, _pairs),
+    "correspondence": Task(dense.correspondence, lambda data: data.views is not None, _pairs),
+    "spair": Task(dense.keypoints, lambda data: data.keypoints is not None, lambda data: ("keypoints",)),
+    "segmentation": Task(dense.segment, lambda data: data.masks is not None, _masked),
+    "effective_rank": Task(effective_rank, _always, _sample),
+    "patch_norms": Task(patch_norms, _always, _sample),
+    "register_cosine": Task(register_cosine, _always, _sample),
 }
 """In the order in which they run; the first pays for most features."""
 

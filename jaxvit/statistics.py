@@ -110,6 +110,14 @@ def _mean_over_seeds(finish: Finish) -> Finish:
     return lambda totals: finish(totals).mean(axis=-1)
 
 
+def mean_ratio(totals: Float[np.ndarray, "*batch kinds 2"]) -> Float[np.ndarray, "*batch"]:
+    """Mean over kinds (categories, say) of first part over second part; kinds whose second part is 0 do not count."""
+    ratios = ratio(totals)
+    known = ~np.isnan(ratios)
+    count = known.sum(axis=-1, dtype=np.float64)
+    return np.divide(np.where(known, ratios, 0).sum(axis=-1), count, out=np.full_like(count, np.nan), where=count > 0)
+
+
 def value(scores: Scores) -> float:
     """The metric itself: `finish` of the summed contributions."""
     return float(scores.finish(_contributions(scores).sum(axis=0)))

@@ -46,7 +46,7 @@ class Logistic(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[index], self)._replace(mean=self.mean, scale=self.scale)
 
 
-@functools.partial(jax.jit, static_argnames=("iterations", "tolerance"))
+@functools.partial(jax.jit, static_argnames=("iterations", "tolerance", "standardised"))
 def fit(
     features: Shaped[Array, "rows width"],
     targets: Float[Array, "rows classes"],
@@ -54,6 +54,7 @@ def fit(
     weights: Shaped[Array, "rows"] | None = None,
     iterations: int = 200,
     tolerance: float = 1e-4,
+    standardised: bool = True,
 ) -> Logistic:
     """Softmax regression (Hastie, Tibshirani & Friedman, 2nd ed., section 4.4).
 
@@ -70,8 +71,9 @@ def fit(
             minimum goes with the square of the gradient, so that this is about a relative distance: measured with the
             default: 1e-6 at losses about 1, 3e-5 at 0.05, 3e-4 at 0.01. scikit-learn stops at a gradient whatever the loss, and by
             default 2 % above the minimum at 0.05.
+        standardised: see `fit_path`.
     """
-    return fit_path(features, targets, jnp.asarray(penalty, jnp.float32)[None], weights, iterations, tolerance).at(0)
+    return fit_path(features, targets, jnp.asarray(penalty, jnp.float32)[None], weights, iterations, tolerance, standardised).at(0)
 
 
 @functools.partial(jax.jit, static_argnames=("iterations", "tolerance", "standardised"))

@@ -61,7 +61,7 @@ def folders(tmp_path_factory) -> Folders:
         told |= {"src_bndbox": [2, 2, 38, 30], "trg_bndbox": [4, 2, 24, 30], "category": "bee"}
         told |= {"src_kps": [[5.0, 8.0], [20.0, 16.0]], "trg_kps": [[10.0, 8.0], [30.0, 16.0]]}
         (spair / "PairAnnotation/test" / f"{pair}.json").write_text(json.dumps(told))
-    return Folders(root / "images", voc, spair)
+    return Folders(root / "images", voc=voc, spair=spair)
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +97,40 @@ def test_the_key_follows_content_and_not_place(folders, tmp_path):
     there = dataclasses.replace(folders, images=moved)
     assert folder_data(there, SIZE, 16, seed=0).key == key
     assert folder_data(there, SIZE, 16, seed=1).key != key
+    told = json.loads((folders.spair / "PairAnnotation/test/000000-x-y:bee.json").read_text())
+    again = tmp_path / "spair"
+    shutil.copytree(folders.spair, again)
+    told["trg_kps"][0][0] += 1
+    (again / "PairAnnotation/test/000000-x-y:bee.json").write_text(json.dumps(told))
+    assert folder_data(dataclasses.replace(there, spair=again), SIZE, 16, seed=0).key != key, "a keypoint was corrected"
     picture(moved / "val" / "ant" / "0.png", 12345)
     picture(moved / "val" / "ant" / "1.png", 12346)
     assert folder_data(there, SIZE, 16, seed=0).key != key
+
+
+def test_every_part_has_its_share_of_uneven_classes(tmp_path):
+    for name, count in (("few", 10), ("many", 50)):
+        for i in range(count):
+            picture(tmp_path / "images" / name / f"{i}.png", i + len(name), 8, 8)
+    data = folder_data(Folders(tmp_path / "images"), DataSize(pairs=2, calibration=2, flow=2, gallery=2), 8, seed=0)
+    for part, few in (("test", 2), ("choose", 1), ("bank", 7)):
+        counts = np.bincount(data.labels[part], minlength=2)
+        assert abs(counts[0] - few) <= 1, f"{part}: {counts}"
+        assert counts[0] > 0
+    with pytest.raises(ValueError, match=r"none of the 2 images of bank is of few; raise --data\.bank"):
+        folder_data(Folders(tmp_path / "images"), DataSize(bank=2, pairs=2, calibration=2, flow=2, gallery=2), 8, seed=0)
+
+
+def test_masks_in_plain_folders_and_pairs_of_any_images(folders, tmp_path):
+    for name in "abcdefghij":
+        picture(tmp_path / "shown" / f"{name}.jpg", ord(name))
+        Image.fromarray(np.full((32, 40), ord(name) % 2, np.uint8)).save(picture(tmp_path / "labels" / f"{name}.png", 0))
+    where = Folders(folders.images, views=tmp_path / "shown", mask_images=tmp_path / "shown", masks=tmp_path / "labels")
+    data = folder_data(where, dataclasses.replace(SIZE, segmentation=99, segmentation_test=99, pairs=9), 16, seed=0)
+    assert (len(data.masks.bank), len(data.masks.test)) == (8, 2)
+    assert len(data.views.warp) == 9, "more than there are test images"
+    with pytest.raises(ValueError, match=r"name both: --folders\.mask-images"):
+        folder_data(dataclasses.replace(where, mask_images=None), SIZE, 16, seed=0)
 
 
 def test_one_folder_is_split_so_that_no_image_is_in_two_parts(folders):
@@ -112,12 +143,16 @@ def test_one_folder_is_split_so_that_no_image_is_in_two_parts(folders):
     assert data.keypoints is None
 
 
+def test_one_image_is_too_few():
+    with pytest.raises(ValueError, match="bank is 1; use at least 2"):
+        DataSize(bank=1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"folders": Folders()}, r"no images are given.*--folders\.images"),
         ({"data": DataSize(test=99)}, r"test is 99, but the folder has 8 images.*lower --data\.test"),
-        ({"data": DataSize(bank=1)}, "bank is 1; use at least 2"),
         ({"data": dataclasses.replace(SIZE, flow=7)}, r"flow \(7\) is more than test \(6\)"),
     ],
 )
@@ -156,12 +191,15 @@ def test_a_study_of_folders_runs_every_task(folders, model, tmp_path):
 
 
 def test_a_study_that_does_not_fit_says_so_before_it_starts():
-    cost = Cost(cells=1, images=1, seconds=None, memory=8 * 2**30, memory_there=2**30, disk=0, disk_there=1)
-    with pytest.raises(ValueError, match=r"needs about 8\.0 GiB of memory, 1\.0 GiB are free; lower --batch-size"):
+    gib = 2**30
+    cost = Cost(1, 1, None, memory=gib, memory_there=20 * gib, device=8 * gib, device_there=gib, disk=0, disk_there=gib)
+    with pytest.raises(ValueError, match=r"needs about 8\.0 GiB of memory of the device, 1\.0 GiB are free; lower --batch-size"):
         cost.check()
-    with pytest.raises(ValueError, match=r"writes about 2\.0 GiB, 1\.0 GiB are free; choose another --out"):
-        dataclasses.replace(cost, memory=0, disk=2**31, disk_there=2**30).check()
-    dataclasses.replace(cost, memory=0).check()
+    with pytest.raises(ValueError, match=r"needs about 9\.0 GiB of memory, 5\.0 GiB are free"):
+        dataclasses.replace(cost, memory_there=5 * gib, device_there=None).check()
+    with pytest.raises(ValueError, match=r"needs about 2\.0 GiB of disk, 1\.0 GiB are free; choose another --out"):
+        dataclasses.replace(cost, device=0, disk=2 * gib).check()
+    dataclasses.replace(cost, device=0).check()
 
 
 def test_real_folders_are_read():
@@ -172,7 +210,7 @@ def test_real_folders_are_read():
     size = DataSize(
         bank=20, choose=20, test=20, pairs=3, segmentation=3, segmentation_test=3, keypoints=4, calibration=4, flow=4, gallery=4
     )
-    data = folder_data(Folders(root / "photos", root / "street_voc", root / "keypoints_spair"), size, 32, seed=0)
+    data = folder_data(Folders(root / "photos", voc=root / "street_voc", spair=root / "keypoints_spair"), size, 32, seed=0)
     assert np.bincount(data.labels["bank"]).tolist() == [1] * 20
     assert len(data.masks.classes) == 11
     assert data.masks.test.shape == (3, 360, 480)

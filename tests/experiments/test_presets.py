@@ -7,15 +7,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments import demo, reproduce
 from experiments.conditions import conditions
+from experiments.folders import Folders
 from experiments.measures import Readouts
 from experiments.presets import EXPERIMENTS, PRESETS
 from experiments.tasks import TASKS
 from jaxvit import MODELS
+from jaxvit.probes.logistic import DINOV2_CS
+from jaxvit.sharding import batch_mesh
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -53,6 +57,34 @@ def test_a_study_is_told_again_by_its_manifest():
     assert reproduce.from_manifest({"study": identity}) == study
     assert "out" not in identity
     assert reproduce._identity(dataclasses.replace(study, dry_run=True, out=Path("x")), EXPERIMENTS) == identity
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"cs": (0.0,)}, "cs are"), ({"neighbours": ()}, "neighbours are"), ({"epochs": 0}, "epochs is 0"), ({"memory": 0}, "memory is 0")],
+)
+def test_read_outs_that_cannot_be_are_refused_before_anything_runs(change, message):
+    with pytest.raises(ValueError, match=message):
+        Readouts(**change)
+
+
+@pytest.mark.parametrize("name", ["seeds", "resamples", "batch_size"])
+def test_numbers_below_one_are_refused(name):
+    data = SimpleNamespace(parts={}, sample=[])
+    with pytest.raises(ValueError, match=r"is 0; give at least 1"):
+        reproduce.settings(dataclasses.replace(reproduce.Reproduce(), **{name: 0}), data, batch_mesh())
+
+
+def test_folders_without_a_preset_that_reads_them_are_refused():
+    with pytest.raises(ValueError, match="the demo preset reads no folders; choose another --preset"):
+        reproduce.study_data(reproduce.Reproduce(folders=Folders(Path("photos"))))
+
+
+def test_the_command_line_starts_from_the_read_outs_of_its_preset(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--preset", "parodi2026", "--seed", "3"])
+    assert reproduce.from_preset().readouts.cs == DINOV2_CS
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--preset=nonesuch"])
+    assert reproduce.from_preset() == reproduce.Reproduce()
 
 
 def test_no_solver_is_refused():

@@ -73,7 +73,8 @@ def test_every_row_has_what_a_reader_needs(finished):
         assert (finished / "cells" / f"{row['cell']}.json").exists()
     seen = {(r["model"], r["condition"]) for r in rows if r["task"] == "knn"}
     base = {"full", "zero_cls", "mean_cls", "random_patches"}
-    registers = {"zero_registers", "zero_r1", "zero_r2", "mean_registers", "noise_registers", "shuffle_registers", "fix_reg_mean"}
+    registers = {"zero_registers", "zero_r1", "zero_r2", "zero_single_mean", "mean_registers", "noise_registers", "shuffle_registers"}
+    registers |= {"fix_reg_mean"}
     assert {c for m, c in seen if m == "with_registers"} == base | registers
     assert {c for m, c in seen if m == "without"} == base
     assert {m for m, _ in seen} == {"with_registers", "without", "with_registers_random", "without_random", "raw_pixels"}
@@ -92,9 +93,17 @@ def test_random_conditions_and_read_outs_are_means_over_seeds(finished):
     assert seeds["random_patches", "knn", "top1_k20"] == seeds["noise_registers", "off_manifold", "patch_cosine"] == 2
     assert seeds["zero_registers", "knn", "top1_k20"] == 1
     assert seeds["full", "segmentation", "miou_retrieval"] == seeds["full", "few_shot", "top1_1_shot"] == 2
-    assert seeds["shuffle_registers", "segmentation", "miou_retrieval"] == 4
+    assert seeds["shuffle_registers", "segmentation", "miou_retrieval"] == 2, "a draw of the condition goes with the seed of the memory"
     noisy = [r for r in rows if r["condition"] == "noise_registers" and r["task"] == "off_manifold"]
     assert any(len(set(r["by_seed"])) == 2 for r in noisy)
+
+
+def test_the_mean_of_single_lesions_is_their_mean(finished):
+    rows = figures.select(rows_of(finished), model="with_registers", task="knn", metric="top1_k20", feature="cls")
+    by_condition = {r["condition"]: r for r in rows}
+    single = [by_condition[name]["value"] for name in ("zero_r1", "zero_r2")]
+    assert by_condition["zero_single_mean"]["value"] == pytest.approx(np.mean(single))
+    assert by_condition["zero_single_mean"]["delta"] == pytest.approx(np.mean(single) - by_condition["full"]["value"])
 
 
 def test_overwriting_the_last_block_changes_no_other_token(finished):
@@ -119,6 +128,7 @@ def test_a_read_out_of_a_constant_token_is_marked_as_by_construction(finished):
     of_cls = {(c, t, "cls") for c in ("zero_cls", "mean_cls") for t in ("linear_probe", "few_shot", "knn", "retrieval")}
     of_mean = {(c, t, "register_mean") for c in ("zero_registers", "mean_registers") for t in ("linear_probe", "knn")}
     zeroed = {"zero_registers": (0, 1), "mean_registers": (0, 1), "zero_r1": (0,), "zero_r2": (1,)}
+    notes = {n for n in notes if n[0] != "zero_single_mean"}
     of_one = {(c, "linear_probe", f"registers[{r}]") for c, registers in zeroed.items() for r in registers}
     assert notes == of_cls | of_mean | of_one
 
@@ -177,7 +187,7 @@ def test_p_values_are_corrected_over_all_comparisons_of_a_model(finished):
 
 def test_the_meter_stands_beside_every_condition_at_every_block(finished):
     rows = [r for r in rows_of(finished) if r["task"] == "off_manifold"]
-    tested = {(r["model"], r["condition"]) for r in rows_of(finished) if r["delta"] is not None}
+    tested = {(r["model"], r["condition"]) for r in rows_of(finished) if r["delta"] is not None} - {("with_registers", "zero_single_mean")}
     assert {(r["model"], r["condition"], r["metric"], r["layer"]) for r in rows} == {
         (*who, metric, layer) for who in tested for metric in manifold.METRICS for layer in (0, 1)
     }

@@ -28,6 +28,13 @@ def context(**data: object) -> Context:
     return Context(SimpleNamespace(**data), Readouts(), (0, 1), batch_mesh())
 
 
+class Reading(dict):
+    """Parts by name; the first test images."""
+
+    def sample(self, count: int) -> Features:
+        return Features(*(array[:count] for array in self["test"][:-1]), {})
+
+
 def test_features_that_probes_read_are_the_tokens_they_name():
     part = features()
     found = probing.tokens(part)
@@ -45,12 +52,12 @@ def test_features_that_probes_read_are_the_tokens_they_name():
 def test_norms_outliers_and_cosines_of_registers():
     part = features()
     given = context(size={"flow": 4})
-    norms = {m.metric: value(m.scores[0]) for m in tasks.patch_norms({"test": part}, given, {})}
+    norms = {m.metric: value(m.scores[0]) for m in tasks.patch_norms(Reading(test=part), given, {})}
     assert norms["norm_before_final"] == pytest.approx(part.patch_norms[:4].mean(), rel=1e-6)
     assert norms["norm"] == pytest.approx(np.linalg.norm(part.patches[:4], axis=-1).mean(), rel=1e-6)
     assert norms["outlier_share"] == pytest.approx((part.patch_norms[:4] > 150).mean())
     assert 0 < norms["outlier_share"] < 1
-    (cosine,) = tasks.register_cosine({"test": part}, given, {})
+    (cosine,) = tasks.register_cosine(Reading(test=part), given, {})
     a, b = part.registers[:4, 0], part.registers[:4, 1]
     expected = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     assert (cosine.metric, cosine.feature) == ("registers[0]", "registers[1]")
@@ -59,7 +66,7 @@ def test_norms_outliers_and_cosines_of_registers():
 
 def test_the_effective_rank_of_the_table_is_the_median_over_images():
     part = features(images=5)
-    found = {m.metric: value(m.scores[0]) for m in tasks.effective_rank({"test": part}, context(size={"flow": 5}), {})}
+    found = {m.metric: value(m.scores[0]) for m in tasks.effective_rank(Reading(test=part), context(size={"flow": 5}), {})}
     shares = np.linalg.svd(part.patches, compute_uv=False) ** 2
     shares /= shares.sum(axis=1, keepdims=True)
     ranks = np.exp(-(shares * np.log(shares)).sum(axis=1))
@@ -100,6 +107,9 @@ def test_pck_is_over_points_over_pairs_and_over_categories_with_source_images_as
     assert value(found["pck_0.1_per_image", "patches"]) == pytest.approx((1 + 1 + 1 / 2) / 3)
     assert value(found["pck_0.1", "patches: car"]) == 1
     assert value(found["pck_0.1", "patches: dog"]) == pytest.approx(1 / 2)
+    assert value(found["pck_0.1_mean_of_categories", "patches"]) == pytest.approx((1 + 1 / 2) / 2)
+    assert value(found["pck_0.1_per_image", "patches: dog"]) == pytest.approx(1 / 2)
+    assert len(found["pck_0.1", "patches: dog"].contributions) == 1, "of the source images that show one"
     assert len(found["pck_0.1", "patches"].contributions) == 2, "two source images"
 
 
@@ -124,7 +134,7 @@ def test_raw_pixels_are_means_of_cells_and_pixels_of_patches():
 
 
 def test_draws_are_joined_measure_by_measure():
-    draws = [tasks.patch_norms({"test": features(seed=s)}, context(size={"flow": 5}), {}) for s in (0, 1)]
+    draws = [tasks.patch_norms(Reading(test=features(seed=s)), context(size={"flow": 5}), {}) for s in (0, 1)]
     together = joined(draws)
     assert [m.metric for m in together] == [m.metric for m in draws[0]]
     assert [len(m.scores) for m in together] == [2, 2, 2]
@@ -134,3 +144,29 @@ def test_draws_are_joined_measure_by_measure():
 def test_a_protocol_id_says_everything_in_one_line():
     told = protocol_id("logistic", C=(0.1, 1.0, 10.0), lambdas=tuple(10.0**e for e in range(-3, 3)), norm="final", standardised=True)
     assert told == "logistic(C=0.1+1+10, lambdas=0.001..100x6, norm=final, standardised=True)"
+
+
+def test_a_flag_of_any_draw_is_kept():
+    measures = tasks.patch_norms(Reading(test=features()), context(size={"flow": 5}), {})
+    flagged = [m._replace(flag="at the edge") for m in measures]
+    assert [m.flag for m in joined([measures, flagged])] == ["at the edge"] * 3
+
+
+def test_layers_are_probed_a_few_at_a_time_with_the_same_outcome(monkeypatch):
+    generator = np.random.default_rng(0)
+    labels = {part: generator.integers(0, 2, 12) for part in probing.PARTS}
+    parts = []
+    for part in probing.PARTS:
+        tokens = generator.normal(size=(3, 12, 3, 4)).astype(np.float32) + labels[part][:, None, None]
+        parts.append({"cls": tokens[:, :, 0], "patch_mean": tokens[:, :, 1], "registers": tokens[:, :, 2:]})
+    given = context(labels=labels, classes=("a", "b"), protocols={"labels": "none"})
+    given = given._replace(readouts=Readouts(solvers=("ridge",), lambdas=(0.1, 1.0)))
+    whole = list(probing.layer_probes(parts, given))
+    monkeypatch.setattr(probing, "_LAYER_BYTES", 1)
+    single = list(probing.layer_probes(parts, given))
+    assert [(layer, m.feature) for layer, m in whole] == [
+        (layer, feature) for layer in range(3) for feature in ("cls", "patch_mean", "registers[0]", "register_mean")
+    ]
+    for (layer, one), (other_layer, other) in zip(whole, single, strict=True):
+        assert (layer, one.feature, one.flag, one.detail) == (other_layer, other.feature, other.flag, other.detail)
+        np.testing.assert_array_equal(one.scores[0].contributions, other.scores[0].contributions)
