@@ -106,8 +106,9 @@ def _split(root: Path, given: DataSize, default: DataSize, seed: int) -> tuple[d
         order = _even(train.labels, seed)
         # the first fifth has the classes as evenly as the rest
         reported, rest = order[: _count("test", given, default, len(order) // 5)], order[len(order) // 5 :]
-    choose = rest[: _count("choose", given, default, len(rest) - 2, usual=max(2, len(rest) // 8))]
-    bank = rest[len(choose) :][: _count("bank", given, default, len(rest) - len(choose))]
+    chosen = _count("choose", given, default, len(rest) - 2, usual=max(2, len(rest) // 8))
+    fitted = _count("bank", given, default, len(rest) - chosen)
+    bank, choose = rest[:fitted], rest[fitted : fitted + chosen]
     found = {"bank": (train, bank), "choose": (train, choose), "test": (test, reported)}
     split = {part: ([of.paths[i] for i in index], of.labels[index]) for part, (of, index) in found.items()}
     missing = [train.classes[c] for c in np.unique(np.concatenate([labels for _, labels in split.values()])) if c not in split["bank"][1]]
