@@ -67,7 +67,8 @@ def compiled(name: str, size: Size) -> dict[str, Any]:
     programs = json.loads(done.stdout.strip().splitlines()[-1])
     flow, maps = (programs[_key(key, NAMES[0])]["seconds"] for key in ("attention_flow", "attention_flow_by_maps"))
     largest = max(program["bytes"] for program in programs.values()) / memory
-    return {"ratio": maps / flow, "seconds": flow, "theirs_seconds": maps, "memory": largest, "facts": {"programs": programs}}
+    numbers = {"ratio": maps / flow, "seconds": flow, "theirs_seconds": maps, "memory": largest}
+    return numbers | {"facts": {"programs": programs}, "device": f"{topology}, none at hand"}
 
 
 def _flow_by_maps(state: Any) -> jax.Array:
