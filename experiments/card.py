@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from experiments import demo, report, reproduce, table
 from experiments.cells import Store, write_text
-from experiments.figures import Finished, Row, group_label, percent, read, select
+from experiments.figures import Finished, Row, group_label, percent, plain, read, select
 from experiments.figures import columns as columns_of
 from experiments.pretrain import log_lines
 from experiments.program import prepare_devices, run
@@ -180,7 +180,7 @@ def _over_seeds(trained: Sequence[Trained], seeds: Sequence[Row]) -> list[str]:
     values = [[_full(seeds, t.title, *column[:3])["value"] for column in columns] for t in trained]
     lines = [[f"seed {t.training['seed']}" + " (bundled)" * t.bundled, *map(percent, v)] for t, v in zip(trained, values, strict=True)]
     spread = [f"{percent(min(v))} to {percent(max(v))}, s.d. {percent(statistics.stdev(v))}" for v in zip(*values, strict=True)]
-    heads = ["percent", *(heading.replace("<br>", " ") for *_, heading in columns)]
+    heads = ["percent", *(plain(heading) for *_, heading in columns)]
     return [f"The same over {len(trained)} training seeds, on the same test scenes:", _markdown(heads, [*lines, ["spread", *spread]])]
 
 
@@ -189,7 +189,7 @@ def _costs(name: str, rows: Sequence[Row]) -> str:
     for condition in [c for c in _COSTS if select(rows, model=name, condition=c)]:
         found = [_full(rows, name, *column[:3], condition=condition) for column in columns]
         lines.append([condition, *(f"{_points(r['delta'])} [{_points(r['delta_ci_low'])}, {_points(r['delta_ci_high'])}]" for r in found)])
-    return _markdown(["points", *(heading.replace("<br>", " ") for *_, heading in columns)], lines)
+    return _markdown(["points", *(plain(heading) for *_, heading in columns)], lines)
 
 
 def _flow(name: str, rows: Sequence[Row]) -> list[str]:

@@ -102,6 +102,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def plain(heading: str) -> str:
+    """A heading without its line breaks."""
+    return heading.replace("-<br>", "").replace("<br>", " ")
+
+
 def columns(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
     """The columns of the ablation table that a study has numbers for."""
     there = {(r["task"], r["metric"], r["feature"]) for r in rows}

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from experiments.ablation_table import table_lines
 from experiments.cells import write_text
 from experiments.demo import NOTES, label
-from experiments.figures import HEAT_COLUMNS, Finished, Row, percent, read
+from experiments.figures import HEAT_COLUMNS, Finished, Row, percent, plain, read
 from experiments.presets import EXPERIMENTS
 from experiments.program import run
 
@@ -64,7 +64,7 @@ def write(folder: Path) -> Path:
 def markdown_table(rows: Sequence[Row]) -> str:
     """The full condition of models and baselines as a Markdown table: percent with 95 % intervals."""
     headings, lines = table_lines(rows)
-    heads = [heading.replace("<br>", " ") for heading in headings]
+    heads = [plain(heading) for heading in headings]
     text = ["| percent [95 % interval] | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, cells in lines:
         shown = ["" if c is None else f"{percent(c['value'])} [{percent(c['ci_low'])}, {percent(c['ci_high'])}]" for c in cells]
