@@ -71,16 +71,17 @@ class DataSize:
 
 
 DEMO_SIZE = DataSize(
-    bank=1000,
-    choose=300,
-    test=1400,
-    pairs=300,
-    segmentation=400,
-    segmentation_test=500,
+    bank=1024,
+    choose=256,
+    test=1280,
+    pairs=256,
+    segmentation=384,
+    segmentation_test=512,
     calibration=512,
-    flow=200,
-    gallery=200,
+    flow=128,
+    gallery=128,
 )
+"""Whole batches of 128."""
 
 
 class Part(NamedTuple):

@@ -17,10 +17,10 @@ from experiments.study import Job, Subject
 TITLE = "Effective rank, spectra and norms of patches"
 NOTE = (
     "Effective rank: exp of the entropy of the Gram eigenvalues of an image's patch features (not centred), median over images with 95 % "
-    "intervals. The form by singular values (Roy & Vetterli), the participation ratio, and means stand beside it in results.jsonl. Spectra "
-    "are shares of the Gram eigenvalues in the full condition. Norms are of patches before and after the final norm; outliers are patches "
-    "longer than 150 before it: the threshold that Darcet et al. 2024 chose for DINOv2's ViT-g, which says nothing where all norms have "
-    "another size. Outliers are not expected in models as small as S and B."
+    "intervals. Its mean, the form by singular values (Roy & Vetterli) and the participation ratio stand beside it in results.jsonl. "
+    "Spectra are shares of the Gram eigenvalues in the full condition. Norms are of patches before and after the final norm; outliers are "
+    "patches longer than 150 before it: the threshold that Darcet et al. 2024 chose for DINOv2's ViT-g, which says nothing where all norms "
+    "have another size. Outliers are not expected in models as small as S and B."
 )
 TASKS = ("effective_rank", "patch_norms", "register_cosine")
 

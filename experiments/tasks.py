@@ -46,14 +46,14 @@ def register_cosine(f: Reader, context: Context, kept: Kept) -> list[Measure]:
 def _ranks(patches: jnp.ndarray, where: dict) -> Iterator[Measure]:
     values = np.asarray(geometry.singular_values(patches)).astype(np.float64)[:, ::-1]
     shares = values**2 / np.maximum((values**2).sum(axis=1, keepdims=True), 1e-300)
-    for name, ranks in (
-        ("gram_eigenvalues", geometry.effective_rank(patches)),
-        ("singular_values", geometry.effective_rank_roy_vetterli(patches)),
-        ("participation_ratio", geometry.participation_ratio(patches)),
+    gram = geometry.effective_rank(patches)
+    for metric, form, average, scores in (
+        ("gram_eigenvalues", "gram_eigenvalues", "median", median_scores(np.asarray(gram))),
+        ("gram_eigenvalues_mean", "gram_eigenvalues", "mean", mean_scores(gram)),
+        ("singular_values_mean", "singular_values", "mean", mean_scores(geometry.effective_rank_roy_vetterli(patches))),
+        ("participation_ratio_mean", "participation_ratio", "mean", mean_scores(geometry.participation_ratio(patches))),
     ):
-        for average, scores in (("median", median_scores(np.asarray(ranks))), ("mean", mean_scores(ranks))):
-            metric = name if average == "median" else f"{name}_mean"
-            yield Measure(metric, "patches", protocol_id("effective_rank", form=name, centred=False, average=average, **where), [scores])
+        yield Measure(metric, "patches", protocol_id("effective_rank", form=form, centred=False, average=average, **where), [scores])
     for k in range(min(_SPECTRUM, values.shape[1])):
         told = protocol_id("spectrum", of="Gram eigenvalues, shares", centred=False, average="mean", **where)
         yield Measure(f"spectrum[{k}]", "patches", told, [mean_scores(shares[:, k])])

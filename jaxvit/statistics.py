@@ -16,7 +16,9 @@ of the permutation test are true ties, and the numbers do not depend on the acce
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ PerUnit = Num[np.ndarray, "units"] | Num[Array, "units"] | Bool[np.ndarray, "uni
 Finish = Callable[[np.ndarray], np.ndarray]
 
 CHUNK_BYTES = 2**25  # of float64 made at a time
+_WORKERS = min(4, os.cpu_count() or 1)
 SAME = 1 - 1e-12  # differences this close are ties that rounding has split
 
 
@@ -271,10 +274,13 @@ def _products(
     """Rows of `weights @ contributions`, a bounded number at a time; `packed` is the number of units where weights are bits."""
     units, parts = contributions.shape
     step = max(1, CHUNK_BYTES // (8 * max(units, parts)))
-    for start in range(0, len(weights), step):
-        rows = slice(start, start + step)
+
+    def product(rows: slice) -> tuple[slice, Float[np.ndarray, "rows columns"]]:
         block = weights[rows] if packed is None else np.unpackbits(weights[rows], axis=1, count=packed)
-        yield rows, block.astype(np.float64) @ contributions
+        return rows, block.astype(np.float64) @ contributions
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        yield from pool.map(product, (slice(start, start + step) for start in range(0, len(weights), step)))
 
 
 @functools.lru_cache(maxsize=4)
