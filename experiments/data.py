@@ -71,8 +71,8 @@ class DataSize:
 
 
 DEMO_SIZE = DataSize(
-    bank=1024,
-    choose=256,
+    bank=1536,
+    choose=384,
     test=1280,
     pairs=256,
     segmentation=384,

@@ -85,6 +85,7 @@ PRESETS = {
         "The whole study on the bundled demo models and digit scenes.",
         ("demo_reg", "demo", "demo_reg_read"),
         DEMO_SIZE,
+        seeds=2,
         baselines=True,
     ),
     "parodi2026": Preset(
