@@ -86,6 +86,19 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def fill_between(path: Path, marks: tuple[str, str], table: str) -> None:
+    """Replace what stands between two marks of a file.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    text, (begin, end) = path.read_text(), marks
+    if begin not in text or end not in text:
+        raise ValueError(f"{path} lacks the marks {begin} and {end}; add them where the table shall stand")
+    before, after = text.split(begin, 1)[0], text.split(end, 1)[1]
+    write_text(path, f"{before}{begin}\n{table}\n{end}{after}")
+
+
 class _replacing:
     """A temporary neighbour of a file that takes its place if nothing was raised."""
 

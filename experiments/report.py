@@ -13,7 +13,7 @@ import tyro
 from plotly.offline import get_plotlyjs
 
 from experiments.ablation_table import table_lines
-from experiments.cells import write_text
+from experiments.cells import fill_between, write_text
 from experiments.demo import NOTES, label
 from experiments.figures import HEAT_COLUMNS, Finished, Row, percent, plain, read
 from experiments.presets import EXPERIMENTS
@@ -78,21 +78,7 @@ def fill_readme(readme: Path, rows: Sequence[Row]) -> None:
     Raises:
         ValueError: the marks are not there.
     """
-    fill(readme, _README_MARKS, markdown_table(rows))
-
-
-def fill(readme: Path, marks: tuple[str, str], table: str) -> None:
-    """Replace what stands between two marks of a file.
-
-    Raises:
-        ValueError: the marks are not there.
-    """
-    text = readme.read_text()
-    begin, end = marks
-    if begin not in text or end not in text:
-        raise ValueError(f"{readme} lacks the marks {begin} and {end}")
-    before, after = text.split(begin)[0], text.split(end)[1]
-    write_text(readme, f"{before}{begin}\n{table}\n{end}{after}")
+    fill_between(readme, _README_MARKS, markdown_table(rows))
 
 
 def shown_rows(rows: Sequence[Row]) -> list[Row]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.cells import write_text
+from experiments.cells import fill_between, write_text
 
 BEGIN, END = "<!-- bench table: begin -->", "<!-- bench table: end -->"
 HERE = Path(__file__).parent
@@ -56,12 +56,7 @@ def into_readme(readme: Path, paths: Iterable[Path]) -> None:
     Raises:
         ValueError: the marks are missing.
     """
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme} has no lines {BEGIN} and {END}; add them where the table shall stand")
-    before, rest = text.split(BEGIN, 1)
-    tables = "\n\n".join(markdown(read(path)) for path in paths)
-    write_text(readme, f"{before}{BEGIN}\n{tables}\n{END}{rest.split(END, 1)[1]}")
+    fill_between(readme, (BEGIN, END), "\n\n".join(markdown(read(path)) for path in paths))
 
 
 def _line(row: Mapping[str, Any]) -> str:
