@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(_run(args))
     except (ValueError, OSError) as error:
-        print("convert:", " ".join(str(error).split()), file=sys.stderr)
+        sys.stderr.write(f"convert: {' '.join(str(error).split())}\n")  # in one piece, also beside threads that complain
         return 2
     except KeyboardInterrupt:
         print("convert: interrupted; nothing was written", file=sys.stderr)

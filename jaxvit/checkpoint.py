@@ -91,7 +91,9 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         (temporary / MANIFEST).write_text(json.dumps(entries | {_SEAL: _seal(entries)}, indent=2) + "\n")
         _put(temporary, folder)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for pause in (0.0, 0.1, 0.3):  # Orbax gives up at the first write that fails; the others go on, and make their folders anew
+            time.sleep(pause)
+            shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # somebody else put something there
             for parent in made:
                 parent.rmdir()
@@ -238,9 +240,15 @@ def _sweep(folder: Path) -> None:
             with contextlib.suppress(OSError):  # its owner was faster
                 old.rename(folder)
     for left in (*neighbours["old"], *neighbours["tmp"]):
-        touched = [file.stat().st_mtime for file in (left, *left.rglob("*")) if file.exists()]
-        if touched and time.time() - max(touched) > _STALE:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its owner removes it while we look
+            if time.time() - _touched(left) > _STALE:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _touched(folder: Path) -> float:
+    """When a folder or anything in it was last written, in seconds since the epoch."""
+    entries = [os.path.join(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)]
+    return max(os.path.getmtime(entry) for entry in (str(folder), *entries))
 
 
 def _put(temporary: Path, folder: Path) -> None:
