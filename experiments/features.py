@@ -127,6 +127,11 @@ class Runner:
         for number, batch in enumerate(batches(images, self.batch_size, self.mesh, first_id)):
             running.append(start(number, batch))
             if len(running) > _IN_FLIGHT:
-                yield jax.device_get(running.popleft())
+                yield _fetched(running.popleft())
         while running:
-            yield jax.device_get(running.popleft())
+            yield _fetched(running.popleft())
+
+
+def _fetched(tree: Any) -> Any:
+    """Arrays on the host; those in half precision travel in it and are float32 from there on."""
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf, jax.device_get(tree))

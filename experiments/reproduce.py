@@ -27,9 +27,13 @@ from experiments.presets import EXPERIMENTS, PRESETS, Preset
 from experiments.program import prepare_devices, run
 from experiments.study import PIXELS, Job, Settings, Subject, correct_tables, machine, run_job
 from jaxvit.sharding import batch_mesh
-from jaxvit.vit import truncated
+from jaxvit.vit import cast, truncated
 
 FORMAT = 2
+PRECISIONS = {
+    "float32": "float32, matmul precision highest",
+    "bfloat16": "bfloat16 models with float32 norms, softmax and RoPE; all else float32, matmul precision highest",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Reproduce:
         random_weights: models of these names with random weights, for trying a study without any.
         seed: the first one of all random choices; seeds: how many of them there are.
         batch_size: images per step, over all devices; part of what determines a shuffle.
+        dtype: of the models' weights and streams; norms, softmax, RoPE and everything after the models stay float32.
         resamples: of bootstrap and permutation tests.
         dry_run: say what the study costs on this device, and run nothing.
     """
@@ -62,6 +67,7 @@ class Reproduce:
     seed: int = 0
     seeds: int | None = None
     batch_size: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
     resamples: int = 10_000
     dry_run: bool = False
 
@@ -131,7 +137,7 @@ def load_models(study: Reproduce) -> dict[str, jaxvit.ViT]:
         ValueError: an unknown model, two of one name, or a layer that one does not have.
     """
     make = (lambda name: jaxvit.create(name, study.seed)) if study.random_weights else jaxvit.load
-    models = {Path(name).name: make(name) for name in study.names}
+    models = {Path(name).name: cast(make(name), study.dtype) for name in study.names}
     if len(models) < len(study.names):
         raise ValueError(f"two models share a name in {', '.join(study.names)}; rename one of the folders")
     layer = study.readouts.layer
@@ -162,7 +168,8 @@ def subjects_of(study: Reproduce, models: Mapping[str, jaxvit.ViT], data: StudyD
     for name, model in models.items():
         if model.config not in shapes:
             shapes.append(model.config)
-            subjects.append(Subject(f"{name}_random", jaxvit.create(model.config, study.seed), mesh, data, chosen, baseline=True))
+            untrained = cast(jaxvit.create(model.config, study.seed), study.dtype)
+            subjects.append(Subject(f"{name}_random", untrained, mesh, data, chosen, baseline=True))
     return [*subjects, Subject(PIXELS, None, mesh, data, chosen, baseline=True)]
 
 
@@ -181,7 +188,7 @@ def settings(study: Reproduce, data: StudyData, mesh: Mesh) -> Settings:
         seeds=study.seeds or preset.seeds,
         batch_size=_batch_size(study, data, mesh),
         resamples=study.resamples,
-        precision="float32, matmul precision highest",
+        precision=PRECISIONS[study.dtype],
         readouts=study.readouts,
         conditions=preset.conditions,
         tasks=preset.tasks,
@@ -274,6 +281,7 @@ def _manifest(
         "protocol": study.chosen.protocol,
         "models": list(models),
         "random_weights": study.random_weights,
+        "precision": PRECISIONS[study.dtype],
         "images": title,
         "hash": cell_hash(identity),
         "finished": bool(cells),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxvit.attention import attend, attend_and_share
@@ -198,6 +199,12 @@ def truncated(model: ViT, depth: int) -> ViT:
     short.config = dataclasses.replace(model.config, depth=depth)
     short.blocks = jax.tree.map(lambda leaf: leaf[:depth], model.blocks)
     return short
+
+
+def cast(model: ViT, dtype: DTypeLike) -> ViT:
+    """The model with its learned weights in a float dtype. Rotary periods stay float32, as RoPE, norms and softmax do inside."""
+    graph, weights, rest = nnx.split(model, nnx.Param, ...)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(dtype), weights), rest)
 
 
 def abstract(model: str | ViTConfig) -> ViT:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from experiments.bench import compiling, readouts, runs, scaling, study, table, tpu
+from experiments.bench import compiling, precision, readouts, runs, scaling, study, table, tpu
 from experiments.bench.opponents import cores
 from experiments.bench.rows import Row, Size, measure
 from experiments.program import prepare_devices, run
@@ -40,7 +40,7 @@ class Bench:
 
 def all_rows() -> dict[str, Row]:
     """Every row by name."""
-    return {row.name: row for module in (runs, readouts, compiling, study, tpu) for row in module.rows()}
+    return {row.name: row for module in (runs, readouts, compiling, study, precision, tpu) for row in module.rows()}
 
 
 def bench(settings: Bench) -> Path:

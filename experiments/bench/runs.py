@@ -15,6 +15,7 @@ from experiments.bench.opponents import SMALL, device, difference, hooked, no_gr
 from experiments.bench.rows import Case, Goal, Row, Size
 from jaxvit.forward import sweep_layers
 from jaxvit.sharding import batch_mesh, replicate, split
+from jaxvit.vit import cast
 
 S, B, L = "dinov2_vits14_reg", "dinov2_vitb14", "dinov2_vitl14"
 
@@ -102,7 +103,7 @@ def half_forward(name: str, size: Size) -> Case:
     """The same in bfloat16; theirs compiled where there is a GPU to compile for."""
     torch = optional("torch")
     theirs, ours = rivals(name, size.small)
-    ours = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), ours)
+    ours = cast(ours, jnp.bfloat16)
     images, same = pixels(size, size.pick(256, 2), ours.config)
     images = images.astype(jnp.bfloat16)
     rivals.cache_clear()  # `to` changes the module in place

@@ -13,6 +13,7 @@ from experiments.bench.opponents import SMALL, pixels
 from experiments.bench.rows import Case, Goal, Row, Size
 from experiments.bench.runs import flop_per_image
 from jaxvit.sharding import batch_mesh, replicate
+from jaxvit.vit import cast
 
 IMAGES = 50_000
 RUNS = 4 + 14 + 14
@@ -35,7 +36,7 @@ def rows() -> list[Row]:
 def runs(dtype: Any, size: Size) -> Case:
     """A batch through an S and a B with zeroed registers; the time of the study is as many times that as it has batches."""
     models = [jaxvit.create(size.pick(name, SMALL)) for name in ("dinov2_vits14_reg", "dinov2_vitb14_reg")]
-    models = [replicate(jax.tree.map(lambda leaf: leaf.astype(dtype), model), batch_mesh()) for model in models]
+    models = [replicate(cast(model, dtype), batch_mesh()) for model in models]
     images, _ = pixels(size, size.pick(16 if jax.default_backend() == "cpu" else 512, 2), models[0].config)
     images = images.astype(dtype)
     edits = [replicate(jaxvit.lower(jaxvit.zero("registers"), model, images.shape[1]), batch_mesh()) for model in models]

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -309,6 +310,20 @@ def test_the_readme_table_is_made_of_the_rows(finished, tmp_path):
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
         report.fill_readme(readme, rows)
+
+
+def test_a_study_in_bfloat16_has_bfloat16_models_and_float32_features(models):
+    chosen = dataclasses.replace(settings(Path("nowhere"), models), dtype="bfloat16")
+    data, mesh = digit_scenes(SIZE, 0), batch_mesh()
+    half, full = (reproduce.load_models(c)["with_registers"] for c in (chosen, settings(Path("nowhere"), models)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
+    assert reproduce.settings(chosen, data, mesh).precision.startswith("bfloat16")
+    found, reference = (Runner.on(mesh, m, 16).extract(data.sample, jaxvit.zero("registers[0]"), 0, "attention_flow") for m in (half, full))
+    for name, values in (*found._asdict().items(), *found.captured.items()):
+        if name != "captured":
+            expected = reference.captured[name] if name in reference.captured else getattr(reference, name)
+            assert values.dtype == expected.dtype == np.float32
+            assert 0 < np.linalg.norm(values - expected) < 0.02 * np.linalg.norm(expected)
 
 
 def test_features_do_not_depend_on_batch_size_where_they_must_not(models):

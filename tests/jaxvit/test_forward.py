@@ -9,7 +9,7 @@ import pytest
 
 import jaxvit
 from jaxvit import capture
-from jaxvit.vit import abstract, truncated
+from jaxvit.vit import abstract, cast, truncated
 from tests.jaxvit import tiny
 
 CONFIGS = {"table": tiny.CONFIG, "rope": tiny.ROPE, "plain": tiny.PLAIN}
@@ -143,8 +143,9 @@ def test_the_model_is_an_argument_that_can_be_differentiated():
 
 def test_bfloat16_weights_run_in_bfloat16_with_float32_attention():
     model, images = tiny.model(tiny.ROPE), tiny.images()
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
+    half = cast(model, jnp.bfloat16)
     out = jaxvit.forward(half, images, capture="attention")
+    assert half.rope_periods[...].dtype == jnp.float32
     assert out.tokens.dtype == jnp.bfloat16
     assert out.captured["attention"].dtype == jnp.float32
     full = jaxvit.forward(model, images).tokens
