@@ -1,4 +1,4 @@
-"""Attention: a plain reference with float32 softmax, what is read off its probabilities, and how a CPU goes through images."""
+"""Attention: a plain reference with float32 softmax, what is read off its probabilities, and how a CPU and a GPU go through images."""
 
 from __future__ import annotations
 
@@ -29,9 +29,15 @@ def attend(q: PerHead, k: PerHead, v: PerHead, hidden: Bool[Array, "*batch token
     """Values averaged under `probabilities`, in the values' dtype.
 
     What is divided by the sum of a query's weights is what they sum up to: head_width divisions, where the weights themselves
-    would take one for every key.
+    would take one for every key. In bfloat16 on NVIDIA's GPUs cuDNN's kernel does the same without any logits in memory.
     """
-    return _heads_first(image_by_image(_mixed, *map(_heads_first, (q, k, v)), hidden))
+
+    def plain(q: PerHead, k: PerHead, v: PerHead) -> PerHead:
+        return _heads_first(image_by_image(_mixed, *map(_heads_first, (q, k, v)), hidden))
+
+    if hidden is not None or not _fits_kernel(q, q.shape[-1]):
+        return plain(q, k, v)
+    return jax.lax.platform_dependent(q, k, v, cuda=_fused, default=plain)
 
 
 def attend_and_share(
@@ -46,8 +52,61 @@ def attend_and_share(
     `groups` is 1 where a token belongs to a group: columns beside those of the values, so that one product gives both and no map
     of attention is kept. Sums are float32; in bfloat16 the weights that are summed are rounded, a share to 2^-8 of itself.
     """
-    mixed, shares = image_by_image(functools.partial(_mixed_and_shared, groups), *map(_heads_first, (q, k, v)), hidden)
-    return _heads_first(mixed), _heads_first(shares)
+
+    def plain(q: PerHead, k: PerHead, v: PerHead) -> tuple[PerHead, Array]:
+        mixed, shares = image_by_image(functools.partial(_mixed_and_shared, groups), *map(_heads_first, (q, k, v)), hidden)
+        return _heads_first(mixed), _heads_first(shares)
+
+    if hidden is not None or not _fits_kernel(q, q.shape[-1] + groups.shape[-1]):
+        return plain(q, k, v)
+    return jax.lax.platform_dependent(q, k, v, cuda=functools.partial(_fused_and_shared, groups), default=plain)
+
+
+def _fused(q: PerHead, k: PerHead, v: PerHead, scale: float | None = None) -> PerHead:
+    """`attend` by cuDNN, of at least one batch axis. Images come first, so that a batch that is split over devices stays split."""
+    axis = q.ndim - 4
+
+    def images_first(x: PerHead) -> Float[Array, "runs tokens heads head_width"]:
+        return jnp.moveaxis(x, axis, 0).reshape(-1, *x.shape[-3:])
+
+    mixed = jax.nn.dot_product_attention(*map(images_first, (q, k, v)), scale=scale, implementation="cudnn")
+    return jnp.moveaxis(mixed.reshape(q.shape[axis], *q.shape[:axis], *q.shape[-3:]), 0, axis)
+
+
+def _fused_and_shared(
+    groups: Float[Array, "tokens groups"], q: PerHead, k: PerHead, v: PerHead
+) -> tuple[PerHead, Float[Array, "*batch tokens heads groups"]]:
+    """`attend_and_share` by cuDNN: the columns are channels of the values, and queries and keys get as many zeros. The kernel's
+    results are rounded to its dtype, a share to 2^-9 of itself."""
+    width, used = q.shape[-1], q.shape[-1] + groups.shape[-1]
+
+    def widened(x: PerHead) -> PerHead:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, used + -used % _KERNEL_STEP - x.shape[-1])])
+
+    columns = jnp.broadcast_to(groups[:, None].astype(v.dtype), (*v.shape[:-1], groups.shape[-1]))
+    both = _fused(widened(q), widened(k), widened(jnp.concatenate([v, columns], axis=-1)), width**-0.5)
+    return both[..., :width], both[..., width:used].astype(jnp.float32)
+
+
+_KERNEL_STEP, _KERNEL_WIDTH = 8, 128
+"""Widths of a head that cuDNN's kernel takes: multiples of the first up to the second, on every GPU that has it."""
+
+
+def _fits_kernel(q: PerHead, width: int) -> bool:
+    return q.ndim >= 4 and q.dtype == jnp.bfloat16 and q.shape[-1] % _KERNEL_STEP == 0 and width <= _KERNEL_WIDTH and _has_kernel()
+
+
+@functools.cache
+def _has_kernel() -> bool:
+    """Whether there is a GPU with cuDNN's attention: JAX says so where it is asked to trace the smallest."""
+    if jax.default_backend() != "gpu":
+        return False
+    smallest = jax.ShapeDtypeStruct((1, 8, 1, _KERNEL_STEP), jnp.bfloat16)
+    try:
+        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), smallest, smallest, smallest)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def image_by_image(function: Callable[..., Any], *arrays: Any) -> Any:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import jaxvit
+from jaxvit import attention
 from jaxvit.attention import attend, attend_and_share, image_by_image
 from jaxvit.capture import group_columns
 from jaxvit.forward import sweep_layers
@@ -72,6 +73,36 @@ def test_a_cpu_goes_image_by_image_and_a_tpu_does_not():
     traced = jax.jit(attend).trace(q, k, v)
     assert "stablehlo.while" in traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "stablehlo.while" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_a_fused_kernel_gets_what_gives_the_same_mixtures_and_shares(monkeypatch):
+    """cuDNN needs a GPU; in its place stands JAX's own statement of what the kernel computes."""
+    kernel = jax.nn.dot_product_attention
+
+    def in_its_place(q, k, v, scale, implementation):
+        assert implementation == "cudnn"
+        assert q.ndim == 4
+        assert q.shape == k.shape == v.shape
+        assert q.shape[-1] % 8 == 0
+        return kernel(q, k, v, scale=scale, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", in_its_place)
+    q, k, v = projected(2, 3)
+    groups = jax.nn.one_hot(np.array([0, 1, 1, 2, 2, 2, 2]), 3)
+    mixed, shares = attention._fused_and_shared(groups, q, k, v)
+    for found, want in zip((mixed, shares), attend_and_share(q, k, v, groups), strict=True):
+        np.testing.assert_allclose(found, want, atol=5e-6)
+    np.testing.assert_allclose(attention._fused(q, k, v), torch_attention(q, k, v), atol=5e-6)
+
+
+def test_a_fused_kernel_is_used_for_bfloat16_where_it_is_there_and_takes_the_heads(monkeypatch):
+    q = jax.ShapeDtypeStruct((2, 7, 2, 64), jnp.bfloat16)
+    assert not attention._fits_kernel(q, 64)  # there is no GPU
+    monkeypatch.setattr(attention, "_has_kernel", lambda: True)
+    assert attention._fits_kernel(q, 70)
+    assert not attention._fits_kernel(q, 129)
+    for shape, dtype in (((2, 7, 2, 64), jnp.float32), ((7, 2, 64), jnp.bfloat16), ((2, 7, 2, 12), jnp.bfloat16)):
+        assert not attention._fits_kernel(jax.ShapeDtypeStruct(shape, dtype), shape[-1])
 
 
 def test_image_by_image_keeps_trees_and_axes():
