@@ -70,8 +70,17 @@ def rows() -> list[Row]:
             "ours: plain forward",
             "float32",
             (Goal("ratio", 1 / 1.15),),
-            flow_overhead,
+            functools.partial(flow_overhead, jnp.float32),
             "any",
+        ),
+        Row(
+            "flow_overhead_bf16",
+            "attention flow of all layers",
+            "ours: plain forward",
+            half,
+            (Goal("ratio", 1 / 1.15),),
+            functools.partial(flow_overhead, jnp.bfloat16),
+            platform="gpu",
         ),
         Row(
             "attention_divergence",
@@ -119,6 +128,11 @@ def half_forward(name: str, size: Size) -> Case:
     )
 
 
+def _batch(size: Size, count: int) -> int:
+    """Images at once: `count` on a CPU, and on a GPU as many more as it takes to be busy."""
+    return size.pick(count * (16 if jax.default_backend() == "gpu" else 1), 2)
+
+
 def flop_per_image(config: jaxvit.ViTConfig, side: int) -> float:
     """Two per multiplication and addition of every matrix product of a forward pass; nothing else is counted."""
     tokens = 1 + config.registers + (side // config.patch_size) ** 2
@@ -147,7 +161,7 @@ def _study(model: jaxvit.ViT, images: jax.Array) -> tuple[list[jaxvit.Ablation],
 def conditions(size: Size) -> Case:
     """One run of the model for every condition, the same batch; constant-valued conditions, "full" among them, share a program."""
     theirs, ours = rivals(S, size.small)
-    images, same = pixels(size, size.pick(8, 2), ours.config)
+    images, same = pixels(size, _batch(size, 8), ours.config)
     study, statistics = _study(ours, images)
     empty = jaxvit.stack([jaxvit.zero("cls"), jaxvit.Ablation()], ours, images.shape[1])  # "full" with the others' structure
     lowered = [jaxvit.lower(a, ours, images.shape[1]) if a.replacements else jax.tree.map(lambda leaf: leaf[1], empty) for a in study]
@@ -214,7 +228,7 @@ def _hook_conditions(config: jaxvit.ViTConfig, statistics: jaxvit.Statistics, ba
 def layer_sweep(size: Size) -> Case:
     """The clean run and a run for every block whose registers are zeroed: theirs are depth + 1 full runs."""
     theirs, ours = rivals(S, size.small)
-    images, same = pixels(size, size.pick(8, 2), ours.config)
+    images, same = pixels(size, _batch(size, 8), ours.config)
     edits = replicate(jaxvit.lower(jaxvit.zero("registers"), ours, images.shape[1]), batch_mesh())
     zero = _hook_conditions(ours.config, jaxvit.calibrate(ours, [(images, None)]), len(images))[3]
 
@@ -239,7 +253,7 @@ def _columns(config: jaxvit.ViTConfig, side: int) -> np.ndarray:
 def attention_flow(size: Size) -> Case:
     """Attention by token group of every layer and head."""
     theirs, ours = rivals(S, size.small, "eager")
-    images, same = pixels(size, size.pick(16, 2), ours.config)
+    images, same = pixels(size, _batch(size, 16), ours.config)
     columns = optional("torch").from_numpy(_columns(ours.config, images.shape[1])).to(device())
     rows = columns / columns.sum(0)
 
@@ -258,10 +272,11 @@ def attention_flow(size: Size) -> Case:
     )
 
 
-def flow_overhead(size: Size) -> Case:
+def flow_overhead(dtype: Any, size: Size) -> Case:
     """The flow beside the plain forward pass."""
-    model = replicate(jaxvit.create(size.pick(S, SMALL)), batch_mesh())
-    images, _ = pixels(size, size.pick(16, 2), model.config)
+    model = replicate(cast(jaxvit.create(size.pick(S, SMALL)), dtype), batch_mesh())
+    images, _ = pixels(size, _batch(size, 16), model.config)
+    images = images.astype(dtype)
     return Case(
         lambda: jaxvit.forward(model, images, capture="attention_flow").captured,
         lambda: jax.block_until_ready(jaxvit.forward(model, images).tokens),
@@ -272,7 +287,7 @@ def flow_overhead(size: Size) -> Case:
 def attention_divergence(size: Size) -> Case:
     """Jensen-Shannon divergence of clean and ablated attention, by layer and head."""
     theirs, ours = rivals(S, size.small, "eager")
-    images, same = pixels(size, size.pick(8, 2), ours.config)
+    images, same = pixels(size, _batch(size, 8), ours.config)
     edits = replicate(jaxvit.lower(jaxvit.zero("registers"), ours, images.shape[1]), batch_mesh())
     torch = optional("torch")
     zero = _hook_conditions(ours.config, jaxvit.calibrate(ours, [(images, None)]), len(images))[3]
