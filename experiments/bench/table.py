@@ -41,12 +41,16 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The table: ratio first, then the seconds of both, the goal and whether it is met."""
+    """The table: ratio first, then the seconds of both, the goal and whether it is met. Behind it scaling, and programs compiled for
+    devices that are not at hand."""
     lines = ["| ratio | row | dtype | ours | against | theirs | goal | met | device |", "|---|---|---|---|---|---|---|---|---|"]
     lines += [_line(row) for row in results["rows"].values()]
     for axis, points in results["scaling"].items():
         lines += ["", f"| {axis} | seconds | seconds per unit | peak memory, MB |", "|---|---|---|---|"]
         lines += [f"| {p['value']} | {_time(p['seconds'])} | {_time(p['per_unit'])} | {_number(p.get('peak_mb'))} |" for p in points]
+    for row in results["rows"].values():
+        if isinstance(programs := row.get("facts", {}).get("programs"), list):
+            lines += ["", *_programs(row["device"], programs)]
     return "\n".join(lines)
 
 
@@ -67,6 +71,16 @@ def _line(row: Mapping[str, Any]) -> str:
     what = row["what"] + (f" ({', '.join(more)})" if more else "") + (f" [{row['estimate']}]" if row.get("estimate") else "")
     ours, theirs = (_time(row[key]) if key in row else "" for key in ("seconds", "theirs_seconds"))
     return f"| {ratio} | {what} | {row['dtype']} | {ours} | {row['against']} | {theirs} | {row['goal']} | {met} | {row['device']} |"
+
+
+def _programs(device: str, programs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a compiler says of each program; no time where it has no estimate of a part."""
+    lines = [f"| {device} | model | dtype | ms | images/s per chip | MB of a chip | fits |", "|---|---|---|---|---|---|---|"]
+    for p in programs:
+        milliseconds = f"{1e3 * p['seconds']:.2f}" if "seconds" in p else ""
+        numbers = f"{milliseconds} | {_number(p.get('images_per_second_per_chip'))} | {_number(p['bytes'] / 1e6 if 'bytes' in p else None)}"
+        lines.append(f"| {p['program']} | {p['model']} | {p['dtype']} | {numbers} | {'yes' if p['fits'] else 'no'} |")
+    return lines
 
 
 def _time(seconds: float | None) -> str:

@@ -9,27 +9,31 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import math
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 import jaxvit
+from experiments.bench import programs
+from experiments.bench.programs import NAMES, SIDE, Call, Program, Shapes
 from experiments.bench.rows import Goal, Row, Size
 from jaxvit.attention import attend, attend_and_share, probabilities
-from jaxvit.forward import sweep_layers
-from jaxvit.vit import abstract
 
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-NAMES = ("dinov2_vits14_reg", "dinov2_vitb14_reg")
 SLICES = {"v5e": ("v5e:2x4", "v5litepod-8", 16e9), "v4": ("v4:2x2x1", "v4-8", 32e9)}
 """Topology, accelerator type, and bytes of memory of a chip (Google Cloud's system architecture pages)."""
+
+BOOKKEEPING = {"ConcatBitcast", "SliceBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"}
+"""Custom calls without work: names for parts of memory, and what the compiler may take for granted of indices."""
 
 
 def rows() -> list[Row]:
@@ -61,40 +65,18 @@ def compiled(name: str, size: Size) -> dict[str, Any]:
     topology, accelerator, memory = SLICES[name]
     command = [sys.executable, "-m", "experiments.bench.tpu", topology, "small" if size.small else "full"]
     environment = os.environ | ENVIRONMENT | {"TPU_ACCELERATOR_TYPE": accelerator}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)  # what it says meanwhile is seen
     if done.returncode:
-        raise ValueError(f"compiling for {topology} failed: {done.stderr.strip().splitlines()[-1]}")
-    programs = json.loads(done.stdout.strip().splitlines()[-1])
-    flow, maps = (programs[_key(key, NAMES[0])]["seconds"] for key in ("attention_flow", "attention_flow_by_maps"))
-    largest = max(program["bytes"] for program in programs.values()) / memory
-    numbers = {"ratio": maps / flow, "seconds": flow, "theirs_seconds": maps, "memory": largest}
-    return numbers | {"facts": {"programs": programs}, "device": f"{topology}, none at hand"}
-
-
-def _flow_by_maps(state: Any) -> jax.Array:
-    """The same flow from full maps, as it is done where attention hands them out."""
-    columns = jax.nn.one_hot(state.layout.group_of(), len(state.layout.groups))
-    return jnp.einsum("bhtu,us,tr->bhrs", state.attention, columns, columns / columns.sum(axis=0))
-
-
-def _programs() -> dict[str, Callable[..., Any]]:
-    """What the study runs, as functions of (model, images, edits)."""
-    forward = jaxvit.forward
-
-    def by_condition(model: jaxvit.ViT, images: Any, edits: Any) -> Any:
-        return forward(model, images, edits).tokens
-
-    def maps(model: jaxvit.ViT, images: Any, edits: Any) -> Any:
-        return forward(model, images, capture={"flow": _flow_by_maps}).captured
-
-    return {
-        "forward": lambda model, images, edits: forward(model, images).tokens,
-        "condition": by_condition,
-        "attention_flow": lambda model, images, edits: forward(model, images, capture="attention_flow").captured,
-        "attention_flow_by_maps": maps,
-        "attention_divergence": lambda model, images, edits: jaxvit.contrast(model, images, edits, "attention_divergence").captured,
-        "layer_sweep": lambda model, images, edits: sweep_layers(model, images, edits).cls,
-    }
+        raise ValueError(f"compiling for {topology} failed; what the compiler said stands above")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    first = {one["program"]: one.get("seconds") for one in found["programs"] if one["model"] == NAMES[0] and one["dtype"] == "bfloat16"}
+    flow, maps = first["attention flow"], first["attention flow by maps"]
+    for one in found["programs"]:
+        one["fits"] = one.get("bytes", math.inf) <= memory
+    numbers = {"ratio": maps / flow, "seconds": flow, "theirs_seconds": maps}
+    if all("bytes" in one for one in found["programs"]):
+        numbers["memory"] = max(one["bytes"] for one in found["programs"]) / memory
+    return numbers | {"facts": found, "device": f"{topology}, none at hand"}
 
 
 def _attentions(groups: jax.Array) -> dict[str, Callable[..., Any]]:
@@ -111,55 +93,101 @@ def _attentions(groups: jax.Array) -> dict[str, Callable[..., Any]]:
     return {"plain": attend, "shares": lambda q, k, v: attend_and_share(q, k, v, groups), "columns": columns, "maps": maps}
 
 
-def _compile(topology: str, size: Size) -> dict[str, dict[str, float]]:
+def _pallas() -> dict[str, Callable[..., Any]]:
+    """The kernels that come with JAX, for one chip: heads first, tokens filled up to a multiple of 128, which no real one sees."""
+    from jax.experimental.pallas.ops.tpu import flash_attention as flash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    def filled(x: jax.Array) -> jax.Array:
+        return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % 128), (0, 0)))
+
+    def by_flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        heads = [filled(x) for x in (q, k, v)]
+        fill = jnp.broadcast_to((jnp.arange(heads[0].shape[2]) >= q.shape[1]).astype(jnp.int32), (len(q), heads[0].shape[2]))
+        mixed = flash.flash_attention(*heads, segment_ids=flash.SegmentIds(fill, fill), sm_scale=q.shape[-1] ** -0.5)
+        return jnp.swapaxes(mixed, 1, 2)[:, : q.shape[1]]
+
+    def by_splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        heads = [filled(x) for x in (q * q.shape[-1] ** -0.5, k, v)]
+        fill = (jnp.arange(heads[0].shape[2]) >= q.shape[1]).astype(jnp.int32)
+        everything = masks.MultiHeadMask([masks.FullMask((len(fill), len(fill)))] * q.shape[2])
+        kernel = splash.make_splash_mha(mask=everything, head_shards=1, q_seq_shards=1)
+        mixed = jax.vmap(lambda q, k, v: kernel(q, k, v, splash.SegmentIds(fill, fill)))(*heads)
+        return jnp.swapaxes(mixed, 1, 2)[:, : q.shape[1]]
+
+    return {"flash": by_flash, "splash": by_splash}
+
+
+def _compile(topology: str, size: Size) -> dict[str, list[dict[str, Any]]]:
+    """What the compiler says of every program, and of one layer's attention by every route."""
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = Mesh(np.asarray(devices), ("batch",))
-    everywhere, apart = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
-
-    def shape(leaf: Any, sharding: NamedSharding, dtype: Any = None) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding)
-
-    found: dict[str, dict[str, float]] = {}
-    for name in size.pick(NAMES, NAMES[:1]):
-        config = jaxvit.MODELS[name]
-        layout = jaxvit.TokenLayout.of(config, 224)
-        model = jax.tree.map(lambda leaf: shape(leaf, everywhere, jnp.bfloat16), abstract(config))
-        edits = jax.tree.map(lambda leaf: shape(leaf, everywhere), jaxvit.lower(jaxvit.zero("registers"), config, 224))
-        per_chip = size.pick(64, 2)
-        images = jax.ShapeDtypeStruct((per_chip * mesh.size, 224, 224, 3), jnp.bfloat16, sharding=apart)
-        ends = _seconds(jax.jit(_ends).lower(model, images).compile())
-        for program, function in _programs().items():
-            whole = jax.jit(function).lower(model, images, edits).compile()
-            # the analysis counts a loop's body, the block, once; a sweep's blocks are those of a forward pass
-            block = (found[_key("forward", name)]["seconds"] - ends) / config.depth if program == "layer_sweep" else _seconds(whole) - ends
-            blocks = config.depth * (config.depth + 1) // 2 if program == "layer_sweep" else config.depth
-            entry = {"seconds": ends + blocks * block, "bytes": _bytes(whole)}
-            entry["images_per_second_per_chip"] = per_chip / entry["seconds"]
-            found[_key(program, name)] = entry
-        if name == NAMES[0]:
-            heads = jax.ShapeDtypeStruct((images.shape[0], layout.tokens, config.heads, config.head_width), jnp.bfloat16, sharding=apart)
-            groups = jax.nn.one_hot(layout.group_of(), len(layout.groups))
-            for route, function in _attentions(groups).items():
-                alone = jax.jit(function).lower(heads, heads, heads).compile()
-                found[f"attention, {route}"] = {"seconds": _seconds(alone), "bytes": _bytes(alone)}
-    return found
+    shapes = Shapes(Mesh(np.asarray(devices), ("batch",)))
+    models = [(NAMES[0], jnp.bfloat16), (NAMES[1], jnp.bfloat16), (NAMES[1], jnp.float32)]
+    read = list(_told(programs.of_features(shapes, size)))
+    found: list[dict[str, Any]] = []
+    for name, dtype in size.pick(models, models[:1]):
+        found += _told(programs.of_model(name, dtype, shapes, size))
+    return {"programs": found + read, "attention": list(_routes(shapes, size))}
 
 
-def _key(program: str, name: str) -> str:
-    return f"{program}, {name}"
+def _told(wanted: Iterable[Program]) -> Iterator[dict[str, Any]]:
+    """Seconds of a call and bytes on each chip. The compiler counts what a loop does once: a block is counted as often as it is run,
+    and where other loops repeat something, or an operation has no estimate, there are no seconds."""
+    blocks: dict[str, float] = {}
+    ends: dict[Callable[..., Any], float] = {}
+    for program in wanted:
+        entry: dict[str, Any] = {"program": program.name, "model": program.model, "dtype": program.dtype}
+        try:
+            whole = _compiled(program.call)
+        except jax.errors.JaxRuntimeError as error:  # the compiler refuses what does not fit
+            yield entry | {"error": str(error)}
+            print(entry["program"], error, file=sys.stderr)
+            continue
+        entry |= {"bytes": _bytes(whole), "without_estimate": sorted(_unestimated(whole)), "loops": _loops(whole)}
+        ends |= {end[0]: _seconds(_compiled(end)) for end in program.ends if end[0] not in ends}
+        around = sum(ends[function] for function, _ in program.ends)
+        blocks[program.name] = blocks.get(program.block_of) or _seconds(whole) - around
+        if not entry["without_estimate"] and (entry["loops"] <= bool(program.images) or program.block_of):
+            entry["seconds"] = around + program.blocks * blocks[program.name]
+            entry |= {"images_per_second_per_chip": program.images / entry["seconds"]} if program.images else {}
+        print(json.dumps(entry), file=sys.stderr)
+        yield entry
 
 
-def _ends(model: jaxvit.ViT, images: jax.Array) -> jax.Array:
-    """What stands before and behind the blocks."""
-    grid = model.config.grid(images.shape[1], images.shape[2])
-    return model.final_norm(model.add_prefix(model.embed_patches(images), grid))
+def _routes(shapes: Shapes, size: Size) -> Iterator[dict[str, Any]]:
+    """One layer of attention of an S by XLA and by the kernels that come with JAX."""
+    config = jaxvit.MODELS[NAMES[0]]
+    layout, count = jaxvit.TokenLayout.of(config, SIDE), size.pick(64, 2) * shapes.mesh.size
+    heads = shapes.split(count, layout.tokens, config.heads, config.head_width, dtype=jnp.bfloat16)
+    split = functools.partial(jax.shard_map, mesh=shapes.mesh, in_specs=PartitionSpec("batch"), out_specs=PartitionSpec("batch"))
+    kernels = {name: split(kernel, check_vma=False) for name, kernel in _pallas().items()}
+    groups = jax.nn.one_hot(layout.group_of(), len(layout.groups))
+    for route, function in (_attentions(groups) | kernels).items():
+        alone = _compiled((function, (heads, heads, heads)))
+        counted = alone.cost_analysis()
+        yield {"route": route, "dtype": "bfloat16", "bytes": _bytes(alone), "seconds": _seconds(alone), "flops": counted["flops"]}
+
+
+def _compiled(call: Call) -> Any:
+    function, arguments = call
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def _loops(program: Any) -> int:
+    return program.as_text().count(" while(")
+
+
+def _unestimated(program: Any) -> set[str]:
+    """Custom calls that the compiler has no estimate for."""
+    return set(re.findall(r'custom_call_target="([^"]+)"', program.as_text())) - BOOKKEEPING
 
 
 def _seconds(program: Any) -> float:
     """The compiler's estimate; every operation that it has none for counts as -1 s, and no program here takes a second."""
-    return float(program.cost_analysis()["optimal_seconds"] % 1)
+    return float((program.cost_analysis().get("optimal_seconds") or 0) % 1)
 
 
 def _bytes(program: Any) -> float:

@@ -44,7 +44,7 @@ def nearest(
         ValueError: `k` is below 1 or above the size of the bank; `chunk` or `rows` is below 1.
     """
     _check(k, len(bank), chunk, rows)
-    return _by_query(functools.partial(_search, bank=bank, k=k, valid=valid, chunk=chunk, rows=rows), queries, mesh)
+    return _by_query(functools.partial(_search, k=k, chunk=chunk, rows=rows), queries, (bank, valid), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "ks", "chunk", "rows", "mesh"))
@@ -77,11 +77,11 @@ def classify(
     def winners(votes: tuple[Float[Array, "k"], Int[Array, "k"]]) -> Int[Array, "ks"]:
         return jnp.stack([winner(votes[0][:k], votes[1][:k]) for k in ks])
 
-    def vote(queries: Shaped[Array, "queries width"]) -> Int[Array, "queries ks"]:
-        similarity, index = _search(queries, bank, max(ks), labels >= 0, chunk, rows)
+    def vote(queries: Shaped[Array, "queries width"], bank: Shaped[Array, "bank width"], labels: Int[Array, "bank"]) -> Array:
+        similarity, index = _search(queries, bank, labels >= 0, max(ks), chunk, rows)
         return jax.lax.map(winners, (jnp.exp(similarity / temperature), labels[index]), batch_size=chunk)
 
-    return _by_query(vote, queries, mesh).T
+    return _by_query(vote, queries, (bank, labels), mesh).T
 
 
 def correct(predicted: Int[Array, "*ks queries"], labels: Int[Array, "queries"]) -> Float[Array, "*ks queries"]:
@@ -112,12 +112,12 @@ def retrieve(
     _check(k, len(bank), chunk, rows)
     average = functools.partial(jnp.einsum, "k,kc->c", precision=jax.lax.Precision.HIGHEST)
 
-    def read(queries: Shaped[Array, "queries width"]) -> Float[Array, "queries classes"]:
-        similarity, index = _search(queries, bank, k, valid, chunk, rows)
+    def read(queries: Shaped[Array, "queries width"], bank: Array, targets: Array, valid: Array | None) -> Array:
+        similarity, index = _search(queries, bank, valid, k, chunk, rows)
         weight = jax.nn.softmax(similarity / temperature, axis=-1)
         return jax.lax.map(lambda row: average(row[0], targets[row[1]]), (weight, index), batch_size=chunk)
 
-    return _by_query(read, queries, mesh)
+    return _by_query(read, queries, (bank, targets, valid), mesh)
 
 
 def _check(k: int, bank: int, chunk: int, rows: int) -> None:
@@ -127,21 +127,27 @@ def _check(k: int, bank: int, chunk: int, rows: int) -> None:
         raise ValueError(f"chunks are {chunk} queries and {rows} rows of the bank; each must be at least 1")
 
 
-def _by_query(function: Callable[[Array], Found], queries: Shaped[Array, "queries width"], mesh: Mesh | None) -> Found:
-    """A function of many queries, each on its own; on a mesh every device takes its share of them."""
+def _by_query(
+    function: Callable[..., Found], queries: Shaped[Array, "queries width"], shared: tuple[Array | None, ...], mesh: Mesh | None
+) -> Found:
+    """A function of many queries, each on its own, and of arrays that all need; on a mesh every device takes its share of queries.
+
+    What is shared is an argument, for an array that is on the mesh already cannot be closed over inside of it.
+    """
     if mesh is None:
-        return function(queries)
+        return function(queries, *shared)
     spec = PartitionSpec(mesh.axis_names)
-    split = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    specs = (spec, *[PartitionSpec()] * len(shared))
+    split = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
     filled = jnp.pad(queries, ((0, -len(queries) % mesh.size), (0, 0)))
-    return jax.tree.map(lambda leaf: leaf[: len(queries)], split(filled))
+    return jax.tree.map(lambda leaf: leaf[: len(queries)], split(filled, *shared))
 
 
 def _search(
     queries: Shaped[Array, "queries width"],
     bank: Shaped[Array, "bank width"],
-    k: int,
     valid: Bool[Array, "bank"] | None,
+    k: int,
     chunk: int,
     rows: int,
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:

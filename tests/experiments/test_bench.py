@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxvit
-from experiments.bench import opponents, readouts, runs, table, tpu
+from experiments.bench import opponents, programs, readouts, runs, table, tpu
 from experiments.bench.__main__ import Bench, all_rows, bench
 from experiments.bench.opponents import SMALL
 from experiments.bench.rows import Case, Goal, Row, Seconds, Size, measure
@@ -97,6 +101,71 @@ def test_results_become_a_table_in_the_readme(tmp_path):
     assert f"**{rows['knn']['ratio']:.2f}x**" in text
     with pytest.raises(ValueError, match="add them"):
         table.into_readme(out, [out])
+
+
+def test_every_program_of_a_study_traces_for_a_mesh():
+    """Shapes and functions fit each other; what a compiler makes of them is for machines with one."""
+    shapes = programs.Shapes(jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("batch",)))
+    wanted = [*programs.of_model(programs.NAMES[0], jnp.bfloat16, shapes, SMALLEST), *programs.of_features(shapes, SMALLEST)]
+    names = " ".join(program.name for program in wanted)
+    for part in (
+        "noise",
+        "shuffle",
+        "random_patches",
+        "fix_reg_mean",
+        "calibration",
+        "meter",
+        "sweep",
+        "ridge",
+        "k-NN",
+        "retrieval",
+        "rank",
+    ):
+        assert part in names
+    for program in wanted:
+        function, arguments = program.call
+        jax.eval_shape(function, *arguments)
+        assert program.dtype in ("bfloat16", "float32")
+
+
+COMPILING = """
+import json, os, sys
+from experiments.bench import tpu
+topology, accelerator, _ = tpu.SLICES["v5e"]
+os.environ |= tpu.ENVIRONMENT | {"TPU_ACCELERATOR_TYPE": accelerator}
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from experiments.bench.programs import Program, Shapes
+mesh = jax.sharding.Mesh(np.asarray(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices), ("batch",))
+x, square = Shapes(mesh).one(512, 512), Shapes(mesh).one(64, 64)
+looped = lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x @ x, x)
+calls = {"product": (jnp.matmul, (x, x)), "loop": (looped, (x,)), "eigenvalues": (jnp.linalg.eigvalsh, (square,))}
+print(json.dumps(list(tpu._told(Program(name, "", "float32", call) for name, call in calls.items()))))
+"""
+
+
+@pytest.mark.skipif(not tpu.available(), reason="needs the TPU compiler (pip install libtpu)")
+def test_there_are_seconds_only_of_what_the_compiler_can_price():
+    done = subprocess.run([sys.executable, "-c", COMPILING], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    product, loop, eigenvalues = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < product["seconds"] < 1e-3
+    assert product["bytes"] == 3 * 4 * 512**2
+    assert "seconds" not in loop
+    assert loop["loops"] == 1
+    assert "seconds" not in eigenvalues
+    assert eigenvalues["without_estimate"]
+
+
+def test_programs_compiled_for_a_slice_have_a_table_of_their_own():
+    entry = {"program": "forward", "model": "s", "dtype": "bfloat16", "seconds": 0.0234, "bytes": 2e9, "fits": True}
+    rank = {"program": "rank", "model": "s", "dtype": "float32", "bytes": 3e10, "fits": False}
+    found = [entry | {"images_per_second_per_chip": 2_700.4}, rank]
+    row = {"what": "w", "against": "a", "dtype": "bfloat16", "goal": "", "met": True, "device": "v5e:2x4", "facts": {"programs": found}}
+    lines = table.markdown({"rows": {"tpu": row}, "scaling": {}}).splitlines()
+    assert lines[-2] == "| forward | s | bfloat16 | 23.40 | 2700 | 2000 | yes |"
+    assert lines[-1] == "| rank | s | float32 |  |  | 30000 | no |"
+    assert lines[-4].startswith("| v5e:2x4 |")
 
 
 def test_bad_input_is_refused_in_one_line(monkeypatch, tmp_path):

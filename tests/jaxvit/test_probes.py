@@ -366,7 +366,7 @@ def test_two_devices_find_what_one_finds():
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
 from jaxvit.probes import knn, ridge
-from jaxvit.sharding import batch_mesh
+from jaxvit.sharding import batch_mesh, replicate
 mesh, generator = batch_mesh(), np.random.default_rng(0)
 assert mesh.size == 2
 features = [generator.normal(size=(3, rows, 4)).astype(np.float32) for rows in (40, 20, 30)]
@@ -377,6 +377,10 @@ assert len(two.correct.sharding.device_set) == 2
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
 bank, queries = features[0][0], features[1][0, :7]
 np.testing.assert_array_equal(*(knn.classify(bank, labels[0], queries, 3, (1, 5), rows=16, mesh=where) for where in (None, mesh)))
+there = replicate((bank, labels[0], queries), mesh)  # what is on the mesh already
+np.testing.assert_array_equal(knn.classify(*there, 3, (1, 5), mesh=mesh), knn.classify(bank, labels[0], queries, 3, (1, 5)))
+found = (knn.retrieve(where[0], where[0], where[2], 3, mesh=mesh) for where in (there, (bank, labels[0], queries)))
+np.testing.assert_array_equal(*found)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,269 @@
+"""The programs of a study with shapes in the place of arrays: what a compiler is given where there is no device."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+import jaxvit
+from experiments import dense, features, manifold
+from experiments.bench.rows import Size
+from experiments.conditions import SITES, conditions
+from experiments.folders import IMAGENET_SIZE
+from jaxvit import ViTConfig, calibration, geometry, metrics
+from jaxvit.forward import sweep_layers
+from jaxvit.probes import few_shot, knn, logistic, ridge, segmentation, sgd
+from jaxvit.vit import abstract
+
+NAMES = ("dinov2_vits14_reg", "dinov2_vitb14_reg")
+SIDE = 224
+CLASSES, SEGMENTS, CANVAS = 1_000, 21, 500
+"""ImageNet's classes; classes of Pascal VOC and the longest side of its images."""
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function and the shapes that it is compiled for.
+
+    Attributes:
+        name: what it does.
+        model: whose images or features it is given.
+        dtype: of the model's weights, or of features.
+        call: the function and its arguments.
+        images: through the model, on each chip; 0 for a read-out.
+        ends: what of it is not done once for every block.
+        blocks: how often it runs the block that is compiled once.
+        block_of: another program whose block it runs, where its own are several.
+    """
+
+    name: str
+    model: str
+    dtype: str
+    call: Call
+    images: int = 0
+    ends: tuple[Call, ...] = ()
+    blocks: int = 1
+    block_of: str = ""
+
+
+class Shapes(NamedTuple):
+    """Shapes of arrays: split over a mesh, on all of its chips, on one, or wherever a program wants them."""
+
+    mesh: Mesh
+
+    def everywhere(self, tree: Any, dtype: Any = None) -> Any:
+        """Those of the arrays of a tree; `dtype` replaces theirs."""
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding), tree)
+
+    def split(self, *shape: int, dtype: Any = jnp.float32, axis: int = 0) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "batch"))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def one(self, *shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(self.mesh.devices.flat[0]))
+
+    def free(self, *shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def of_model(name: str, dtype: Any, shapes: Shapes, size: Size) -> Iterator[Program]:
+    """What a study does with a model: every condition, calibration, captures, contrasts, the sweep over layers."""
+    config = replace(jaxvit.MODELS[name], depth=size.pick(jaxvit.MODELS[name].depth, 2))
+    depth, per_chip = config.depth, size.pick(64, 2)
+    count = per_chip * shapes.mesh.size
+    model, zeroed = shapes.everywhere(abstract(config), dtype), shapes.everywhere(jaxvit.lower(jaxvit.zero("registers"), config, SIDE))
+    pixels, images = (shapes.split(count, SIDE, SIDE, 3, dtype=kind) for kind in (jnp.uint8, dtype))
+    ids, valid = shapes.split(count, dtype=jnp.int32), shapes.split(count, dtype=bool)
+    usual = shapes.everywhere(np.zeros((depth, config.width), np.float32))
+    patches = shapes.split(depth, count, *_patches(config), dtype=dtype, axis=1)
+    stream = shapes.split(count, jaxvit.TokenLayout.of(config, SIDE).tokens, config.width, dtype=dtype)
+    around, norm, read = (_around, (model, images)), (_norm, (model, stream)), (_around_and_read, (model, pixels))
+    distance = (_distance, (patches, usual, usual))
+
+    def program(what: str, ends: tuple[Call, ...], function: Callable[..., Any], *arguments: Any, **more: Any) -> Program:
+        return Program(what, name, jnp.dtype(dtype).name, (function, arguments), per_chip, ends, **({"blocks": depth} | more))
+
+    yield program("forward", (around,), _capture(()), model, images)
+    for told, edits in _conditions(config).items():
+        yield program(told, (read,), _read, model, pixels, shapes.everywhere(edits), ids, valid)
+    yield program("calibration", (around,), _calibrate, model, images, valid)
+    yield program("attention flow", (around,), _capture("attention_flow"), model, images)
+    yield program("attention flow by maps", (around,), _capture({"flow": _flow_by_maps}), model, images)
+    yield program("attention divergence", (around, norm), _diverge, model, images, zeroed)
+    yield program("off-manifold meter", (around, norm, distance), manifold._measure, (usual, usual), model, pixels, zeroed, ids, valid)
+    blocks = depth * (depth + 1) // 2
+    yield program("sweep over layers", (around,), _sweep, model, images, zeroed, blocks=blocks, block_of="forward")
+
+
+def of_features(shapes: Shapes, size: Size) -> Iterator[Program]:
+    """The read-outs that a study runs on a device, on features of an S, at the sizes of the preset `parodi2026`.
+
+    Those that are given the mesh are shared over its chips; the others run on one, as they do in a study.
+    """
+    counts = {part: size.pick(count, 16) for part, count in vars(IMAGENET_SIZE).items() if count is not None}
+    calls = [*_of_classes(shapes, size, counts), *_of_patches(shapes, size, counts), *_of_images(shapes, counts)]
+    return (Program(name, NAMES[0], "float32", call) for name, call in calls)
+
+
+def _of_classes(shapes: Shapes, size: Size, counts: dict[str, int]) -> Iterator[tuple[str, Call]]:
+    """Linear probes, few-shot probes and k-NN."""
+    config, mesh, one, free = jaxvit.MODELS[NAMES[0]], shapes.mesh, shapes.one, shapes.free
+    width, classes, bank, test = config.width, size.pick(CLASSES, 4), counts["bank"], counts["test"]
+    tokens = config.registers + 3  # CLS, registers, their mean, the mean patch
+    parts = [(tokens, counts[part]) for part in ("bank", "choose", "test")]
+    problems = tuple(array for part in parts for array in (free(*part, width), free(part[1], dtype=jnp.int32)))
+    for name, probes in (("logistic", logistic.probe_many), ("ridge", ridge.probe_many)):
+        yield f"{tokens} {name} probes, {bank:,} rows", (functools.partial(probes, classes=classes, mesh=mesh), problems)
+    shots = size.pick(25, 2)
+    penalties = few_shot.BIG_VISION_PENALTY / (shots * classes)
+    drawn = one(3, shots * classes, width), one(3, shots * classes, dtype=jnp.int32)
+    few = functools.partial(few_shot._probe, classes=classes, lambdas=(penalties,))
+    yield f"3 few-shot probes, {shots * classes:,} rows", (few, (*drawn, None, None, one(test, width), one(test, dtype=jnp.int32)))
+    for name, settings, widths in (("plain SGD", sgd.PARODI, (1,)), ("DINOv2's grid of heads", sgd.DINOV2_GRID, (1, 2, 4, 5))):
+        rates = len(settings.learning_rates)
+        rows, starts = (tuple(one(*shape, n * width) for n in widths) for shape in ((bank,), (rates, classes)))
+        order = one(settings.iterations, settings.batch, dtype=jnp.int32)
+        train = functools.partial(_train_heads, settings)
+        yield f"{name}, {bank:,} rows, {settings.iterations:,} steps", (train, (rows, one(bank, dtype=jnp.int32), order, starts))
+    held, ks = bank + counts["choose"], size.pick((10, 20, 100, 200), (1,))
+    classify = functools.partial(knn.classify, classes=classes, ks=ks, mesh=mesh)
+    yield f"k-NN, {test:,} x {held:,}", (classify, (free(held, width), free(held, dtype=jnp.int32), free(test, width)))
+    queries, rows_searched = size.pick((5_000, 50_000), (16, 64))
+    nearest = functools.partial(knn.nearest, k=size.pick(20, 2), mesh=mesh)
+    yield f"20 nearest, {queries:,} x {rows_searched:,}", (nearest, (free(queries, width), free(rows_searched, width)))
+
+
+def _of_patches(shapes: Shapes, size: Size, counts: dict[str, int]) -> Iterator[tuple[str, Call]]:
+    """Segmentation, correspondence, keypoints."""
+    config, one, free = jaxvit.MODELS[NAMES[0]], shapes.one, shapes.free
+    (patches, width), grid, side = _patches(config), config.grid(SIDE, SIDE), config.patch_size
+    images, tested, pairs, keypoints = counts["segmentation"], counts["segmentation_test"], counts["pairs"], size.pick(dense._PAIRS, 4)
+    fitted, queries, memory = images * patches, tested * patches, size.pick(100_000, 64)
+    shares = functools.partial(segmentation.class_shares, classes=SEGMENTS, patch_size=side)
+    yield f"class shares of patches, {images:,} masks", (shares, (one(images, SIDE, SIDE, dtype=jnp.uint8),))
+    head = functools.partial(logistic.fit, penalty=dense.L2)
+    yield f"segmentation head, {fitted:,} patches", (_fit_head(head), (one(fitted, width), one(fitted, SEGMENTS), one(fitted)))
+    retrieve = functools.partial(knn.retrieve, k=size.pick(dense.NEIGHBOURS, 2), temperature=dense.TEMPERATURE, mesh=shapes.mesh)
+    yield f"retrieval, {queries:,} patches x {memory:,}", (retrieve, (free(memory, width), free(memory, SEGMENTS), free(queries, width)))
+    canvas = (size.pick(CANVAS, 20),) * 2
+    pixels = functools.partial(segmentation.predict_padded, canvas=canvas)
+    yield f"pixels from patch scores, {tested:,} images", (pixels, (one(tested, *grid, SEGMENTS), one(tested, 2, dtype=jnp.int32)))
+    confusion = functools.partial(metrics.confusion, classes=SEGMENTS)
+    said, shown = (one(tested, *canvas, dtype=dtype) for dtype in (jnp.int32, jnp.uint8))
+    yield f"confusion, {tested:,} images", (confusion, (said, shown))
+    match = functools.partial(metrics.correspondence, grid=grid, patch_size=side)
+    yield f"correspondence, {pairs:,} pairs", (match, (one(pairs, patches, width), one(pairs, patches, width), one(pairs, 2, 3)))
+    carry = functools.partial(metrics.match_keypoints, grid=grid, patch_size=side)
+    features = one(keypoints, patches, width)
+    yield f"keypoints, {keypoints:,} pairs at a time", (carry, (features, features, one(keypoints, 30, 2)))
+    yield f"instance recall, {pairs:,} pairs", (metrics.recall_at_1, (one(pairs, width), one(pairs, width)))
+
+
+def _of_images(shapes: Shapes, counts: dict[str, int]) -> Iterator[tuple[str, Call]]:
+    """Geometry of patches and registers."""
+    config, images = jaxvit.MODELS[NAMES[0]], counts["flow"]
+    patches, width = _patches(config)
+    for name, rank in (
+        ("effective rank", geometry.effective_rank),
+        ("effective rank by singular values", geometry.effective_rank_roy_vetterli),
+        ("participation ratio", geometry.participation_ratio),
+    ):
+        yield f"{name}, {images:,} images", (rank, (shapes.one(images, patches, width),))
+    yield f"cosines of registers, {images:,} images", (geometry.pairwise_cosine, (shapes.one(images, config.registers, width),))
+    yield "components as colours, 16 feature maps", (geometry.pca_rgb, (shapes.one(16 * patches, width),))
+
+
+def _conditions(config: ViTConfig) -> dict[str, Any]:
+    """Edits of the study's conditions, one of each kind that is a program of its own, by the names of all conditions of that kind."""
+    moments = {site: np.ones((config.depth, config.registers + 2, config.width), np.float32) for site in SITES}
+    statistics = jaxvit.Statistics(moments, moments, 1, (SIDE, SIDE))
+    kinds: dict[Any, tuple[list[str], Any]] = {}
+    for name, condition in conditions(config).items():
+        ablation = condition.build(statistics, 0)
+        edits = jaxvit.lower(ablation, config, SIDE) if ablation.replacements else None
+        leaves, structure = jax.tree.flatten(edits)
+        kinds.setdefault((structure, *(leaf.shape for leaf in leaves)), ([], edits))[0].append(name)
+    return {f"{names[0]} and {len(names) - 1} more conditions" if names[1:] else f"condition {names[0]}": e for names, e in kinds.values()}
+
+
+def _patches(config: ViTConfig) -> tuple[int, int]:
+    rows, columns = config.grid(SIDE, SIDE)
+    return rows * columns, config.width
+
+
+def _flow_by_maps(state: Any) -> jax.Array:
+    """Attention flow from full maps, as it is done where attention hands them out."""
+    columns = jax.nn.one_hot(state.layout.group_of(), len(state.layout.groups))
+    return jnp.einsum("bhtu,us,tr->bhrs", state.attention, columns, columns / columns.sum(axis=0))
+
+
+def _capture(capture: Any) -> Callable[..., Any]:
+    """A run that hands out a capture alone, or its tokens where there is none."""
+
+    def run(model: jaxvit.ViT, images: jax.Array) -> Any:
+        out = jaxvit.forward(model, images, capture=capture)
+        return out.captured or out.tokens
+
+    return run
+
+
+def _read(model: jaxvit.ViT, pixels: jax.Array, edits: Any, ids: jax.Array, valid: jax.Array) -> Any:
+    return features._forward(model, pixels, edits, (), ids, valid, "final")
+
+
+def _calibrate(model: jaxvit.ViT, images: jax.Array, valid: jax.Array) -> Any:
+    """What `jaxvit.calibrate` runs for each batch."""
+    return jaxvit.forward(model, images, capture={site: calibration._MOMENTS[site] for site in SITES}, valid=valid).captured
+
+
+def _diverge(model: jaxvit.ViT, images: jax.Array, edits: Any) -> Any:
+    return jaxvit.contrast(model, images, edits, "attention_divergence").captured
+
+
+def _sweep(model: jaxvit.ViT, images: jax.Array, edits: Any) -> jax.Array:
+    return sweep_layers(model, images, edits).cls
+
+
+def _around(model: jaxvit.ViT, images: jax.Array) -> jax.Array:
+    """What stands before and behind the blocks."""
+    return model.final_norm(_embedded(model, images))
+
+
+def _norm(model: jaxvit.ViT, stream: jax.Array) -> jax.Array:
+    return model.final_norm(stream)
+
+
+def _around_and_read(model: jaxvit.ViT, pixels: jax.Array) -> Any:
+    """The same of a study's run: from bytes, to the tokens that are kept."""
+    x, prefix = _embedded(model, jaxvit.normalise(pixels, model.config)), 1 + model.config.registers
+    tokens, norms = model.final_norm(x), jnp.linalg.norm(x[:, prefix:].astype(jnp.float32), axis=-1)
+    patches = tokens[:, prefix:]
+    return tokens[:, 0], tokens[:, 1:prefix], patches.mean(axis=1), patches, norms
+
+
+def _embedded(model: jaxvit.ViT, images: jax.Array) -> jax.Array:
+    return model.add_prefix(model.embed_patches(images), model.config.grid(images.shape[1], images.shape[2]))
+
+
+def _distance(patches: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+    """What the off-manifold meter does with the patches of all blocks together."""
+    return geometry.mahalanobis(patches, mean[:, None, None], variance[:, None, None]).mean(axis=-1)
+
+
+def _fit_head(fit: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda patches, targets, weights: fit(patches, targets, weights=weights)
+
+
+def _train_heads(settings: sgd.SGD, rows: Any, labels: jax.Array, order: jax.Array, starts: Any) -> Any:
+    """Heads [rates, classes, width] in, as they are trained."""
+    return sgd._train(rows, labels, order, tuple(start.swapaxes(1, 2) for start in starts), settings)
