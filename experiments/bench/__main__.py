@@ -86,9 +86,8 @@ def _check(settings: Bench, known: dict[str, Row]) -> None:
 
 def _described(row: Row, result: dict[str, Any], size: Size) -> dict[str, Any]:
     """A result with everything that it depends on beside it."""
-    met = (
-        None if size.small or row.platform not in ("any", "tpu", jax.default_backend()) else _all(g.met(result) for g in row.current_goals)
-    )
+    judged = not size.small and row.platform in ("any", "tpu", jax.default_backend())
+    met = _all(goal.met(result) for goal in row.current_goals) if judged and row.current_goals else None
     about: dict[str, Any] = {
         "what": row.what,
         "against": row.against,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ def differences(size: Size) -> dict[str, Any]:
     """Every number of the study in both precisions, one seed; of each metric the mean and the largest difference, and beside it half
     the 95 % interval of the float32 number (mean over the same numbers)."""
     full, half = (_numbers(size, dtype) for dtype in ("float32", "bfloat16"))
-    metrics = dict.fromkeys((task, metric) for _, _, task, metric, *_ in full)
+    metrics = dict.fromkeys(map(_metric, full))
     return {"facts": {"metrics": [_apart(full, half, *metric) for metric in metrics]}}
 
 
@@ -50,10 +51,15 @@ def _numbers(size: Size, dtype: Literal["float32", "bfloat16"]) -> dict[tuple[An
     return {tuple(row[f] for f in fields): (row["value"], (row["ci_high"] - row["ci_low"]) / 2) for row in found if row["model"] in MODELS}
 
 
+def _metric(key: tuple[Any, ...]) -> tuple[str, str]:
+    """Task and metric; those that are numbered, such as one register's, are one."""
+    return key[2], re.sub(r"\[\d+\]", "", key[3])
+
+
 def _apart(
     full: dict[tuple[Any, ...], tuple[float, float]], half: dict[tuple[Any, ...], tuple[float, float]], *metric: str
 ) -> dict[str, Any]:
-    keys = [key for key in full if key[2:4] == metric]
+    keys = [key for key in full if _metric(key) == metric]
     moved = np.abs([half[key][0] - full[key][0] for key in keys])
     return {
         "task": metric[0],

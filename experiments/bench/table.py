@@ -41,17 +41,34 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The table: ratio first, then the seconds of both, the goal and whether it is met. Behind it scaling, and programs compiled for
-    devices that are not at hand."""
+    """The table: ratio first, then the seconds of both, the goal and whether it is met. Behind it scaling, what precision does to
+    metrics, and programs compiled for devices that are not at hand."""
     lines = ["| ratio | row | dtype | ours | against | theirs | goal | met | device |", "|---|---|---|---|---|---|---|---|---|"]
     lines += [_line(row) for row in results["rows"].values()]
     for axis, points in results["scaling"].items():
         lines += ["", f"| {axis} | seconds | seconds per unit | peak memory, MB |", "|---|---|---|---|"]
         lines += [f"| {p['value']} | {_time(p['seconds'])} | {_time(p['per_unit'])} | {_number(p.get('peak_mb'))} |" for p in points]
     for row in results["rows"].values():
-        if isinstance(programs := row.get("facts", {}).get("programs"), list):
-            lines += ["", *_programs(row["device"], programs)]
+        facts = row.get("facts", {})
+        if "metrics" in facts:
+            lines += ["", *_folded(row["what"], _metrics(facts["metrics"]))]
+        if isinstance(facts.get("programs"), list):
+            lines += ["", *_folded(f"every program for {row['device']}", _programs(row["device"], facts["programs"]))]
     return "\n".join(lines)
+
+
+def _folded(title: str, lines: Iterable[str]) -> list[str]:
+    """A long table, behind a line to click on."""
+    return [f"<details><summary>{title}</summary>", "", *lines, "", "</details>"]
+
+
+def _metrics(metrics: Iterable[Mapping[str, Any]]) -> list[str]:
+    """How far two precisions are apart, in the metrics' own units."""
+    lines = ["| task | metric | numbers | mean difference | largest | half the 95 % interval |", "|---|---|---|---|---|---|"]
+    for m in metrics:
+        apart = " | ".join(f"{m[name]:.2g}" for name in ("mean_difference", "largest_difference", "half_interval"))
+        lines.append(f"| {m['task']} | {m['metric']} | {m['numbers']} | {apart} |")
+    return lines
 
 
 def into_readme(readme: Path, paths: Iterable[Path]) -> None:
@@ -65,7 +82,7 @@ def into_readme(readme: Path, paths: Iterable[Path]) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     ratio = f"**{row['ratio']:.2f}x**" if "ratio" in row else ""
-    met = {True: "yes", False: "no", None: row.get("note", "not for this device or size")}[row["met"]]
+    met = {True: "yes", False: "no", None: row.get("note", "not for this device or size" if row["goal"] else "")}[row["met"]]
     more = [f"memory {row['memory']:.2f}x"] if "memory" in row else []
     more += [f"{100 * row['utilisation']:.0f} % of peak"] if "utilisation" in row else []
     what = row["what"] + (f" ({', '.join(more)})" if more else "") + (f" [{row['estimate']}]" if row.get("estimate") else "")

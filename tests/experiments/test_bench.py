@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxvit
-from experiments.bench import opponents, programs, readouts, runs, table, tpu
+from experiments.bench import opponents, precision, programs, readouts, runs, table, tpu
 from experiments.bench.__main__ import Bench, all_rows, bench
 from experiments.bench.opponents import SMALL
 from experiments.bench.rows import Case, Goal, Row, Seconds, Size, measure
@@ -163,9 +163,33 @@ def test_programs_compiled_for_a_slice_have_a_table_of_their_own():
     found = [entry | {"images_per_second_per_chip": 2_700.4}, rank]
     row = {"what": "w", "against": "a", "dtype": "bfloat16", "goal": "", "met": True, "device": "v5e:2x4", "facts": {"programs": found}}
     lines = table.markdown({"rows": {"tpu": row}, "scaling": {}}).splitlines()
-    assert lines[-2] == "| forward | s | bfloat16 | 23.40 | 2700 | 2000 | yes |"
-    assert lines[-1] == "| rank | s | float32 |  |  | 30000 | no |"
-    assert lines[-4].startswith("| v5e:2x4 |")
+    assert lines[-4:] == [
+        "| forward | s | bfloat16 | 23.40 | 2700 | 2000 | yes |",
+        "| rank | s | float32 |  |  | 30000 | no |",
+        "",
+        "</details>",
+    ]
+    assert lines[-6].startswith("| v5e:2x4 |")
+
+
+def test_precisions_are_compared_number_by_number_and_numbered_metrics_together():
+    values = {"a": (0.5, 0.25), "b": (0.75, 0.05)}
+    full = {("m", name, "t", f"cosine[{i}]", "f", 0, "p"): values[name] for i, name in enumerate(values)}
+    half = {key: (value + (0.125 if key[1] == "a" else -0.375), 9.0) for key, (value, _) in full.items()}
+    (metric,) = dict.fromkeys(map(precision._metric, full))
+    found = precision._apart(full, half, *metric)
+    assert found.pop("half_interval") == pytest.approx(0.15)
+    assert found == {"task": "t", "metric": "cosine", "numbers": 2, "mean_difference": 0.25, "largest_difference": 0.375}
+    row = {
+        "what": "w",
+        "against": "a",
+        "dtype": "d",
+        "goal": "",
+        "met": None,
+        "device": "",
+        "facts": {"metrics": [found | {"half_interval": 0.15}]},
+    }
+    assert "| t | cosine | 2 | 0.25 | 0.38 | 0.15 |" in table.markdown({"rows": {"precision": row}, "scaling": {}}).splitlines()
 
 
 def test_bad_input_is_refused_in_one_line(monkeypatch, tmp_path):
