@@ -62,6 +62,23 @@ def attend_and_share(
     return jax.lax.platform_dependent(q, k, v, cuda=functools.partial(_fused_and_shared, groups), default=plain)
 
 
+def attend_and_diverge(
+    q: PerHead, k: PerHead, v: PerHead, hidden: Bool[Array, "*batch tokens tokens"] | None = None
+) -> tuple[PerHead, Float[Array, "*batch heads"]]:
+    """`attend` of two streams on the first axis, and how far the attention of each is from that of the other: `jensen_shannon` of a
+    query's two distributions over keys, mean over queries; the same number for both.
+
+    On a CPU, maps of attention are never there for more than one image per device.
+    """
+    mixed, divergence = image_by_image(_mixed_and_diverged, *map(_heads_first, (q, k, v)), hidden)
+    return _heads_first(mixed), divergence
+
+
+def jensen_shannon(p: Float[Array, "*batch outcomes"], q: Float[Array, "*batch outcomes"]) -> Float[Array, "*batch"]:
+    """Jensen-Shannon divergence of two distributions in bits (Lin 1991): 0 where they are equal, 1 where they are disjoint."""
+    return _jensen_shannon(p, q, *(jnp.log(jnp.where(x > 0, x, 1)) for x in (p, q)))
+
+
 def _fused(q: PerHead, k: PerHead, v: PerHead, scale: float | None = None) -> PerHead:
     """`attend` by cuDNN, of at least one batch axis. Images come first, so that a batch that is split over devices stays split."""
     axis = q.ndim - 4
@@ -151,14 +168,48 @@ def _mixed_and_shared(groups_SG: Array, q_HTK: Array, k_HSK: Array, v_HSK: Array
     return (mixed_HTK / sums_HT1).astype(v_HSK.dtype), shares_HTG / sums_HT1
 
 
+def _mixed_and_diverged(q_HTK: Array, k_HSK: Array, v_HSK: Array, hidden_TS: Array | None) -> tuple[Array, Array]:
+    logits_HTS = _logits(q_HTK, k_HSK, hidden_TS)
+    weights_HTS = jnp.exp(logits_HTS)
+    sums_HT1 = weights_HTS.sum(axis=-1, keepdims=True)
+    mixed_HTK = (weights_HTS.astype(v_HSK.dtype) @ v_HSK / sums_HT1).astype(v_HSK.dtype)
+    logs_HTS = jnp.maximum(logits_HTS - jnp.log(sums_HT1), jnp.finfo(jnp.float32).min)  # a hidden key's is finite, times nothing
+    divergence_H = _jensen_shannon(*(weights_HTS / sums_HT1), *logs_HTS).mean(axis=-1)
+    return mixed_HTK, jnp.stack([divergence_H, divergence_H])
+
+
+_SERIES = 10
+
+
+def _jensen_shannon(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
+    """`jensen_shannon`, where the logarithms are known; that of 0 may be anything finite.
+
+    With the mean m = (p + q) / 2 and r = (p - q) / (p + q) an outcome adds m ((1 + r) log(1 + r) + (1 - r) log(1 - r)) / 2. Where r
+    is small that is a series in r^2: exactly 0 for equal distributions, and no difference of logarithms that are close.
+    """
+    total = jnp.where(p + q > 0, p + q, 1)
+    square = ((p - q) / total) ** 2
+    series = jnp.full_like(square, 1 / (_SERIES * (2 * _SERIES - 1)))
+    for power in range(_SERIES - 1, 0, -1):
+        series = series * square + 1 / (power * (2 * power - 1))
+    close = total / 2 * square * series
+    apart = p * log_p + q * log_q - (p + q) * jnp.log(total / 2)
+    return jnp.where(square < 0.25, close, apart).sum(axis=-1) / (2 * jnp.log(2.0))
+
+
 def _exponentials(q_HTK: Array, k_HSK: Array, hidden_TS: Array | None) -> tuple[Array, Array]:
     """exp(logit - the query's largest), and its sum over keys: float32 [*batch, heads, tokens, tokens] and [..., 1]."""
+    weights_HTS = jnp.exp(_logits(q_HTK, k_HSK, hidden_TS))
+    return weights_HTS, weights_HTS.sum(axis=-1, keepdims=True)
+
+
+def _logits(q_HTK: Array, k_HSK: Array, hidden_TS: Array | None) -> Array:
+    """Logits less the query's largest, float32; -inf where hidden."""
     q_HTK = q_HTK * q_HTK.shape[-1] ** -0.5
     logits_HTS = jnp.matmul(q_HTK, jnp.swapaxes(k_HSK, -1, -2), preferred_element_type=jnp.float32)
     if hidden_TS is not None:
         logits_HTS = jnp.where(hidden_TS[..., None, :, :], -jnp.inf, logits_HTS)
-    weights_HTS = jnp.exp(logits_HTS - jax.lax.stop_gradient(logits_HTS.max(axis=-1, keepdims=True)))
-    return weights_HTS, weights_HTS.sum(axis=-1, keepdims=True)
+    return logits_HTS - jax.lax.stop_gradient(logits_HTS.max(axis=-1, keepdims=True))
 
 
 def _heads_first(x: Array) -> Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxvit.attention import attend_and_share, image_by_image, probabilities
+from jaxvit.attention import attend_and_diverge, attend_and_share, probabilities
 from jaxvit.edits import Place
 from jaxvit.geometry import unit
 from jaxvit.tokens import TokenLayout
@@ -77,8 +77,8 @@ class BlockState:
 
         The block's own where it was asked for them, as it is for `attention_flow`; else attention is computed once more.
         """
-        if self.trace.shares is not None:
-            return self.trace.shares
+        if "shares" in self.trace.read:
+            return self.trace.read["shares"]
         return attend_and_share(self.q, self.k, self.v, group_columns(self.layout))[1]
 
 
@@ -127,27 +127,12 @@ def attention_flow(state: BlockState) -> Float[Array, "batch heads groups groups
 def attention_divergence(clean: BlockState, ablated: BlockState) -> Float[Array, "batch heads"]:
     """Jensen-Shannon divergence (base 2, in 0..1) between clean and ablated attention, per head, averaged over queries.
 
-    A capture for `contrast`. On a CPU, maps of attention are never there for more than one image per device.
+    A capture for `contrast`: what the block found on its way where it was asked for, else attention is computed once more.
     """
-
-    def divergence(*projected: Array) -> Array:
-        return jensen_shannon(probabilities(*projected[:2]), probabilities(*projected[2:])).mean(axis=-1)
-
-    return image_by_image(divergence, clean.q, clean.k, ablated.q, ablated.k)
-
-
-def jensen_shannon(p: Float[Array, "*batch outcomes"], q: Float[Array, "*batch outcomes"]) -> Float[Array, "*batch"]:
-    """Jensen-Shannon divergence of two distributions in bits (Lin 1991): 0 where they are equal, 1 where they are disjoint."""
-
-    def terms(p: Array, q: Array) -> Array:
-        # log(p / m) = log1p((p - q) / (p + q)) with m = (p + q) / 2: exactly 0 for equal rows and accurate for close ones; where p
-        # is a small part of q that ratio is -1 but for rounding, and the difference of logarithms is accurate
-        total = jnp.where(p + q > 0, p + q, 1)
-        ratio = (p - q) / total
-        far = jnp.log(jnp.where(p > 0, p, 1)) - jnp.log(total / 2)
-        return jnp.where(p > 0, p * jnp.where(ratio > -0.5, jnp.log1p(jnp.maximum(ratio, -0.5)), far), 0)
-
-    return (terms(p, q) + terms(q, p)).sum(axis=-1) / (2 * jnp.log(2.0))
+    if "divergence" in clean.trace.read:
+        return clean.trace.read["divergence"]
+    streams = (jnp.stack([getattr(state, name) for state in (clean, ablated)]) for name in ("q", "k", "v"))
+    return attend_and_diverge(*streams)[1][0]
 
 
 def patch_cosine(clean: BlockState, ablated: BlockState) -> Float[Array, "batch patches"]:
@@ -167,6 +152,8 @@ CONTRASTS: dict[str, Capture] = {f.__name__: f for f in (attention_divergence, p
 
 SHARING: frozenset[Capture] = frozenset({attention_flow})
 """Captures for which a block keeps the shares of attention that token groups get; others that read `shares` compute them anew."""
+DIVERGING: frozenset[Capture] = frozenset({attention_divergence})
+"""Captures for which the blocks of a `contrast` keep the divergence of attention."""
 
 CaptureSpec = str | Sequence[str] | Mapping[str, "str | Capture"]
 

@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxvit import edits as editing
 from jaxvit.ablation import Ablation
-from jaxvit.capture import CAPTURES, CONTRASTS, SHARING, BlockState, Capture, CaptureSpec, group_columns, resolve
+from jaxvit.attention import attend_and_diverge, attend_and_share
+from jaxvit.capture import CAPTURES, CONTRASTS, DIVERGING, SHARING, BlockState, Capture, CaptureSpec, group_columns, resolve
 from jaxvit.edits import Edits, Place, Stage, lower
 from jaxvit.tokens import TokenLayout
-from jaxvit.vit import Block, Rope, ViT
+from jaxvit.vit import Block, Rope, ViT, only_attend
 
 Captures = tuple[tuple[str, Capture], ...]
 LayerStages = dict[str, tuple[Stage, ...]]
@@ -124,7 +125,13 @@ def sweep_layers(
 @functools.partial(jax.jit, static_argnames="captures")
 def _forward(model: ViT, images: Array, edits: Edits | None, ids: Array | None, valid: Array | None, captures: Captures) -> Output:
     x, rope, layout = _embed(model, images)
-    groups = group_columns(layout) if SHARING.intersection(function for _, function in captures) else None
+    groups = group_columns(layout)
+
+    def sharing(q: Array, k: Array, v: Array, hidden: Array | None) -> tuple[Array, dict[str, Array]]:
+        mixed, shares = attend_and_share(q, k, v, groups, hidden)
+        return mixed, {"shares": shares}
+
+    attention = sharing if SHARING.intersection(function for _, function in captures) else only_attend
 
     def step(x: Array, scanned: tuple[Block, LayerStages, Array]) -> tuple[Array, dict[str, Any]]:
         block, stages, layer = scanned
@@ -133,7 +140,7 @@ def _forward(model: ViT, images: Array, edits: Edits | None, ids: Array | None, 
         def edit(site: str, stream: Array) -> Array:
             return editing.apply(stages[site], stream, place) if site in stages else stream
 
-        state = BlockState(block(x, rope, edit, groups=groups), place)
+        state = BlockState(block(x, rope, edit, attention=attention), place)
         return state.stream_out, {name: function(state) for name, function in captures}
 
     x, captured = jax.lax.scan(step, x, _scanned(model, edits))
@@ -144,6 +151,12 @@ def _forward(model: ViT, images: Array, edits: Edits | None, ids: Array | None, 
 def _contrast(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, captures: Captures) -> Pair:
     x, rope, layout = _embed(model, images)
 
+    def diverging(q: Array, k: Array, v: Array, hidden: Array | None) -> tuple[Array, dict[str, Array]]:
+        mixed, divergence = attend_and_diverge(q, k, v, hidden)
+        return mixed, {"divergence": divergence}
+
+    attention = diverging if DIVERGING.intersection(function for _, function in captures) else only_attend
+
     def step(streams: Array, scanned: tuple[Block, LayerStages, Array]) -> tuple[Array, dict[str, Any]]:
         block, stages, layer = scanned
         place = Place(layer, ids, valid, layout)
@@ -151,7 +164,7 @@ def _contrast(model: ViT, images: Array, edits: Edits, ids: Array | None, valid:
         def edit(site: str, both: Array) -> Array:
             return jnp.stack([both[0], editing.apply(stages[site], both[1], place)]) if site in stages else both
 
-        trace = block(streams, rope, edit)
+        trace = block(streams, rope, edit, attention=attention)
         clean, ablated = (BlockState(jax.tree.map(lambda leaf, i=i: leaf[i], trace), place) for i in range(2))
         return trace.block_output, {name: function(clean, ablated) for name, function in captures}
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
-from jaxvit.attention import attend, attend_and_share
+from jaxvit.attention import attend
 from jaxvit.config import MODELS, ViTConfig
 from jaxvit.position import resize_table, rope_angles, rope_periods, rotate
 from jaxvit.tokens import TokenLayout
@@ -65,9 +65,18 @@ class Attention(nnx.Module):
         return q, k, v
 
 
+Attend = Callable[[Array, Array, Array, Array | None], tuple[Array, dict[str, Array]]]
+"""Queries, keys, values and what is hidden, to mixed values and whatever was read off attention on the way, by name."""
+
+
+def only_attend(q: Array, k: Array, v: Array, hidden: Array | None) -> tuple[Array, dict[str, Array]]:
+    """Attention that reads nothing off."""
+    return attend(q, k, v, hidden), {}
+
+
 class BlockTrace(NamedTuple):
-    """Everything one block computes: the four sites an ablation can edit (after the edit), and what attention saw; where groups of
-    tokens were given, also the share of every query's attention that the keys of each got."""
+    """Everything one block computes: the four sites an ablation can edit (after the edit), what attention saw, and what it was asked
+    to read off."""
 
     block_input: Float[Array, "*batch tokens width"]
     attention_output: Float[Array, "*batch tokens width"]
@@ -76,7 +85,7 @@ class BlockTrace(NamedTuple):
     q: Float[Array, "*batch tokens heads head_width"]
     k: Float[Array, "*batch tokens heads head_width"]
     v: Float[Array, "*batch tokens heads head_width"]
-    shares: Float[Array, "*batch tokens heads groups"] | None = None
+    read: dict[str, Array]
 
 
 SITES = BlockTrace._fields[:4]
@@ -106,20 +115,19 @@ class Block(nnx.Module):
         rope: Rope | None,
         edit: Edit = unedited,
         hidden: Bool[Array, "*batch tokens tokens"] | None = None,
-        groups: Float[Array, "tokens groups"] | None = None,
+        attention: Attend = only_attend,
     ) -> BlockTrace:
         """Run the block. `edit(site, x)` may replace the stream before and after the block and what each branch adds to
-        it (after LayerScale, before the residual sum); `hidden` says which query does not see which key; `groups`, 1 where a
-        token belongs to a group, asks for the shares of attention that the groups get."""
+        it (after LayerScale, before the residual sum); `hidden` says which query does not see which key."""
         x = edit("block_input", x)
         q, k, v = self.attention.project(self.norm1(x), rope)
-        mixed, shares = (attend(q, k, v, hidden), None) if groups is None else attend_and_share(q, k, v, groups, hidden)
+        mixed, read = attention(q, k, v, hidden)
         mixed = self.attention.out(mixed.reshape(x.shape))
         mixed = edit("attention_output", mixed if self.scale1 is None else mixed * self.scale1[...])
         middle = x + mixed
         fed = self.feed_forward(self.norm2(middle))
         fed = edit("mlp_output", fed if self.scale2 is None else fed * self.scale2[...])
-        return BlockTrace(x, mixed, fed, edit("block_output", middle + fed), q, k, v, shares)
+        return BlockTrace(x, mixed, fed, edit("block_output", middle + fed), q, k, v, read)
 
 
 class ViT(nnx.Module):

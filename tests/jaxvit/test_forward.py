@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxvit
-from jaxvit import capture
+from jaxvit import attention
 from jaxvit.vit import abstract, cast, truncated
 from tests.jaxvit import tiny
 
@@ -223,7 +223,7 @@ def test_jensen_shannon_is_scipys_also_where_attention_moves_altogether():
     p, q = (np.maximum(x / x.sum(axis=1, keepdims=True), 1e-30).astype(np.float32) for x in (p, q))
     p[0], q[0] = np.eye(9)[0], np.eye(9)[1]
     q[1] = p[1]
-    found = np.asarray(capture.jensen_shannon(jnp.asarray(p), jnp.asarray(q)))
+    found = np.asarray(attention.jensen_shannon(jnp.asarray(p), jnp.asarray(q)))
     want = jensenshannon(p.astype(np.float64), q.astype(np.float64), base=2, axis=1) ** 2
     np.testing.assert_allclose(found, np.nan_to_num(want), atol=1e-6)
     assert found[0] == 1
