@@ -173,8 +173,10 @@ def _mixed_and_diverged(q_HTK: Array, k_HSK: Array, v_HSK: Array, hidden_TS: Arr
     weights_HTS = jnp.exp(logits_HTS)
     sums_HT1 = weights_HTS.sum(axis=-1, keepdims=True)
     mixed_HTK = (weights_HTS.astype(v_HSK.dtype) @ v_HSK / sums_HT1).astype(v_HSK.dtype)
-    logs_HTS = jnp.maximum(logits_HTS - jnp.log(sums_HT1), jnp.finfo(jnp.float32).min)  # a hidden key's is finite, times nothing
-    divergence_H = _jensen_shannon(*(weights_HTS / sums_HT1), *logs_HTS).mean(axis=-1)
+    logs_HTS = logits_HTS - jnp.log(sums_HT1)
+    if hidden_TS is not None:
+        logs_HTS = jnp.where(hidden_TS[..., None, :, :], 0, logs_HTS)
+    divergence_H = _jensen_shannon(*(weights_HTS * (1 / sums_HT1)), *logs_HTS).mean(axis=-1)
     return mixed_HTK, jnp.stack([divergence_H, divergence_H])
 
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.spatial
 import torch
 
 import jaxvit
 from jaxvit import attention
-from jaxvit.attention import attend, attend_and_share, image_by_image
+from jaxvit.attention import attend, attend_and_diverge, attend_and_share, image_by_image
 from jaxvit.capture import group_columns
 from jaxvit.forward import sweep_layers
 from tests.jaxvit import tiny
@@ -65,6 +66,18 @@ def test_shares_of_groups_are_the_columns_of_the_map_summed_whatever_the_dtype_o
     assert half[0].dtype == jnp.bfloat16
     assert half[1].dtype == jnp.float32
     np.testing.assert_allclose(half[1], want, rtol=2**-8, atol=1e-6)  # the weights are rounded
+
+
+def test_divergence_on_the_way_is_scipys_of_the_maps_also_with_hidden_keys():
+    q, k, v = projected(2, 3)
+    hidden = jnp.zeros((2, 3, 7, 7), bool).at[..., 6].set(True).at[0, :, 2:, 0].set(True)
+    mixed, divergence = jax.jit(attend_and_diverge)(3 * q, k, v, hidden)
+    np.testing.assert_allclose(mixed, attend(3 * q, k, v, hidden), atol=1e-6)
+    maps = np.asarray(attention.probabilities(3 * q, k, hidden), np.float64)
+    want = (scipy.spatial.distance.jensenshannon(maps[0], maps[1], base=2, axis=-1) ** 2).mean(axis=-1)
+    np.testing.assert_allclose(divergence, [want, want], rtol=2e-5)
+    same = jax.jit(attend_and_diverge)(q[:1].repeat(2, axis=0), k[:1].repeat(2, axis=0), v)[1]
+    np.testing.assert_array_equal(same, np.zeros((2, 3, 2)))
 
 
 def test_a_cpu_goes_image_by_image_and_a_tpu_does_not():
