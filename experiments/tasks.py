@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -43,15 +44,22 @@ def register_cosine(f: Reader, context: Context, kept: Kept) -> list[Measure]:
     return [Measure(f"registers[{a}]", f"registers[{b}]", told, [mean_scores(cosine[:, a, b])]) for a, b in pairs]
 
 
+@jax.jit
+def _spectra(patches: jnp.ndarray) -> tuple[jnp.ndarray, ...]:
+    """Singular values and the ranks made of them, in one program: it decomposes once."""
+    ranks = (geometry.effective_rank, geometry.effective_rank_roy_vetterli, geometry.participation_ratio)
+    return geometry.singular_values(patches), *(rank(patches) for rank in ranks)
+
+
 def _ranks(patches: jnp.ndarray, where: dict) -> Iterator[Measure]:
-    values = np.asarray(geometry.singular_values(patches)).astype(np.float64)[:, ::-1]
+    found, gram, roy_vetterli, participation = _spectra(patches)
+    values = np.asarray(found).astype(np.float64)[:, ::-1]
     shares = values**2 / np.maximum((values**2).sum(axis=1, keepdims=True), 1e-300)
-    gram = geometry.effective_rank(patches)
     for metric, form, average, scores in (
         ("gram_eigenvalues", "gram_eigenvalues", "median", median_scores(np.asarray(gram))),
         ("gram_eigenvalues_mean", "gram_eigenvalues", "mean", mean_scores(gram)),
-        ("singular_values_mean", "singular_values", "mean", mean_scores(geometry.effective_rank_roy_vetterli(patches))),
-        ("participation_ratio_mean", "participation_ratio", "mean", mean_scores(geometry.participation_ratio(patches))),
+        ("singular_values_mean", "singular_values", "mean", mean_scores(roy_vetterli)),
+        ("participation_ratio_mean", "participation_ratio", "mean", mean_scores(participation)),
     ):
         yield Measure(metric, "patches", protocol_id("effective_rank", form=form, centred=False, average=average, **where), [scores])
     for k in range(min(_SPECTRUM, values.shape[1])):

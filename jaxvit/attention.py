@@ -33,7 +33,7 @@ def attend(q: PerHead, k: PerHead, v: PerHead, hidden: Bool[Array, "*batch token
     """
 
     def plain(q: PerHead, k: PerHead, v: PerHead) -> PerHead:
-        return _heads_first(image_by_image(_mixed, *map(_heads_first, (q, k, v)), hidden))
+        return _heads_first(image_by_image(_by_queries(_mixed), *map(_heads_first, (q, k, v)), hidden))
 
     if hidden is not None or not _fits_kernel(q, q.shape[-1]):
         return plain(q, k, v)
@@ -54,7 +54,8 @@ def attend_and_share(
     """
 
     def plain(q: PerHead, k: PerHead, v: PerHead) -> tuple[PerHead, Array]:
-        mixed, shares = image_by_image(functools.partial(_mixed_and_shared, groups), *map(_heads_first, (q, k, v)), hidden)
+        function = _by_queries(functools.partial(_mixed_and_shared, groups))
+        mixed, shares = image_by_image(function, *map(_heads_first, (q, k, v)), hidden)
         return _heads_first(mixed), _heads_first(shares)
 
     if hidden is not None or not _fits_kernel(q, q.shape[-1] + groups.shape[-1]):
@@ -68,10 +69,10 @@ def attend_and_diverge(
     """`attend` of two streams on the first axis, and how far the attention of each is from that of the other: `jensen_shannon` of a
     query's two distributions over keys, mean over queries; the same number for both.
 
-    On a CPU, maps of attention are never there for more than one image per device.
+    Maps of attention are never there for more than some queries, on a CPU of one image per device.
     """
-    mixed, divergence = image_by_image(_mixed_and_diverged, *map(_heads_first, (q, k, v)), hidden)
-    return _heads_first(mixed), divergence
+    mixed, divergence = image_by_image(_by_queries(_mixed_and_diverged), *map(_heads_first, (q, k, v)), hidden)
+    return _heads_first(mixed), divergence.mean(axis=-1)
 
 
 def jensen_shannon(p: Float[Array, "*batch outcomes"], q: Float[Array, "*batch outcomes"]) -> Float[Array, "*batch"]:
@@ -153,6 +154,34 @@ def _in_steps(function: Callable[..., Any], axis: int, *arrays: Any) -> Any:
     return jax.tree.map(joined, jax.lax.map(lambda step: function(*step), jax.tree.map(apart, arrays)))
 
 
+_QUERIES = 320
+"""Queries at a time, where an image has more tokens: memory then grows with tokens, not with their square."""
+
+
+def _by_queries(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of queries, keys, values (heads first) and what is hidden, whose results have the queries' axis where queries have
+    it, for at most `_QUERIES` of them at a time: each is on its own."""
+
+    def by_parts(q_HTK: Array, k_HSK: Array, v_HSK: Array, hidden_TS: Array | None) -> Any:
+        axis, count = q_HTK.ndim - 2, q_HTK.shape[-2]
+        parts = -(-count // _QUERIES)
+        if parts == 1:
+            return function(q_HTK, k_HSK, v_HSK, hidden_TS)
+
+        def apart(x: Array) -> Array:
+            x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -count % parts), (0, 0)])
+            return jnp.moveaxis(x.reshape(*x.shape[:-2], parts, -1, x.shape[-1]), -3, 0)
+
+        def joined(x: Array) -> Array:
+            x = jnp.moveaxis(x, 0, axis)
+            return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])[(slice(None),) * axis + (slice(count),)]
+
+        steps = apart(q_HTK), None if hidden_TS is None else apart(hidden_TS)
+        return jax.tree.map(joined, jax.lax.map(lambda step: function(step[0], k_HSK, v_HSK, step[1]), steps))
+
+    return by_parts
+
+
 def _mixed(q_HTK: Array, k_HSK: Array, v_HSK: Array, hidden_TS: Array | None) -> Array:
     weights_HTS, sums_HT1 = _exponentials(q_HTK, k_HSK, hidden_TS)
     return (weights_HTS.astype(v_HSK.dtype) @ v_HSK / sums_HT1).astype(v_HSK.dtype)
@@ -176,11 +205,11 @@ def _mixed_and_diverged(q_HTK: Array, k_HSK: Array, v_HSK: Array, hidden_TS: Arr
     logs_HTS = logits_HTS - jnp.log(sums_HT1)
     if hidden_TS is not None:
         logs_HTS = jnp.where(hidden_TS[..., None, :, :], 0, logs_HTS)
-    divergence_H = _jensen_shannon(*(weights_HTS * (1 / sums_HT1)), *logs_HTS).mean(axis=-1)
-    return mixed_HTK, jnp.stack([divergence_H, divergence_H])
+    divergence_HT = _jensen_shannon(*(weights_HTS * (1 / sums_HT1)), *logs_HTS)
+    return mixed_HTK, jnp.stack([divergence_HT, divergence_HT])
 
 
-_SERIES = 10
+_SERIES, _CLOSE = 6, 0.09
 
 
 def _jensen_shannon(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
@@ -196,7 +225,7 @@ def _jensen_shannon(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
         series = series * square + 1 / (power * (2 * power - 1))
     close = total / 2 * square * series
     apart = p * log_p + q * log_q - (p + q) * jnp.log(total / 2)
-    return jnp.where(square < 0.25, close, apart).sum(axis=-1) / (2 * jnp.log(2.0))
+    return jnp.where(square < _CLOSE, close, apart).sum(axis=-1) / (2 * jnp.log(2.0))
 
 
 def _exponentials(q_HTK: Array, k_HSK: Array, hidden_TS: Array | None) -> tuple[Array, Array]:

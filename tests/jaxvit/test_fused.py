@@ -80,6 +80,22 @@ def test_divergence_on_the_way_is_scipys_of_the_maps_also_with_hidden_keys():
     np.testing.assert_array_equal(same, np.zeros((2, 3, 2)))
 
 
+def test_some_queries_at_a_time_give_what_all_together_give(monkeypatch):
+    """Seven queries in parts of at most three: also with hidden keys, shares and divergence, under vmap and without a batch."""
+    q, k, v = projected(2, 3)
+    hidden = jnp.zeros((2, 3, 7, 7), bool).at[..., 6].set(True).at[0, :, 2:, 0].set(True)
+    groups = jax.nn.one_hot(np.array([0, 1, 1, 2, 2, 2, 2]), 3)
+
+    def everything():
+        one = attend(q[0, 0], k[0, 0], v[0, 0])
+        return attend_and_share(q, k, v, groups, hidden), attend_and_diverge(q, k, v, hidden), jax.vmap(attend)(q, k, v), one
+
+    together = everything()
+    monkeypatch.setattr(attention, "_QUERIES", 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), everything(), together)
+    np.testing.assert_allclose(attend(q, k, v), torch_attention(q, k, v), atol=5e-6)
+
+
 def test_a_cpu_goes_image_by_image_and_a_tpu_does_not():
     """As many steps as images share out over the devices; other platforms get the function itself."""
     q, k, v = (jax.ShapeDtypeStruct((3 * jax.device_count(), 7, 2, 8), jnp.float32) for _ in range(3))
