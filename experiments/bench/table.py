@@ -82,7 +82,8 @@ def into_readme(readme: Path, paths: Iterable[Path]) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     ratio = f"**{row['ratio']:.2f}x**" if "ratio" in row else ""
-    met = {True: "yes", False: "no, NOTES.md says why", None: row.get("note", "not for this device or size" if row["goal"] else "")}[row["met"]]
+    unmeasured = row.get("note", "not for this device or size" if row["goal"] else "")
+    met = {True: "yes", False: "no, NOTES.md says why", None: unmeasured}[row["met"]]
     more = [f"memory {row['memory']:.2f}x"] if "memory" in row else []
     more += [f"{100 * row['utilisation']:.0f} % of peak"] if "utilisation" in row else []
     what = row["what"] + (f" ({', '.join(more)})" if more else "") + (f" [{row['estimate']}]" if row.get("estimate") else "")
