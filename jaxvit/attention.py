@@ -218,7 +218,8 @@ def _jensen_shannon(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
     With the mean m = (p + q) / 2 and r = (p - q) / (p + q) an outcome adds m ((1 + r) log(1 + r) + (1 - r) log(1 - r)) / 2. Where r
     is small that is a series in r^2: exactly 0 for equal distributions, and no difference of logarithms that are close.
     """
-    total = jnp.where(p + q > 0, p + q, 1)
+    smallest = 4 * jnp.finfo(jnp.float32).tiny  # below it a device may take half of it for 0, whose logarithm is infinite
+    total = jnp.where(p + q > smallest, p + q, 1)
     square = ((p - q) / total) ** 2
     series = jnp.full_like(square, 1 / (_SERIES * (2 * _SERIES - 1)))
     for power in range(_SERIES - 1, 0, -1):

@@ -76,6 +76,11 @@ def test_divergence_on_the_way_is_scipys_of_the_maps_also_with_hidden_keys():
     maps = np.asarray(attention.probabilities(3 * q, k, hidden), np.float64)
     want = (scipy.spatial.distance.jensenshannon(maps[0], maps[1], base=2, axis=-1) ** 2).mean(axis=-1)
     np.testing.assert_allclose(divergence, [want, want], rtol=2e-5)
+    for peak in np.linspace(20, 60, 9):  # weights that underflow, by way of numbers below the smallest normal one
+        divergence = jax.jit(attend_and_diverge)(peak * q, k, v)[1]
+        maps = np.asarray(attention.probabilities(peak * q, k), np.float64)
+        want = (scipy.spatial.distance.jensenshannon(maps[0], maps[1], base=2, axis=-1) ** 2).mean(axis=-1)
+        np.testing.assert_allclose(divergence[0], want, atol=1e-6)
     same = jax.jit(attend_and_diverge)(q[:1].repeat(2, axis=0), k[:1].repeat(2, axis=0), v)[1]
     np.testing.assert_array_equal(same, np.zeros((2, 3, 2)))
 
