@@ -123,7 +123,6 @@ def _compile(topology: str, size: Size) -> dict[str, list[dict[str, Any]]]:
     """What the compiler says of every program, and of one layer's attention by every route."""
     from jax.experimental import topologies
 
-    jax.config.update("jax_default_matmul_precision", "highest")  # as every program of experiments/ has it
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     shapes = Shapes(Mesh(np.asarray(devices), ("batch",)))
     models = [(NAMES[0], jnp.bfloat16), (NAMES[1], jnp.bfloat16), (NAMES[1], jnp.float32)]
