@@ -92,7 +92,7 @@ def _page(sections: Sequence[str], study: Finished) -> str:
     machine, preset = manifest["machine"], manifest["study"]["preset"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     foot = f"study {manifest['hash']} · {machine['devices']} x {html.escape(machine['device'])} · python {machine['python']}, {versions}"
-    foot += f" · {html.escape(manifest['precision'])}"
+    foot += f" · {html.escape(manifest.get('precision', 'float32'))}"  # there was no other when studies did not say so
     models = ", ".join(label(m) for m in study.models)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>jaxvit: {preset} study</title>'
