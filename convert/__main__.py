@@ -13,6 +13,7 @@ import jax
 import tyro
 
 from convert import convert, fetch, to_safetensors
+from convert.commandline import parse
 from convert.conversion import Dtype
 from convert.layouts import Oracle
 from jaxvit import MODELS
@@ -28,7 +29,7 @@ class Arguments:
     out: Path | None = None
     """Checkpoint folder to write (for a released name by default the cache); an existing checkpoint is replaced."""
     heads: int | None = None
-    """Attention heads, where neither the source nor a released model of the same sizes tells their number."""
+    """Number of attention heads, where neither the source nor a released model of the same sizes tells it."""
     name: str | None = None
     """A released model (sizes checked, pixel statistics kept) or any label."""
     oracle: Oracle | None = None
@@ -44,12 +45,11 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 2, with one line on stderr, where the input is bad."""
-    args = tyro.cli(Arguments, prog="python -m convert", args=arguments)
+    """Run the command line and return the exit code: 2, with one line on stderr, where the input is bad."""
     try:
-        print(_run(args))
+        print(_run(parse(Arguments, prog="python -m convert", arguments=arguments)))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"convert: {' '.join(str(error).split())}\n")  # in one piece, also beside threads that complain
+        sys.stderr.write(f"convert: {' '.join(str(error).split())}\n")  # in one write, so that lines of other threads do not cut it
         return 2
     except KeyboardInterrupt:
         print("convert: interrupted; nothing was written", file=sys.stderr)
@@ -58,16 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Arguments) -> str:
-    """Do what is asked for; returns what to print."""
-    options = {"--out": args.out, "--heads": args.heads, "--name": args.name, "--oracle": args.oracle}
-    converting = [option for option, value in options.items() if value is not None] + ["--dtype"] * (args.dtype != "float32")
-    for only, value in (("--show", args.show), ("--verify", args.verify), ("--to-safetensors", args.to_safetensors)):
-        if value is not None and converting:
-            raise ValueError(f"{only} converts nothing, so {', '.join(converting)} would have no effect: leave it out")
-    tasks = {"SOURCE": args.source, "--show": args.show, "--verify": args.verify}
-    asked = [task for task, value in tasks.items() if value is not None]
-    if len(asked) != 1:
-        raise ValueError(f"pass one of SOURCE, --show DIR and --verify DIR, got {' and '.join(asked) or 'none'}; --help tells more")
+    """Do what the arguments ask for; returns the text to print."""
+    _check_combination(args)
     if args.show is not None:
         return json.dumps(read_manifest(args.show), indent=2)
     if args.verify is not None:
@@ -84,6 +76,23 @@ def _run(args: Arguments) -> str:
     if args.out is None:
         raise ValueError("pass --out DIR, or --to-safetensors FILE to change only the file format")
     return f"wrote {convert(args.source, args.out, args.heads, args.name, args.oracle, args.dtype)}"
+
+
+def _check_combination(args: Arguments) -> None:
+    """Refuse arguments that would have no effect beside each other.
+
+    Raises:
+        ValueError: options of a conversion beside one that converts nothing, or not exactly one thing to do.
+    """
+    options = {"--out": args.out, "--heads": args.heads, "--name": args.name, "--oracle": args.oracle}
+    conversion_options = [option for option, value in options.items() if value is not None] + ["--dtype"] * (args.dtype != "float32")
+    for option, value in (("--show", args.show), ("--verify", args.verify), ("--to-safetensors", args.to_safetensors)):
+        if value is not None and conversion_options:
+            raise ValueError(f"{option} converts nothing, so {', '.join(conversion_options)} would have no effect: leave it out")
+    actions = {"SOURCE": args.source, "--show": args.show, "--verify": args.verify}
+    chosen = [action for action, value in actions.items() if value is not None]
+    if len(chosen) != 1:
+        raise ValueError(f"pass one of SOURCE, --show DIR and --verify DIR, got {' and '.join(chosen) or 'none'}; --help tells more")
 
 
 if __name__ == "__main__":

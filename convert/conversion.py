@@ -1,10 +1,10 @@
-"""From a source to a checkpoint: open, name, plan, read tensor by tensor, save."""
+"""Conversion of a source to a checkpoint: open it, name its tensors, plan the model, read tensor by tensor, save."""
 
 from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,10 +15,11 @@ import numpy as np
 from convert import hub
 from convert.layouts import LAYOUTS, Layout, Oracle, Rule
 from convert.naming import check_complete, plain_names, recognise
-from convert.readers import Source, open_source, read_json
-from convert.sizes import Plan, has_packed_feed_forward, plan
+from convert.sizes import Plan, has_packed_feed_forward, plan_model
+from convert.sources import Source, open_source, read_json
 from jaxvit import ViT
-from jaxvit.checkpoint import MANIFEST, assemble, file_hash, named_leaves, read_manifest, refuse_foreign, require_space, save
+from jaxvit.checkpoint import MANIFEST, assemble, named_leaves, read_manifest, refuse_foreign, save
+from jaxvit.files import file_hash, require_space
 from jaxvit.vit import abstract
 
 ORACLES = tuple(sorted({layout.oracle for layout in LAYOUTS}))
@@ -51,9 +52,10 @@ def convert(
 
     Raises:
         ValueError: the source cannot be read, is not exactly one of the known layouts, or contradicts the arguments, or there
-            is no space for the checkpoint; one line that says what and what to do. Nothing is written then.
+            is no space for the checkpoint. The message is one line that says what is wrong and what to do; nothing is written.
     """
-    return _in_one_line(source, lambda: _convert(os.fspath(source), Path(out).expanduser(), heads, name, oracle, dtype, {}))
+    target = Path(out).expanduser()
+    return _with_errors_in_one_line(source, lambda: _convert(os.fspath(source), target, heads, name, oracle, dtype, {}))
 
 
 def fetch(
@@ -66,31 +68,31 @@ def fetch(
 
     Args:
         name: a name in `jaxvit.MODELS`.
-        out: another checkpoint folder than that of the cache.
+        out: the checkpoint folder; by default that of the cache.
         oracle, dtype, heads: as for `convert`; the oracle by default as in `RELEASES`.
 
     Returns:
         The checkpoint folder.
 
     Raises:
-        ValueError: the name is unknown, the weights cannot be had (gated, offline, no connection) or converted.
+        ValueError: the name is unknown, the weights cannot be downloaded (gated, offline, no connection) or converted.
     """
-    target = hub.cached(name) if out is None else Path(out).expanduser()
+    target = hub.cached_checkpoint(name) if out is None else Path(out).expanduser()
 
-    def run() -> Path:
+    def download_and_convert() -> Path:
         release = hub.release(name)
-        chosen = oracle or release.oracle
+        release_oracle = oracle or release.oracle
         refuse_foreign(target.resolve())  # before hours of downloading
-        if _holds(target, release, chosen, dtype):
+        if _is_up_to_date(target, release, release_oracle, dtype):
             return target
-        folder, where = hub.download(release, name)
-        return _convert(os.fspath(folder), target, heads, name, chosen, dtype, {"hub": where})
+        folder, provenance = hub.download(release, name)
+        return _convert(os.fspath(folder), target, heads, name, release_oracle, dtype, {"hub": provenance})
 
-    return _in_one_line(name, run)
+    return _with_errors_in_one_line(name, download_and_convert)
 
 
-def _holds(folder: Path, release: hub.Release, oracle: Oracle, dtype: Dtype) -> bool:
-    """Whether the checkpoint is there already."""
+def _is_up_to_date(folder: Path, release: hub.Release, oracle: Oracle, dtype: Dtype) -> bool:
+    """Whether the folder holds a checkpoint of this release, oracle and dtype already."""
     if not (folder / MANIFEST).is_file():
         return False
     manifest = read_manifest(folder)
@@ -98,87 +100,94 @@ def _holds(folder: Path, release: hub.Release, oracle: Oracle, dtype: Dtype) -> 
     return (manifest.get("source", {}).get("hub"), manifest.get("oracle"), manifest["dtype"]) == (pinned, oracle, dtype)
 
 
-def _in_one_line(source: str | os.PathLike[str], run: Any) -> Path:
-    """Errors of `run` as one line that names the source."""
+def _with_errors_in_one_line(source: str | os.PathLike[str], operation: Callable[[], Path]) -> Path:
+    """Result of the operation; its errors become one line that names the source."""
     try:
-        return run()
+        return operation()
     except ValueError as error:
         message = " ".join(str(error).split())
         raise ValueError(message if str(source) in message else f'"{source}": {message}') from error
 
 
 def _convert(
-    source: str, out: Path, heads: int | None, name: str | None, oracle: Oracle | None, dtype: Dtype, where: Mapping[str, Any]
+    path: str, out: Path, heads: int | None, name: str | None, oracle: Oracle | None, dtype: Dtype, provenance: Mapping[str, Any]
 ) -> Path:
-    for what, given, possible in (("oracle", oracle or ORACLES[0], ORACLES), ("dtype", dtype, get_args(Dtype))):
-        if given not in possible:
-            raise ValueError(f'unknown {what} "{given}"; possible are {", ".join(possible)}')
+    """`convert`, with more provenance for the manifest and errors as they come."""
+    for option, value, choices in (("oracle", oracle or ORACLES[0], ORACLES), ("dtype", dtype, get_args(Dtype))):
+        if value not in choices:
+            raise ValueError(f'unknown {option} "{value}"; possible are {", ".join(choices)}')
     refuse_foreign(out.resolve())
-    opened = open_source(source)
-    if not opened.shapes:
+    source = open_source(path)
+    if not source.shapes:
         raise ValueError("the file holds no tensors; pass a file with weights")
-    names = plain_names(opened.shapes)
-    shapes = {plain: opened.shapes[key] for plain, key in names.items()}
-    timms = _is_timm_config(opened.settings)
-    layout = recognise(names, timms or has_packed_feed_forward(shapes))
-    settings = opened.settings if timms or layout.oracle == "hf" else None
-    chosen = plan(layout, shapes, heads, name, oracle, read_json(settings) if settings and layout.oracle == "hf" else None)
-    stored = np.dtype(getattr(jnp, dtype))
-    require_space(out, sum(leaf.size * stored.itemsize for leaf in jax.tree.leaves(abstract(chosen.config))))
-    model = read_model(chosen, layout, names, opened, stored)
-    files = [*opened.files, *([settings] if settings else [])]
-    provenance = {
-        "source": {"path": source, **where, "wrapper": opened.wrapper, "sha256": {file.name: file_hash(file) for file in files}},
+    keys = plain_names(source.shapes)
+    shapes = {plain_name: source.shapes[key] for plain_name, key in keys.items()}
+    is_timm = _is_timm_config(source.settings)
+    layout = recognise(keys, is_timm or has_packed_feed_forward(shapes))
+    settings = source.settings if is_timm or layout.oracle == "hf" else None  # the config.json that belongs to these weights
+    plan = plan_model(layout, shapes, heads, name, oracle, read_json(settings) if settings and layout.oracle == "hf" else None)
+    stored_dtype = np.dtype(getattr(jnp, dtype))
+    require_space(out, sum(leaf.size * stored_dtype.itemsize for leaf in jax.tree.leaves(abstract(plan.config))))
+    model = read_model(plan, layout, keys, source, stored_dtype)
+    files = [*source.files, *([settings] if settings else [])]
+    manifest = {
+        "source": {"path": path, **provenance, "wrapper": source.wrapper, "sha256": {file.name: file_hash(file) for file in files}},
         "layout": layout.name,
-        "oracle": chosen.oracle,
+        "oracle": plan.oracle,
         "name": name,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return save(model, out, provenance)
+    return save(model, out, manifest)
 
 
-def read_model(chosen: Plan, layout: Layout, names: Mapping[str, str], source: Source, dtype: np.dtype) -> ViT:
-    """Fill every leaf, reading one tensor at a time into the stacked arrays.
+def read_model(plan: Plan, layout: Layout, keys: Mapping[str, str], source: Source, dtype: np.dtype) -> ViT:
+    """Return the planned model with every leaf filled, reading one tensor at a time into the stacked arrays.
+
+    Args:
+        keys: source keys by plain name.
+        dtype: of the stored weights.
 
     Raises:
         ValueError: keys are missing or unknown, a shape is wrong, or a tensor is not finite or too large for `dtype`.
     """
-    tree = named_leaves(abstract(chosen.config))
-    rules = {leaf: rule for leaf, rule in chosen.rules.items() if leaf in tree}
-    check_complete(layout, rules, chosen.config.depth, {plain: source.shapes[key] for plain, key in names.items()})
+    tree = named_leaves(abstract(plan.config))
+    rules = {leaf: rule for leaf, rule in plan.rules.items() if leaf in tree}
+    check_complete(layout, rules, plan.config.depth, {name: source.shapes[key] for name, key in keys.items()})
     leaves: dict[str, np.ndarray] = {}
     for leaf, spec in tree.items():
-        stored = np.dtype(np.float32) if leaf in _ALWAYS_FLOAT32 else dtype
-        if leaf in chosen.computed:
-            leaves[leaf] = chosen.computed[leaf].astype(stored)
+        leaf_dtype = np.dtype(np.float32) if leaf in _ALWAYS_FLOAT32 else dtype
+        if leaf in plan.computed:
+            leaves[leaf] = plan.computed[leaf].astype(leaf_dtype)
         elif leaf.startswith("blocks."):
-            leaves[leaf] = np.empty(spec.shape, stored)
-            for i in range(chosen.config.depth):
-                leaves[leaf][i] = _make(rules[leaf], leaf, spec.shape[1:], names, source, stored, i)
+            leaves[leaf] = np.empty(spec.shape, leaf_dtype)
+            for i in range(plan.config.depth):
+                leaves[leaf][i] = _read_leaf(rules[leaf], leaf, spec.shape[1:], keys, source, leaf_dtype, i)
         else:
-            leaves[leaf] = _make(rules[leaf], leaf, spec.shape, names, source, stored)
-    return assemble(chosen.config, leaves)
+            leaves[leaf] = _read_leaf(rules[leaf], leaf, spec.shape, keys, source, leaf_dtype)
+    return assemble(plan.config, leaves)
 
 
-def _make(
-    rule: Rule, leaf: str, shape: tuple[int, ...], names: Mapping[str, str], source: Source, dtype: np.dtype, block: int | None = None
+def _read_leaf(
+    rule: Rule, leaf: str, shape: tuple[int, ...], keys: Mapping[str, str], source: Source, dtype: np.dtype, block: int | None = None
 ) -> np.ndarray:
-    """One leaf, or one block's part of it."""
-    keys = [s.removesuffix("?").format(block) for s in rule.sources]
-    tensors = [source.read(names[key]) if key in names else None for key in keys]
-    given = ", ".join(f"{names[key]} {source.shapes[names[key]]}" for key in keys if key in names)
+    """One leaf, or one block's part of it, made by its rule from the source's tensors."""
+    names = [name.removesuffix("?").format(block) for name in rule.sources]
+    tensors = [source.read(keys[name]) if name in keys else None for name in names]
+    tensors_and_shapes = ", ".join(f"{keys[name]} {source.shapes[keys[name]]}" for name in names if name in keys)
     try:
-        made = rule.make(*tensors)
+        array = rule.make(*tensors)
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{given} does not make {leaf} of shape {shape}: {error}") from error
-    if made.shape != shape:
-        raise ValueError(f"{given} makes {leaf} of shape {made.shape} instead of {shape}; pass the original file, and heads that fit")
-    if not np.isfinite(made).all():
-        raise ValueError(f"{given} holds NaN or infinity; get the file again")
+        raise ValueError(f"{tensors_and_shapes} does not make {leaf} of shape {shape}: {error}") from error
+    if array.shape != shape:
+        raise ValueError(
+            f"{tensors_and_shapes} makes {leaf} of shape {array.shape} instead of {shape}; pass the original file, and heads that fit"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{tensors_and_shapes} holds NaN or infinity; get the file again")
     with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(made, dtype)
+        rounded = np.ascontiguousarray(array, dtype)
     if not np.isfinite(rounded).all():
-        raise ValueError(f"{given} holds numbers too large for {dtype}; choose bfloat16 or float32")
+        raise ValueError(f"{tensors_and_shapes} holds numbers too large for {dtype}; choose bfloat16 or float32")
     return rounded
 
 

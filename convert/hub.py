@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from convert.layouts import Oracle
-from jaxvit.checkpoint import cache_folder
+from jaxvit.files import cache_folder
 
 
 class Release(NamedTuple):
     """Where the weights of a released model come from.
 
     Attributes:
-        repository: on the hub.
-        revision: the commit that this version of jaxvit was written for; None where none is known: the newest then.
+        repository: owner and name on the hub.
+        revision: the commit that this version of jaxvit was written for; None stands for the newest.
         oracle: whose implementation to agree with where they differ.
     """
 
@@ -46,17 +46,17 @@ RELEASES: dict[str, Release] = {
     "dinov3_vitl16_sat493m": Release("facebook/dinov3-vitl16-pretrain-sat493m", "f692fa42da72c6797b67cd73494a168d1120d3ee", "hf"),
     "dinov3_vit7b16_sat493m": Release("facebook/dinov3-vit7b16-pretrain-sat493m", None, "hf"),
 }
-_TOKEN = "HF_TOKEN, or hf auth login"
-_FILES = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+_TOKEN_HINT = "HF_TOKEN, or hf auth login"
+_DOWNLOADED = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 
 
-def cached(name: str) -> Path:
-    """The folder where `fetch` puts a released model and `jaxvit.load` looks for it."""
+def cached_checkpoint(name: str) -> Path:
+    """The folder in the cache where `fetch` puts a released model and `jaxvit.load` looks for it."""
     return cache_folder() / name
 
 
 def release(name: str) -> Release:
-    """Where a released model comes from.
+    """The repository, commit and oracle of a released model.
 
     Raises:
         ValueError: the name is unknown.
@@ -67,50 +67,53 @@ def release(name: str) -> Release:
 
 
 def download(source: Release, name: str) -> tuple[Path, dict[str, Any]]:
-    """Download the weights of a released model, or find them where an earlier download left them.
+    """Download the weights of a released model, or find them in the hub's local cache.
 
-    A connection that breaks is taken up again where it broke; a command that was stopped keeps the files that were complete.
-    `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are respected.
+    A broken download continues where it broke; a command that was stopped keeps the files that were complete. `HF_TOKEN`,
+    `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are respected.
 
     Returns:
-        A folder in the hub's own cache, and what the manifest says of its source: repository and commit.
+        A folder in the hub's local cache, and the provenance for the manifest: repository and commit.
 
     Raises:
-        ValueError: the weights cannot be had; the message says what to do.
+        ValueError: the weights cannot be downloaded; the message says what to do.
     """
     try:
         import huggingface_hub
-        from huggingface_hub import errors
     except ImportError as error:
         raise ValueError("downloading needs huggingface_hub: pip install huggingface_hub, or convert a local file") from error
-    repository, by_file = source.repository, f"convert a file that you have: python -m convert FILE --name {name} --out {cached(name)}"
     try:
-        folder = Path(huggingface_hub.snapshot_download(repository, revision=source.revision, allow_patterns=_FILES))
-    except Exception as error:
-        refused = _status(error) in (401, 403)
-        if isinstance(error, errors.GatedRepoError):
-            reason = f"is gated: accept its licence on its page on the hub, then set a token ({_TOKEN}), or {by_file}"
-        elif isinstance(error, errors.RevisionNotFoundError):
-            reason = f"has no revision {source.revision} (any more); {by_file}"
-        elif isinstance(error, errors.RepositoryNotFoundError):
-            reason = f"is not on the hub, or not visible without a token ({_TOKEN}); {by_file}"
-        elif refused:
-            reason = f"is refused: the token ({_TOKEN}) is wrong or may not read it, or its licence is not accepted; {by_file}"
-        elif huggingface_hub.constants.HF_HUB_OFFLINE:
-            reason = f"is not (whole) in the hub's local cache, and HF_HUB_OFFLINE forbids to look further; {by_file}"
-        elif isinstance(error, errors.LocalEntryNotFoundError):
-            reason = f"is not in the hub's local cache, and the hub cannot be reached or does not answer; {by_file}"
-        else:  # the many ways in which a connection ends
-            line = next((line for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
-            reason = f"could not be downloaded: {line[:200]}; run the same command again"
-        raise ValueError(f"{repository} {reason}") from error
-    return folder, {"repository": repository, "revision": folder.name}
+        folder = Path(huggingface_hub.snapshot_download(source.repository, revision=source.revision, allow_patterns=_DOWNLOADED))
+    except Exception as error:  # connections fail in many ways
+        raise ValueError(f"{source.repository} {_reason(error, source, name)}") from error
+    return folder, {"repository": source.repository, "revision": folder.name}
 
 
-def _status(error: BaseException | None) -> int | None:
-    """HTTP status of an error, or of what caused it."""
+def _reason(error: Exception, source: Release, name: str) -> str:
+    """Why a download failed, and what to do."""
+    from huggingface_hub import constants, errors
+
+    alternative = f"convert a file that you have: python -m convert FILE --name {name} --out {cached_checkpoint(name)}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"is gated: accept its licence on its page on the hub, then set a token ({_TOKEN_HINT}), or {alternative}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"has no revision {source.revision} (any more); {alternative}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"is not on the hub, or not visible without a token ({_TOKEN_HINT}); {alternative}"
+    if _http_status(error) in (401, 403):
+        return f"is refused: the token ({_TOKEN_HINT}) is wrong or may not read it, or its licence is not accepted; {alternative}"
+    if constants.HF_HUB_OFFLINE:
+        return f"is not (whole) in the hub's local cache, and HF_HUB_OFFLINE forbids to look further; {alternative}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"is not in the hub's local cache, and the hub cannot be reached or does not answer; {alternative}"
+    line = next((line for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
+    return f"could not be downloaded: {line[:200]}; run the same command again"
+
+
+def _http_status(error: BaseException | None) -> int | None:
+    """HTTP status of an error or of its causes; None where there is none."""
     while error is not None:
         if (response := getattr(error, "response", None)) is not None:
-            return response.status_code
+            return int(response.status_code)
         error = error.__cause__
     return None

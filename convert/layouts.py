@@ -1,4 +1,4 @@
-"""The key layouts of other people's checkpoints, as tables: leaf of our tree <- source keys and what turns them into it."""
+"""The key layouts of other people's checkpoints, as tables: leaf of our tree, source keys, and the function from one to the other."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Oracle = Literal["meta", "hf", "timm"]
 
 @dataclass(frozen=True)
 class Rule:
-    """How one leaf is made.
+    """How one leaf is made from source tensors.
 
     Attributes:
-        sources: keys; "?" at the end marks one that a whole checkpoint may lack.
-        make: takes their tensors (None where lacking), returns the leaf.
+        sources: plain names; "?" at the end marks one that a complete checkpoint may lack.
+        make: function of their tensors (None where absent) that returns the leaf.
     """
 
     sources: tuple[str, ...]
@@ -35,11 +35,11 @@ class Layout:
 
     Attributes:
         oracle: whose implementation these files are made for.
-        block_key: what stands before a block's keys, "{}" for its number.
+        block_key: prefix of a block's keys, with "{}" for its number.
         outer: rules of the leaves outside blocks.
         block: rules of one block's leaves, without the feed-forward layer.
         feed_forward: the variants of the feed-forward layer.
-        ignored: patterns of keys that are no part of the model.
+        ignored: regular expressions of keys that are no part of the model.
     """
 
     name: str
@@ -51,21 +51,21 @@ class Layout:
     ignored: tuple[str, ...]
 
     def rules(self, variant: int) -> dict[str, Rule]:
-        """All rules under full leaf names, with one variant of the feed-forward layer; block keys keep their "{}"."""
-        inside = {**self.block, **{f"feed_forward.{leaf}": rule for leaf, rule in self.feed_forward[variant][1].items()}}
+        """All rules by full leaf name, with one variant of the feed-forward layer; block keys keep their "{}"."""
+        block = {**self.block, **{f"feed_forward.{leaf}": rule for leaf, rule in self.feed_forward[variant][1].items()}}
         blocks = {
-            f"blocks.{leaf}": Rule(tuple(self.block_key + source for source in rule.sources), rule.make) for leaf, rule in inside.items()
+            f"blocks.{leaf}": Rule(tuple(self.block_key + source for source in rule.sources), rule.make) for leaf, rule in block.items()
         }
         return {**self.outer, **blocks}
 
     def patterns(self) -> Iterator[str]:
-        """Every key that the layout may hold, "{}" for the number of a block."""
+        """Every key that the layout may hold, with "{}" for the number of a block."""
         for variant in range(len(self.feed_forward)):
             for rule in self.rules(variant).values():
                 yield from (source.removesuffix("?") for source in rule.sources)
 
 
-def _same(x: np.ndarray) -> np.ndarray:
+def _unchanged(x: np.ndarray) -> np.ndarray:
     return x
 
 
@@ -80,7 +80,8 @@ def _one_token(x: np.ndarray) -> np.ndarray:
 
 
 def _cls_row(table: np.ndarray) -> np.ndarray:
-    return _unbatched(table)[0]
+    """[1, 1 + side^2, width] -> [width]."""
+    return np.squeeze(table[:, 0], 0)
 
 
 def _patch_rows(table: np.ndarray) -> np.ndarray:
@@ -101,7 +102,7 @@ def _patch_kernel(x: np.ndarray) -> np.ndarray:
 
 
 def _masked(bias: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Bias where the mask allows it. Chosen, not multiplied: Meta's files may hold NaN in the masked third."""
+    """The bias, zero where the mask is. Selected, not multiplied: Meta's files may hold NaN in the masked third."""
     return bias if mask is None else np.where(mask == 0, np.float32(0), bias * mask)
 
 
@@ -110,9 +111,9 @@ def _stacked(*weights: np.ndarray) -> np.ndarray:
 
 
 def _stacked_biases(*biases: np.ndarray | None) -> np.ndarray:
-    """Query, key and value biases in one vector; a lacking one (DINOv3's key) is zero."""
-    like = next(b for b in biases if b is not None)
-    return np.concatenate([np.zeros_like(like) if b is None else b for b in biases])
+    """Query, key and value biases in one vector; an absent one (DINOv3's key) is zero."""
+    present = next(bias for bias in biases if bias is not None)
+    return np.concatenate([np.zeros_like(present) if bias is None else bias for bias in biases])
 
 
 def _without_key_bias(query: np.ndarray | None, value: np.ndarray | None) -> np.ndarray:
@@ -127,7 +128,7 @@ def _second_half(x: np.ndarray) -> np.ndarray:
     return x[len(x) // 2 :].T
 
 
-def _leaf(leaf: str, key: str, make: Callable[..., np.ndarray] = _same) -> Rules:
+def _leaf(leaf: str, key: str, make: Callable[..., np.ndarray] = _unchanged) -> Rules:
     return {leaf: Rule((key,), make)}
 
 
@@ -154,9 +155,9 @@ def _swiglu(gate: str, up: str, down: str) -> tuple[FeedForwardKind, Rules]:
     return "swiglu", {**_linear("gate", gate), **_linear("up", up), **_linear("down", down)}
 
 
-def _fused_swiglu(both: str, down: str) -> tuple[FeedForwardKind, Rules]:
-    gate = {**_leaf("gate.kernel", f"{both}.weight", _first_half), **_leaf("gate.bias", f"{both}.bias", _first_half)}
-    up = {**_leaf("up.kernel", f"{both}.weight", _second_half), **_leaf("up.bias", f"{both}.bias", _second_half)}
+def _fused_swiglu(gate_and_up: str, down: str) -> tuple[FeedForwardKind, Rules]:
+    gate = {**_leaf("gate.kernel", f"{gate_and_up}.weight", _first_half), **_leaf("gate.bias", f"{gate_and_up}.bias", _first_half)}
+    up = {**_leaf("up.kernel", f"{gate_and_up}.weight", _second_half), **_leaf("up.bias", f"{gate_and_up}.bias", _second_half)}
     return "swiglu", {**gate, **up, **_linear("down", down)}
 
 
@@ -164,7 +165,7 @@ def _table(key: str) -> Rules:
     return {**_leaf("cls_position", key, _cls_row), **_leaf("patch_position", key, _patch_rows)}
 
 
-# What Meta's layouts share with timm's.
+# rules that Meta's and timm's layouts share
 _META_OUTER: Rules = {
     **_leaf("cls_token", "cls_token", _one_token),
     **_linear("patch_embed", "patch_embed.proj", _patch_kernel),
@@ -259,7 +260,7 @@ LAYOUTS: tuple[Layout, ...] = (
         name="timm_reg",
         oracle="timm",
         block_key="blocks.{}.",
-        # the position of CLS is added to `cls_token`
+        # timm adds the position of CLS to `cls_token`
         outer={**_META_OUTER, **_leaf("patch_position", "pos_embed", _square), **_leaf("register_tokens", "reg_token", _unbatched)},
         block=_META_BLOCK,
         feed_forward=_TIMM_FEED_FORWARD,

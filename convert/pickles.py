@@ -1,26 +1,25 @@
-"""`.pth` files: the one place that needs torch. Nothing in a pickle is executed; only tensors, plain containers and
-`argparse.Namespace` (which full DINO checkpoints hold) are let through."""
+"""`.pth` files, the one place that needs torch. Nothing in a pickle is executed: only tensors, plain containers and
+`argparse.Namespace` (which full DINO checkpoints hold) are read."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any
 
-from jaxvit.checkpoint import require_space
+from jaxvit.files import replacing, require_space
 
 ZIP = b"PK\x03\x04"
-# the order says which of several is read
+# of several wrappers the first is read
 WRAPPERS = ("teacher", "student", "model", "state_dict", "module", "backbone")
-_DEEPEST = 5
+_MAX_DEPTH = 5
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
-    """The weights of a `.pth` file as torch tensors by key, and the wrapper dicts around them ("model.teacher", or "").
+    """The weights of a `.pth` file as torch tensors by key, and the path of wrapper dicts around them ("model.teacher", or "").
 
     Raises:
         ValueError: torch is missing, or the file is damaged, holds other objects, or no weights.
@@ -30,17 +29,17 @@ def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
         is_zip = file.read(4) == ZIP
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and old storages: the file is read or refused
+            warnings.simplefilter("ignore")  # about pickle protocols and old storages: errors say enough
             # only zip archives can be memory-mapped
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
-    except Exception as error:  # torch raises whatever its unpickler trips over
+    except Exception as error:  # torch passes on all kinds of errors of its unpickler
         raise ValueError(_reason(path, error)) from error
     if not isinstance(content, dict):
         raise ValueError(f'"{path}" holds a {type(content).__name__}, not a dict of tensors; pass a state dict')
     weights, wrapper = _unwrap(content)
     if not weights:
-        shown = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5])
-        raise ValueError(f'"{path}" holds no weights: its entries are {shown or "none"}; possible wrappers are {", ".join(WRAPPERS)}')
+        entries = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5])
+        raise ValueError(f'"{path}" holds no weights: its entries are {entries or "none"}; possible wrappers are {", ".join(WRAPPERS)}')
     return weights, wrapper
 
 
@@ -60,28 +59,30 @@ def to_safetensors(source: str | os.PathLike[str], out: str | os.PathLike[str]) 
     from safetensors.torch import save_file
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        save_file(_by_themselves(weights), temporary, metadata={"format": "pt"})
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        save_file(_unshared(weights), temporary, metadata={"format": "pt"})
     return target
 
 
-def _by_themselves(weights: dict[str, Any]) -> dict[str, Any]:
-    """The tensors, copied where they share or stride over memory, as tensors of a .pth may."""
-    alone: dict[str, Any] = {}
-    memory = set()
+def _unshared(weights: dict[str, Any]) -> dict[str, Any]:
+    """The tensors, each contiguous in memory of its own as safetensors requires: copied where they share memory or are views."""
+    unshared: dict[str, Any] = {}
+    addresses = set()
     for key, tensor in weights.items():
         storage = tensor.untyped_storage()
-        whole = storage.nbytes() == tensor.numel() * tensor.element_size() and tensor.is_contiguous()
-        alone[key] = tensor.detach() if whole and storage.data_ptr() not in memory else tensor.detach().clone().contiguous()
-        memory.add(storage.data_ptr())
-    return alone
+        fills_storage = storage.nbytes() == tensor.numel() * tensor.element_size() and tensor.is_contiguous()
+        is_first = storage.data_ptr() not in addresses
+        unshared[key] = tensor.detach() if fills_storage and is_first else tensor.detach().clone().contiguous()
+        addresses.add(storage.data_ptr())
+    return unshared
 
 
 def _torch() -> Any:
+    """The torch module.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
         import torch
     except ImportError as error:
@@ -93,26 +94,30 @@ def _torch() -> Any:
 
 
 def _unwrap(tree: dict[Any, Any], depth: int = 0) -> tuple[dict[str, Any], str]:
-    """Weights below the first wrapper that leads to any, else the tensors of this dict. Everything else (optimizer, epoch,
-    arguments, scalars) is no weight; a tensor beside a wrapper is kept, so that it is noticed as unknown."""
+    """The weights in the first wrapper that holds any, else the tensors of this dict; and the path of wrappers.
+
+    Everything else (optimizer, epoch, arguments, scalars) is dropped. A tensor beside a wrapper is included, so that it is
+    reported as unknown.
+    """
     tensors = {str(key): value for key, value in tree.items() if hasattr(value, "is_floating_point")}
-    for name in WRAPPERS if depth < _DEEPEST else ():
+    for name in WRAPPERS if depth < _MAX_DEPTH else ():
         if isinstance(tree.get(name), dict):
             inner, path = _unwrap(tree[name], depth + 1)
             if inner:
-                return {**{k: v for k, v in tensors.items() if v.ndim}, **inner}, f"{name}.{path}".rstrip(".")
+                return {**{key: tensor for key, tensor in tensors.items() if tensor.ndim}, **inner}, f"{name}.{path}".rstrip(".")
     return tensors, ""
 
 
 def _reason(path: Path, error: Exception) -> str:
+    """Why torch could not read the file, and what to do."""
     message = str(error)
-    refused = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"[Uu]nsupported (?:class|global):? ([\w.]+)", message)
-    if refused:
+    forbidden = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"[Uu]nsupported (?:class|global):? ([\w.]+)", message)
+    if forbidden:
         return (
-            f'"{path}" is refused: it holds a pickled {refused[1].rstrip(".")}, and only tensors, plain containers and argparse.Namespace '
-            "are read; export its state dict"
+            f'"{path}" is refused: it holds a pickled {forbidden[1].rstrip(".")}, and only tensors, plain containers and '
+            "argparse.Namespace are read; export its state dict"
         )
-    if "weights_only" in message:  # pages of advice on how to execute it after all
+    if "weights_only" in message:  # torch's advice on how to execute it after all
         return f'"{path}" is refused: it is damaged, or its pickle holds more than tensors and plain containers; get the file again'
     line = next((line for line in message.splitlines() if line.strip()), type(error).__name__)
     return f'"{path}" is no readable PyTorch checkpoint, maybe cut off: {line[:200]}; get the file again'

@@ -1,7 +1,25 @@
-"""Programs a person runs: data sets, protocols, the resumable study, figures, the report."""
+"""Programs a person runs: data sets, tasks, the resumable study and its analyses, the report, training and benchmarks."""
+
+from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 # XLA's LAPACK calls come from several threads at once; OpenBLAS's own threads below each of them make them wait on one another, some for
-# ever (bench/NOTES.md). It reads its setting when it is loaded, so this stands before any import.
+# ever (bench/NOTES.md). It reads its setting when it is loaded, so this stands before any import of numpy.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from experiments.study.results import StudyResults
+
+
+def results(folder: str | Path) -> StudyResults:
+    """The finished study in a folder: its rows, its run.json and its cells.
+
+    Raises:
+        ValueError: there is none, or another version wrote it.
+    """
+    from experiments.study.results import read_results
+
+    return read_results(Path(folder))

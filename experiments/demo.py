@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from experiments import scenes
 from jaxvit.config import ViTConfig
 
-CONFIGS = {
-    name: ViTConfig(8, 96, 6, 3, 384, registers=registers, position="antialias", image_size=scenes.SIZE)
-    for name, registers in (("demo_reg", 4), ("demo", 0), ("demo_reg_read", 4))
-}
+
+def _config(registers: int) -> ViTConfig:
+    """The shape of a demo model; its images are the 64-pixel digit scenes."""
+    return ViTConfig(patch_size=8, width=96, depth=6, heads=3, mlp_dim=384, registers=registers, position="antialias", image_size=64)
+
+
+CONFIGS = {"demo_reg": _config(4), "demo": _config(0), "demo_reg_read": _config(4)}
 NOTES = {
     "demo_reg": "Four registers, trained like its twin demo. Nothing in its training asks for the registers to be read.",
     "demo": "No registers; the same recipe and number of steps as demo_reg.",
@@ -22,3 +24,8 @@ INDUCED = ("demo_reg_read",)
 def label(model: str) -> str:
     """The name of a model as pages and tables show it."""
     return f"{model} (induced)" if model in INDUCED else model
+
+
+def twin_of(config: ViTConfig) -> str | None:
+    """The first demo model with this shape, after which random initialisations of it are named; None for other shapes."""
+    return next((name for name, known in CONFIGS.items() if known == config), None)

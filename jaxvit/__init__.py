@@ -1,18 +1,26 @@
-"""jaxvit: find out what the tokens of a vision transformer do, in pure JAX. Arrays in, arrays out."""
+"""jaxvit: ablations and read-outs of the tokens of vision transformers, in pure JAX. Arrays in, arrays out."""
 
 from jaxvit.ablation import Ablation, constant, mean, noise, random_patches, shuffle, zero
-from jaxvit.calibration import Statistics, calibrate
+from jaxvit.calibration import calibrate
 from jaxvit.checkpoint import load, save
 from jaxvit.config import MODELS, ViTConfig
-from jaxvit.edits import Edits, lower, stack
 from jaxvit.forward import Output, Pair, contrast, forward
+from jaxvit.lowering import lower, stack
+from jaxvit.moments import Moments
+from jaxvit.ops import Edits
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT, create, normalise
+
+__version__ = "0.2.0"
+
+Statistics = Moments
+"""Alias of `Moments`: what `calibrate` returns and the argument `statistics` takes."""
 
 __all__ = [
     "MODELS",
     "Ablation",
     "Edits",
+    "Moments",
     "Output",
     "Pair",
     "Statistics",

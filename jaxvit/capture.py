@@ -1,5 +1,4 @@
-"""What to read out of every block while it runs. A capture is a pure function of the block's state; it runs inside the
-scan, so that only what it returns is kept."""
+"""Captures: pure functions of a block's state, called inside the scan over blocks, so that only their results are kept."""
 
 from __future__ import annotations
 
@@ -12,37 +11,37 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxvit.attention import attend_and_diverge, attend_and_share, probabilities
-from jaxvit.edits import Place
+from jaxvit.attention import attention_with_divergence, attention_with_groups, probabilities
 from jaxvit.geometry import unit
+from jaxvit.ops import BlockContext
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import BlockTrace
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["trace", "place"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["trace", "context"], meta_fields=[])
 @dataclass(frozen=True)
 class BlockState:
-    """What a capture function sees of one block.
+    """The argument of a capture function: one block's intermediate results.
 
     Shapes: streams [B, T, D]; q, k (after RoPE) and v [B, T, heads, head_width].
     """
 
     trace: BlockTrace
-    place: Place
+    context: BlockContext
 
     @property
     def layout(self) -> TokenLayout:
-        return self.place.layout
+        return self.context.layout
 
     @property
     def layer(self) -> Array:
-        """Number of the block, from 0."""
-        return self.place.layer
+        """The number of the block, from 0."""
+        return self.context.layer
 
     @property
     def valid(self) -> Array | None:
-        """[B] which examples are no padding, or None if all are."""
-        return self.place.valid
+        """Which examples are not padding, [B], or None if none is padding."""
+        return self.context.valid
 
     @property
     def stream_in(self) -> Float[Array, "batch tokens width"]:
@@ -68,21 +67,22 @@ class BlockState:
 
     @property
     def attention(self) -> Float[Array, "batch heads tokens tokens"]:
-        """Softmax attention, float32."""
+        """The attention map, float32."""
         return probabilities(self.q, self.k)
 
     @property
-    def shares(self) -> Float[Array, "batch tokens heads groups"]:
-        """How much of every query's attention the keys of each token group (`TokenLayout.groups`) get; every row sums to 1.
+    def group_attention(self) -> Float[Array, "batch tokens heads groups"]:
+        """Every query's attention summed over the keys of each token group (`TokenLayout.groups`); rows sum to 1.
 
-        The block's own where it was asked for them, as it is for `attention_flow`; else attention is computed once more.
+        Taken from the block's own attention if that computed it (`FUSED_GROUPS`), otherwise attention is computed a second time.
         """
-        if "shares" in self.trace.read:
-            return self.trace.read["shares"]
-        return attend_and_share(self.q, self.k, self.v, group_columns(self.layout))[1]
+        if "group_attention" in self.trace.fused:
+            return self.trace.fused["group_attention"]
+        return attention_with_groups(self.q, self.k, self.v, group_columns(self.layout))[1]
 
 
 Capture = Callable[..., Any]
+"""A function of a `BlockState`, or for `contrast` of the clean and the ablated one, that returns arrays."""
 
 
 def group_columns(layout: TokenLayout) -> Float[Array, "tokens groups"]:
@@ -101,65 +101,90 @@ def cls(state: BlockState) -> Float[Array, "batch width"]:
 
 
 def registers(state: BlockState) -> Float[Array, "batch registers width"]:
-    """Registers of the stream leaving the block; empty for a model without."""
+    """Registers of the stream leaving the block; empty for a model without registers."""
     return state.stream_out[:, 1 : state.layout.prefix]
 
 
 def patch_mean(state: BlockState) -> Float[Array, "batch width"]:
-    """Mean of the patch tokens (never registers) of the stream leaving the block."""
+    """Mean over the patch tokens (without registers) of the stream leaving the block."""
     return state.stream_out[:, state.layout.prefix :].mean(axis=1)
 
 
 def attention(state: BlockState) -> Float[Array, "batch heads tokens tokens"]:
-    """Full attention maps: large, and therefore only by name."""
+    """The full attention maps. They are large: no other capture keeps them."""
     return state.attention
 
 
 def attention_flow(state: BlockState) -> Float[Array, "batch heads groups groups"]:
-    """Attention by token group (`TokenLayout.groups`): mean over a source's queries, summed over a target's keys.
+    """Attention between token groups (`TokenLayout.groups`): mean over the queries of a source, summed over the keys of a target.
 
     Every row sums to 1. Groups are CLS, each register, all patches (Parodi & Segado 2026, "attention flow").
     """
-    group_TR = group_columns(state.layout)
-    return jnp.einsum("bths,tr->bhrs", state.shares, group_TR / group_TR.sum(axis=0), precision=jax.lax.Precision.HIGHEST)
+    columns = group_columns(state.layout)
+    mean_of_queries = columns / columns.sum(axis=0)
+    flow: Array = jnp.einsum("bths,tr->bhrs", state.group_attention, mean_of_queries, precision=jax.lax.Precision.HIGHEST)
+    return flow
 
 
 def attention_divergence(clean: BlockState, ablated: BlockState) -> Float[Array, "batch heads"]:
     """Jensen-Shannon divergence (base 2, in 0..1) between clean and ablated attention, per head, averaged over queries.
 
-    A capture for `contrast`: what the block found on its way where it was asked for, else attention is computed once more.
+    Taken from the blocks' own attention if that computed it (`FUSED_DIVERGENCE`), otherwise attention is computed a second time.
     """
-    if "divergence" in clean.trace.read:
-        return clean.trace.read["divergence"]
-    streams = (jnp.stack([getattr(state, name) for state in (clean, ablated)]) for name in ("q", "k", "v"))
-    return attend_and_diverge(*streams)[1][0]
+    if "divergence" in clean.trace.fused:
+        return clean.trace.fused["divergence"]
+    q, k, v = (jnp.stack(pair) for pair in ((clean.q, ablated.q), (clean.k, ablated.k), (clean.v, ablated.v)))
+    _, divergence = attention_with_divergence(q, k, v)
+    return divergence[0]
 
 
 def patch_cosine(clean: BlockState, ablated: BlockState) -> Float[Array, "batch patches"]:
-    """Cosine of every patch leaving the block with the same patch of the clean run; 0 where either is zero. For `contrast`."""
-    first, second = (unit(state.stream_out[:, state.layout.prefix :]) for state in (clean, ablated))
-    return (first * second).sum(axis=-1)
+    """Cosine similarity of every patch leaving the block with the same patch of the clean run; 0 where either is zero."""
+    clean_unit, ablated_unit = (unit(state.stream_out[:, state.layout.prefix :]) for state in (clean, ablated))
+    cosine: Array = (clean_unit * ablated_unit).sum(axis=-1)
+    return cosine
 
 
 def patch_norm_ratio(clean: BlockState, ablated: BlockState) -> Float[Array, "batch patches"]:
-    """Length of every patch leaving the block as a share of its length in the clean run. For `contrast`."""
-    first, second = (jnp.linalg.norm(state.stream_out[:, state.layout.prefix :].astype(jnp.float32), axis=-1) for state in (clean, ablated))
-    return second / jnp.where(first > 0, first, 1)
+    """Norm of every patch leaving the block, divided by its norm in the clean run."""
+    patches = (state.stream_out[:, state.layout.prefix :].astype(jnp.float32) for state in (clean, ablated))
+    clean_norm, ablated_norm = (jnp.linalg.norm(stream, axis=-1) for stream in patches)
+    ratio: Array = ablated_norm / jnp.where(clean_norm > 0, clean_norm, 1)
+    return ratio
 
 
-CAPTURES: dict[str, Capture] = {f.__name__: f for f in (block_output, cls, registers, patch_mean, attention, attention_flow)}
-CONTRASTS: dict[str, Capture] = {f.__name__: f for f in (attention_divergence, patch_cosine, patch_norm_ratio)}
+CAPTURES: dict[str, Capture] = {
+    "block_output": block_output,
+    "cls": cls,
+    "registers": registers,
+    "patch_mean": patch_mean,
+    "attention": attention,
+    "attention_flow": attention_flow,
+}
+"""The captures that `forward` knows by name."""
 
-SHARING: frozenset[Capture] = frozenset({attention_flow})
-"""Captures for which a block keeps the shares of attention that token groups get; others that read `shares` compute them anew."""
-DIVERGING: frozenset[Capture] = frozenset({attention_divergence})
-"""Captures for which the blocks of a `contrast` keep the divergence of attention."""
+CONTRASTS: dict[str, Capture] = {
+    "attention_divergence": attention_divergence,
+    "patch_cosine": patch_cosine,
+    "patch_norm_ratio": patch_norm_ratio,
+}
+"""The captures that `contrast` knows by name: functions of the clean and the ablated state."""
+
+FUSED_GROUPS: frozenset[Capture] = frozenset({attention_flow})
+"""Captures for which blocks compute `group_attention` together with attention; for others that read it, it is computed separately."""
+
+FUSED_DIVERGENCE: frozenset[Capture] = frozenset({attention_divergence})
+"""Captures for which the blocks of a `contrast` compute the divergence together with attention."""
 
 CaptureSpec = str | Sequence[str] | Mapping[str, "str | Capture"]
+"""A name, several names, or {key of the result: name or function}."""
 
 
 def resolve(capture: CaptureSpec, known: Mapping[str, Capture]) -> tuple[tuple[str, Capture], ...]:
-    """Named capture functions, hashable, in order.
+    """Pairs of a result's key and its capture function, in order, hashable.
+
+    Args:
+        known: the functions that `capture` may name.
 
     Raises:
         ValueError: a name is unknown.
@@ -167,10 +192,10 @@ def resolve(capture: CaptureSpec, known: Mapping[str, Capture]) -> tuple[tuple[s
     names = [capture] if isinstance(capture, str) else capture
     pairs = names.items() if isinstance(names, Mapping) else [(name, name) for name in names]
     resolved = []
-    for name, function in pairs:
+    for key, function in pairs:
         if isinstance(function, str):
             if function not in known:
                 raise ValueError(f'unknown capture "{function}"; known are {", ".join(known)}, or pass {{name: function}}')
             function = known[function]
-        resolved.append((name, function))
+        resolved.append((key, function))
     return tuple(resolved)

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with an Orbax tree and a manifest, written all at once; the demos and the cache are read by name."""
+"""Checkpoints: folders with an Orbax tree and a manifest, written atomically; demo models and cached checkpoints open by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvit.config import MODELS, ViTConfig
+from jaxvit.files import cache_folder, file_hash, require_space, sibling
 from jaxvit.vit import ViT, abstract
 
 FORMAT = "jaxvit"
@@ -32,35 +32,35 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights"
 DEMO_FOLDER = Path(__file__).parent / "demo"
 _PACKAGES = ("jax", "flax", "orbax-checkpoint", "numpy")
-_SEAL = "manifest_sha256"
-_NAMES_SHOWN = 5
-_TRIES = 20
-_STALE = 24 * 3600  # seconds
-_OVERHEAD = 2**20  # bytes beside the weights: the description of the tree, the manifest
+_SEAL = "manifest_sha256"  # the manifest's entry for the hash of all others
+_NAMES_SHOWN = 5  # of missing or unknown leaves, in an error
+_TRIES = 20  # to give a folder its name while other processes do the same
+_STALE = 24 * 3600  # seconds after which an untouched temporary folder belongs to no running process
+_RENAMED = {"hidden": "mlp_dim"}  # config fields: name in older checkpoints -> name today
 
 
 def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] | None = None) -> Path:
-    """Write a model to a checkpoint folder: all of it or, where the process dies on the way, nothing under that name.
+    """Write a model to a checkpoint folder, atomically: if the process dies, there is no incomplete checkpoint.
 
     Args:
         model: weights of any float dtype.
         path: the folder; an existing checkpoint (or empty folder) there is replaced.
-        manifest: JSON entries to keep beside the weights, for example where they come from.
+        manifest: JSON entries to store beside the weights, for example their source.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: something that is no jaxvit checkpoint stands at `path`, there is no space for it, writing fails, or `manifest`
-            redefines an entry of ours.
+        ValueError: `path` is something other than a jaxvit checkpoint, there is no space for it, writing fails, or `manifest`
+            redefines an entry that `save` writes.
     """
-    # imported where it is used: it costs as much as the rest of the library, and most runs only load a demo
+    # imported here because it takes as long as the rest of the library, and most programs only load a demo model
     import orbax.checkpoint as ocp
 
     folder = Path(path).expanduser().resolve()
     refuse_foreign(folder)
     leaves = named_leaves(model)
-    own = {
+    own_entries = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": dataclasses.asdict(model.config),
@@ -68,16 +68,16 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         "weights_sha256": weights_hash(model),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in _PACKAGES}},
     }
-    if clash := sorted({*own, "files", _SEAL} & (manifest or {}).keys()):
+    if clash := sorted({*own_entries, "files", _SEAL} & (manifest or {}).keys()):
         raise ValueError(f"manifest entries {', '.join(clash)} are written by save itself; rename yours")
     require_space(folder, sum(leaf.nbytes for leaf in leaves.values()))
-    made = [parent for parent in folder.parents if not parent.exists()]
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    temporary = _sibling(folder, "tmp")
+    temporary = sibling(folder, "tmp")
     try:
         temporary.mkdir()
-        # Orbax's defaults copy every array before it is compressed and written: twice the weights in memory, to save a tenth on disk
+        # Orbax's defaults copy and compress every array: twice the weights in memory, for a tenth less on disk
         registry = ocp.type_handlers.create_type_handler_registry(
             (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, ocp.type_handlers.ArrayHandler())
         )
@@ -85,24 +85,24 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         try:
             with _silent_absl(), ocp.Checkpointer(handler) as checkpointer:
                 checkpointer.save(temporary / WEIGHTS, leaves)
-        except Exception as error:  # Orbax and its storage raise many kinds, with messages of many lines
+        except Exception as error:  # Orbax and its storage raise errors of many types, with messages of many lines
             raise ValueError(f'writing "{folder}" failed, nothing is left of it: {_first_line(error)}') from error
-        entries = json.loads(json.dumps(own | {"files": _listing(temporary)} | dict(manifest or {})))
+        entries = json.loads(json.dumps(own_entries | {"files": _listing(temporary)} | dict(manifest or {})))
         (temporary / MANIFEST).write_text(json.dumps(entries | {_SEAL: _seal(entries)}, indent=2) + "\n")
         _put(temporary, folder)
     except BaseException:
-        for pause in (0.0, 0.1, 0.3):  # Orbax gives up at the first write that fails; the others go on, and make their folders anew
+        for pause in (0.0, 0.1, 0.3):  # after a failed write of Orbax its other writes go on and create their folders again
             time.sleep(pause)
             shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):  # somebody else put something there
-            for parent in made:
+        with contextlib.suppress(OSError):  # another process has put something there
+            for parent in new_parents:
                 parent.rmdir()
         raise
     return folder
 
 
 def load(path_or_name: str | os.PathLike[str]) -> ViT:
-    """A model from a checkpoint folder, a bundled demo ("demo_reg"), or the local cache, by name. Never downloads.
+    """The model of a checkpoint folder, or by name a bundled demo ("demo_reg") or a cached checkpoint. Never downloads.
 
     The cache is the folder in the environment variable JAXVIT_CACHE, by default `~/.cache/jaxvit`.
 
@@ -125,7 +125,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a checkpoint folder.
 
     Raises:
-        ValueError: there is none, or it is not one that this version reads.
+        ValueError: there is none, or this version cannot read it.
     """
     file = Path(path).expanduser() / MANIFEST
     try:
@@ -137,8 +137,8 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f'"{path}" is no jaxvit checkpoint: its {MANIFEST} has no "format": "{FORMAT}"')
     if manifest.get("format_version") != FORMAT_VERSION:
-        given = manifest.get("format_version")
-        raise ValueError(f'"{path}" has checkpoint format {given}, this version reads {FORMAT_VERSION}; convert the weights again')
+        version = manifest.get("format_version")
+        raise ValueError(f'"{path}" has checkpoint format {version}, this version reads {FORMAT_VERSION}; convert the weights again')
     return manifest
 
 
@@ -149,7 +149,7 @@ def verify(path: str | os.PathLike[str]) -> str:
         The hash of the weights.
 
     Raises:
-        ValueError: it is no checkpoint, or anything in it has changed since it was written; the message names the file.
+        ValueError: it is no checkpoint, or something in it has changed since it was written; the message names the file.
     """
     folder, manifest = Path(path).expanduser(), read_manifest(path)
     if manifest.pop(_SEAL, None) != _seal(manifest):
@@ -158,18 +158,13 @@ def verify(path: str | os.PathLike[str]) -> str:
         if not (folder / name).is_file() or file_hash(folder / name) != entry["sha256"]:
             raise ValueError(f'checkpoint "{folder}" is damaged: {name} is not what was written; convert the weights again')
     _load_folder(folder)
-    return manifest["weights_sha256"]
+    weights_sha256: str = manifest["weights_sha256"]
+    return weights_sha256
 
 
 def weights_hash(model: ViT) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every leaf: the same for the same weights, whatever way they came."""
+    """SHA-256 over name, dtype, shape and bytes of every leaf: equal weights have equal hashes, whatever file they come from."""
     return _hash(named_leaves(model))
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def named_leaves(model: ViT) -> dict[str, Any]:
@@ -179,22 +174,23 @@ def named_leaves(model: ViT) -> dict[str, Any]:
 
 
 def assemble(config: ViTConfig, leaves: Mapping[str, Any]) -> ViT:
-    """A model from all of its leaves by name; they are taken as they are, numpy arrays too.
+    """The model with these leaves, by name; they may be NumPy arrays and are not copied.
 
     Raises:
         ValueError: a leaf is missing, unknown, of another shape or not of a float dtype.
     """
     tree = abstract(config)
-    names = named_leaves(tree)
-    _check(names, leaves)
-    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in names])
+    expected = named_leaves(tree)
+    _check(expected, leaves)
+    model: ViT = jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in expected])
+    return model
 
 
 def refuse_foreign(path: Path) -> None:
-    """Make sure that a checkpoint may be written to `path`.
+    """Check that a checkpoint may be written to `path`.
 
     Raises:
-        ValueError: a file, or a folder that is neither empty nor a checkpoint, stands there.
+        ValueError: `path` is a file, or a folder that is neither empty nor a checkpoint.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
@@ -209,51 +205,34 @@ def refuse_foreign(path: Path) -> None:
         raise ValueError(f'"{path}" is a folder of something else and is left alone; name a new folder or an existing jaxvit checkpoint')
 
 
-def require_space(path: Path, size: int) -> None:
-    """Make sure that `size` bytes fit where `path` is to be written.
-
-    Raises:
-        ValueError: they do not.
-    """
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    free = shutil.disk_usage(there).free
-    if free < size + _OVERHEAD:
-        raise ValueError(f'no space left for "{path}": it takes {size / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free in {there}')
-
-
-def cache_folder() -> Path:
-    """Where checkpoints are looked up by name."""
-    return Path(os.environ.get("JAXVIT_CACHE") or "~/.cache/jaxvit").expanduser()
-
-
-def _sibling(folder: Path, kind: str) -> Path:
-    """A hidden neighbour: "tmp" while it is written, "old" while it makes room."""
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.{kind}")
-
-
 def _sweep(folder: Path) -> None:
-    """Put right what a killed process left: a checkpoint that was making room comes back if nothing took its place, and what
-    nobody has touched for a day is removed."""
-    neighbours = {kind: list(folder.parent.glob(f".{glob.escape(folder.name)}.*.{kind}")) for kind in ("old", "tmp")}
-    for old in neighbours["old"]:
+    """Clean up after killed processes.
+
+    A checkpoint that was moved away for a new one is moved back if the new one never came; what has not been touched for a day is
+    removed.
+    """
+    moved, unfinished = (list(folder.parent.glob(f".{glob.escape(folder.name)}.*.{kind}")) for kind in ("old", "tmp"))
+    for old in moved:
         if not folder.exists():
-            with contextlib.suppress(OSError):  # its owner was faster
+            with contextlib.suppress(OSError):  # the process that moved it was faster
                 old.rename(folder)
-    for left in (*neighbours["old"], *neighbours["tmp"]):
-        with contextlib.suppress(FileNotFoundError):  # its owner removes it while we look
-            if time.time() - _touched(left) > _STALE:
-                shutil.rmtree(left, ignore_errors=True)
+    for leftover in (*moved, *unfinished):
+        with contextlib.suppress(FileNotFoundError):  # its process removes it at the same time
+            if time.time() - _last_written(leftover) > _STALE:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _touched(folder: Path) -> float:
+def _last_written(folder: Path) -> float:
     """When a folder or anything in it was last written, in seconds since the epoch."""
-    entries = [os.path.join(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)]
+    entries = [os.path.join(parent, name) for parent, folders, files in os.walk(folder) for name in (*folders, *files)]
     return max(os.path.getmtime(entry) for entry in (str(folder), *entries))
 
 
 def _put(temporary: Path, folder: Path) -> None:
-    """Give the finished folder its name, also while other processes do the same: the last one stays. A checkpoint that has the
-    name makes room, and comes back if that fails."""
+    """Give the finished folder its name. Of several processes that do so at the same time, the last one wins.
+
+    A checkpoint of that name is moved away first, and moved back if that fails.
+    """
     moved: list[Path] = []
     try:
         for _ in range(_TRIES):
@@ -263,9 +242,9 @@ def _put(temporary: Path, folder: Path) -> None:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            with contextlib.suppress(FileNotFoundError):  # somebody else made room
+            with contextlib.suppress(FileNotFoundError):  # another process has moved it away
                 refuse_foreign(folder)
-                moved.append(folder.rename(_sibling(folder, "old")))
+                moved.append(folder.rename(sibling(folder, "old")))
         else:
             raise ValueError(f'"{folder}" is written by others all the time; try again')
     except BaseException:
@@ -279,7 +258,7 @@ def _put(temporary: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _silent_absl() -> Iterator[None]:
-    """Orbax logs tracebacks of what it also raises."""
+    """Suppress Orbax's log, which repeats every error that it raises with its traceback."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:
@@ -289,17 +268,18 @@ def _silent_absl() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
+    """The first line of an error's message, shortened; the type's name if there is no message."""
     return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
 
 
 def _listing(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file of the weights."""
+    """Size and SHA-256 of every weights file, by its path."""
     files = sorted(f for f in (folder / WEIGHTS).rglob("*") if f.is_file())
     return {f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": file_hash(f)} for f in files}
 
 
 def _seal(entries: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest's other entries."""
+    """SHA-256 of a manifest's entries, without the seal itself."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
@@ -313,17 +293,18 @@ def _hash(leaves: Mapping[str, Any]) -> str:
 
 
 def _load_folder(folder: Path) -> ViT:
+    """The model of a checkpoint folder, after all checks of its files."""
     import orbax.checkpoint as ocp
 
     manifest = read_manifest(folder)
     config = _config(manifest.get("config"), folder)
-    # sizes first: Orbax reads in parallel, and where several of its reads fail it says so in many places
+    # sizes first: Orbax reads in parallel, and its messages about several failed reads are not readable
     for name, entry in (manifest.get("files") or {}).items():
         file, size = folder / name, entry["bytes"]
         if not file.is_file() or file.stat().st_size != size:
             state = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
             raise ValueError(f'checkpoint "{folder}" is damaged: {name} {state}, it had {size} when written; convert the weights again')
-    wanted = named_leaves(abstract(config))
+    expected = named_leaves(abstract(config))
     weights = (folder / WEIGHTS).resolve()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -331,9 +312,10 @@ def _load_folder(folder: Path) -> ViT:
             if description is None:
                 raise ValueError("the description of its tree is damaged")
             stored = dict(description.tree)
-            _check(wanted, stored)
-            leaves = checkpointer.restore(weights, {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in stored.items()})
-    except Exception as error:  # Orbax and its storage raise many kinds, with messages of many lines
+            _check(expected, stored)
+            shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in stored.items()}
+            leaves = checkpointer.restore(weights, shapes)
+    except Exception as error:  # Orbax and its storage raise errors of many types, with messages of many lines
         raise ValueError(f'checkpoint "{folder}" cannot be read: {_first_line(error)}') from error
     if _hash(leaves) != manifest.get("weights_sha256"):
         raise ValueError(f'checkpoint "{folder}" is damaged: its weights are not those of its manifest; convert the weights again')
@@ -341,6 +323,7 @@ def _load_folder(folder: Path) -> ViT:
 
 
 def _load_demo(file: Path) -> ViT:
+    """A demo model, in float32: its file holds float16 leaves and, in the header, the config."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -352,38 +335,41 @@ def _load_demo(file: Path) -> ViT:
     return assemble(config, leaves)
 
 
-def _config(entries: Any, where: Path) -> ViTConfig:
+def _config(entries: Any, source: Path) -> ViTConfig:
+    """The config of a manifest or of a demo's header; older ones have other names for some fields."""
     try:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}
+        fields: dict[str, Any] = {_RENAMED.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in entries.items()}
         return ViTConfig(**fields)
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{where} names no config that this version knows: {error}; convert the weights again") from error
+        raise ValueError(f"{source} names no config that this version knows: {error}; convert the weights again") from error
 
 
-def _check(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _check(expected: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+    """Refuse leaves whose names, shapes or dtypes are not those of the model."""
     faults = []
-    for what, names in (("missing", wanted.keys() - given.keys()), ("unknown", given.keys() - wanted.keys())):
+    for fault, names in (("missing", expected.keys() - leaves.keys()), ("unknown", leaves.keys() - expected.keys())):
         if names:
-            shown = ", ".join(sorted(names)[:_NAMES_SHOWN])
-            faults.append(f"{len(names)} {what} ({shown}{', ...' if len(names) > _NAMES_SHOWN else ''})")
+            listed = ", ".join(sorted(names)[:_NAMES_SHOWN])
+            faults.append(f"{len(names)} {fault} ({listed}{', ...' if len(names) > _NAMES_SHOWN else ''})")
     if faults:
         raise ValueError(f"weights do not fit the config: {'; '.join(faults)}")
-    for name, spec in wanted.items():
-        shape, dtype = tuple(given[name].shape), given[name].dtype
+    for name, spec in expected.items():
+        shape, dtype = tuple(leaves[name].shape), leaves[name].dtype
         if shape != tuple(spec.shape):
             raise ValueError(f"weights do not fit the config: {name} has shape {shape} instead of {tuple(spec.shape)}")
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"weights do not fit the config: {name} has dtype {dtype} instead of a float")
 
 
-def _not_found(given: str | os.PathLike[str], folder: Path) -> str:
+def _not_found(path_or_name: str | os.PathLike[str], folder: Path) -> str:
+    """The error message for a path or name that cannot be loaded, with what could be."""
     if folder.is_file() or folder.is_dir():
-        return f'"{given}" is no jaxvit checkpoint (it has no {MANIFEST}); convert it: python -m convert {given} --out DIR'
+        return f'"{path_or_name}" is no jaxvit checkpoint (it has no {MANIFEST}); convert it: python -m convert {path_or_name} --out DIR'
     demos = sorted(f.stem for f in DEMO_FOLDER.glob("*.safetensors"))
     cached = sorted(f.parent.name for f in cache_folder().glob(f"*/{MANIFEST}"))
-    if str(given) in MODELS:
-        return f'the weights of "{given}" are not in the cache {cache_folder()}; get them: python -m convert {given}'
+    if str(path_or_name) in MODELS:
+        return f'the weights of "{path_or_name}" are not in the cache {cache_folder()}; get them: python -m convert {path_or_name}'
     return (
-        f'"{given}" is not here: possible are a checkpoint folder, a demo ({", ".join(demos) or "none"}) or a name in the cache '
+        f'"{path_or_name}" is not here: possible are a checkpoint folder, a demo ({", ".join(demos) or "none"}) or a name in the cache '
         f"{cache_folder()} ({', '.join(cached) or 'empty'}); make one with: python -m convert SOURCE --out DIR"
     )

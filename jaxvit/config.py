@@ -1,4 +1,4 @@
-"""What shapes a model: `ViTConfig`, and `MODELS`, the table of every released DINO vision transformer."""
+"""`ViTConfig`, the architecture of a model, and `MODELS`, the table of all released DINO vision transformers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ FeedForwardKind = Literal["mlp", "swiglu"]
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Everything that shapes a vision transformer; two models with equal configs share compiled programs.
+    """The architecture of a vision transformer and its pixel normalisation; models with equal configs share compiled programs.
 
     Attributes:
         patch_size: side of a square patch, in pixels.
         width: width of the residual stream.
         depth: number of blocks.
         heads: attention heads; divides `width`.
-        hidden: inner width of the feed-forward layer.
+        mlp_dim: inner width of the feed-forward layer.
         registers: register tokens between CLS and the patches.
         feed_forward: "mlp" (exact GELU) or "swiglu" (silu(gate) * up).
-        position: "rope" (axial RoPE on patches, DINOv3), or how the learned table is resized to another
-            grid, always bicubic: "offset" (Meta's DINO and DINOv2: scale factor (n + 0.1) / side, no antialias),
+        position: "rope" (axial RoPE on patches, DINOv3), or the rule by which a learned position table is resized to
+            another grid, always bicubic: "offset" (Meta's DINO and DINOv2: scale factor (n + 0.1) / side, no antialias),
             "antialias" (Meta's DINOv2 with registers, and timm), "plain" (Hugging Face's ViT and Dinov2).
-        image_size: side in pixels the position table was made for (nominal with RoPE).
+        image_size: side in pixels that the position table was made for (nominal with RoPE).
         norm_eps: epsilon of every LayerNorm.
-        layer_scale: whether both branches of a block end in a learned per-channel scale.
+        layer_scale: whether attention and feed-forward outputs are multiplied by a learned per-channel scale.
         qkv_bias: whether the query, key and value projections have a bias.
-        untied_norm: whether CLS and registers have a final norm of their own.
+        untied_norm: whether CLS and registers have a separate final norm.
         pixel_mean, pixel_std: normalisation of pixels scaled to [0, 1], per RGB channel.
 
     Raises:
@@ -44,7 +44,7 @@ class ViTConfig:
     width: int
     depth: int
     heads: int
-    hidden: int
+    mlp_dim: int
     registers: int = 0
     feed_forward: FeedForwardKind = "mlp"
     position: Position = "offset"
@@ -81,9 +81,9 @@ class ViTConfig:
         """
         p = self.patch_size
         if height < p or width < p or height % p or width % p:
-            near = [max(p, round(s / p) * p) for s in (height, width)]
+            rows, columns = (max(1, round(side / p)) for side in (height, width))
             raise ValueError(
-                f"image size {height}x{width} is no multiple of the patch size {p}; resize or crop, for example to {near[0]}x{near[1]}"
+                f"image size {height}x{width} is no multiple of the patch size {p}; resize or crop, for example to {rows * p}x{columns * p}"
             )
         return height // p, width // p
 
@@ -99,7 +99,7 @@ def _dinov2(width: int, depth: int, heads: int, registers: int) -> ViTConfig:
         width,
         depth,
         heads,
-        hidden=4096 if giant else 4 * width,
+        mlp_dim=4096 if giant else 4 * width,
         registers=registers,
         feed_forward="swiglu" if giant else "mlp",
         position="antialias" if registers else "offset",
@@ -107,13 +107,13 @@ def _dinov2(width: int, depth: int, heads: int, registers: int) -> ViTConfig:
     )
 
 
-def _dinov3(width: int, depth: int, heads: int, hidden: int, feed_forward: FeedForwardKind = "mlp") -> ViTConfig:
+def _dinov3(width: int, depth: int, heads: int, mlp_dim: int, feed_forward: FeedForwardKind = "mlp") -> ViTConfig:
     return ViTConfig(
         16,
         width,
         depth,
         heads,
-        hidden,
+        mlp_dim,
         registers=4,
         feed_forward=feed_forward,
         position="rope",

@@ -1,4 +1,4 @@
-"""Running a model: embed, one `lax.scan` over blocks with their edits, captures coming out of it, final norm."""
+"""`forward`, `contrast` and `sweep_layers`: embedding, one `lax.scan` over blocks with their edits and captures, final norm."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxvit import edits as editing
 from jaxvit.ablation import Ablation
-from jaxvit.attention import attend_and_diverge, attend_and_share
-from jaxvit.capture import CAPTURES, CONTRASTS, DIVERGING, SHARING, BlockState, Capture, CaptureSpec, group_columns, resolve
-from jaxvit.edits import Edits, Place, Stage, lower
+from jaxvit.apply import apply
+from jaxvit.attention import attention_with_divergence, attention_with_groups
+from jaxvit.capture import CAPTURES, CONTRASTS, FUSED_DIVERGENCE, FUSED_GROUPS, BlockState, Capture, CaptureSpec, group_columns, resolve
+from jaxvit.lowering import lower
+from jaxvit.ops import BlockContext, EditOp, Edits
 from jaxvit.tokens import TokenLayout
-from jaxvit.vit import Block, Rope, ViT, only_attend
+from jaxvit.vit import Block, Rope, ViT, attend_only
 
 Captures = tuple[tuple[str, Capture], ...]
-LayerStages = dict[str, tuple[Stage, ...]]
+LayerOps = dict[str, tuple[EditOp, ...]]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens", "prenorm", "captured"], meta_fields=["layout"])
 @dataclass(frozen=True)
 class Output:
-    """What a run returns; leading axes are free, so that it survives `jax.vmap`.
+    """The result of a run. Leading axes are arbitrary, so that it can be a result of `jax.vmap`.
 
     Attributes:
         tokens: [..., T, D] after the final norm, in the order CLS, registers, patches.
         prenorm: [..., T, D] output of the last block.
-        captured: what each capture returned, stacked over layers on its first axis.
+        layout: which of the tokens are CLS, registers and patches.
+        captured: the results of each capture, stacked over layers on their first axis.
     """
 
     tokens: Float[Array, "*batch tokens width"]
@@ -55,7 +57,7 @@ class Output:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["clean", "ablated", "captured"], meta_fields=[])
 @dataclass(frozen=True)
 class Pair:
-    """A clean and an ablated run of the same images; `captured` holds what saw both, stacked over layers."""
+    """A clean and an ablated run of the same images; `captured` holds the results of captures of both, stacked over layers."""
 
     clean: Output
     ablated: Output
@@ -70,22 +72,23 @@ def forward(
     example_ids: Int[Array, "batch"] | None = None,
     valid: Bool[Array, "batch"] | None = None,
 ) -> Output:
-    """Run a model, with tokens replaced and activations read out as asked.
+    """Run a model, with tokens replaced by an ablation and activations read out by captures.
 
     Compiles once per (config, shapes, captures, structure of the edits). Pure: composes with jit, vmap, grad and shardings.
 
     Args:
         images: normalised pixels (`jaxvit.normalise`), any height and width that are multiples of the patch size.
-        ablation: what to replace; None runs the program without edits.
-        capture: names (see `jaxvit.capture.CAPTURES`), or {name: name or function of the `BlockState`}.
-        example_ids: numbers that address the random draws of each example; needed by noise, shuffle and random patches.
-        valid: which examples are no padding; padding never donates in a shuffle.
+        ablation: an ablation, or its edits for this model and image size; None runs the program without edits.
+        capture: a name or names of `jaxvit.capture.CAPTURES`, or {key: name or function of the `BlockState`}.
+        example_ids: one integer per image, from which its random draws are made; required by noise, shuffle and random patches.
+        valid: which examples are not padding; padding never donates in a shuffle.
 
     Raises:
-        ValueError: images, ablation, captures or ids do not fit; the message says what would.
+        ValueError: images, ablation, captures or ids do not fit the model or one another.
     """
     edits = _prepare(model, images, ablation, example_ids, valid)
-    return _forward(model, images, edits, _ids(example_ids), valid, resolve(capture, CAPTURES))
+    output: Output = _forward(model, images, edits, _ids(example_ids), valid, resolve(capture, CAPTURES))
+    return output
 
 
 def contrast(
@@ -96,12 +99,13 @@ def contrast(
     example_ids: Int[Array, "batch"] | None = None,
     valid: Bool[Array, "batch"] | None = None,
 ) -> Pair:
-    """Run the clean and the ablated stream together in one scan; captures get (clean state, ablated state) of each block.
+    """Run the clean and the ablated model together in one scan; captures are functions of (clean state, ablated state) of each block.
 
     Arguments and errors as for `forward`; the named captures are those of `jaxvit.capture.CONTRASTS`.
     """
     edits = _prepare(model, images, ablation, example_ids, valid)
-    return _contrast(model, images, edits, _ids(example_ids), valid, resolve(capture, CONTRASTS))
+    pair: Pair = _contrast(model, images, edits, _ids(example_ids), valid, resolve(capture, CONTRASTS))
+    return pair
 
 
 def sweep_layers(
@@ -111,15 +115,16 @@ def sweep_layers(
     example_ids: Int[Array, "batch"] | None = None,
     valid: Bool[Array, "batch"] | None = None,
 ) -> Output:
-    """Run an ablation at one block at a time: entry l of `tokens` and `prenorm` [L, B, T, D] is the run whose block l alone is
-    edited, as `forward` gives it for the same ablation with `layers=[l]`.
+    """Run an ablation at one block at a time, for every block.
 
-    The clean run is computed once; each entry starts from it at block l, or behind it where only block outputs are edited:
-    L (L + 1) / 2 blocks in the place of L^2. One program serves all l; its loops have no reverse-mode gradient. Arguments and
-    errors as for `forward`; an ablation that leaves out a block gives the clean run there.
+    Entry l of `tokens` and `prenorm` [L, B, T, D] is what `forward` gives for the ablation at block l only (`layers=[l]`); where the
+    ablation does not act at block l, it is the clean run. The clean run is computed once, and each entry continues it from block l
+    (from block l + 1 where only block outputs are edited): about L (L + 1) / 2 blocks instead of L^2. One compiled program serves
+    all l; its loops have no reverse-mode gradient. Arguments and errors as for `forward`.
     """
     edits = _prepare(model, images, ablation, example_ids, valid)
-    return _sweep_layers(model, images, edits, _ids(example_ids), valid)
+    output: Output = _sweep_layers(model, images, edits, _ids(example_ids), valid)
+    return output
 
 
 @functools.partial(jax.jit, static_argnames="captures")
@@ -127,20 +132,20 @@ def _forward(model: ViT, images: Array, edits: Edits | None, ids: Array | None, 
     x, rope, layout = _embed(model, images)
     groups = group_columns(layout)
 
-    def sharing(q: Array, k: Array, v: Array, hidden: Array | None) -> tuple[Array, dict[str, Array]]:
-        mixed, shares = attend_and_share(q, k, v, groups, hidden)
-        return mixed, {"shares": shares}
+    def with_groups(q: Array, k: Array, v: Array, attention_mask: Array | None) -> tuple[Array, dict[str, Array]]:
+        values, group_attention = attention_with_groups(q, k, v, groups, attention_mask)
+        return values, {"group_attention": group_attention}
 
-    attention = sharing if SHARING.intersection(function for _, function in captures) else only_attend
+    attention = with_groups if FUSED_GROUPS.intersection(function for _, function in captures) else attend_only
 
-    def step(x: Array, scanned: tuple[Block, LayerStages, Array]) -> tuple[Array, dict[str, Any]]:
-        block, stages, layer = scanned
-        place = Place(layer, ids, valid, layout)
+    def step(x: Array, scanned: tuple[Block, LayerOps, Array]) -> tuple[Array, dict[str, Any]]:
+        block, ops, layer = scanned
+        context = BlockContext(layer, ids, valid, layout)
 
         def edit(site: str, stream: Array) -> Array:
-            return editing.apply(stages[site], stream, place) if site in stages else stream
+            return apply(ops[site], stream, context) if site in ops else stream
 
-        state = BlockState(block(x, rope, edit, attention=attention), place)
+        state = BlockState(block(x, rope, edit, attention=attention), context)
         return state.stream_out, {name: function(state) for name, function in captures}
 
     x, captured = jax.lax.scan(step, x, _scanned(model, edits))
@@ -151,24 +156,24 @@ def _forward(model: ViT, images: Array, edits: Edits | None, ids: Array | None, 
 def _contrast(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, captures: Captures) -> Pair:
     x, rope, layout = _embed(model, images)
 
-    def diverging(q: Array, k: Array, v: Array, hidden: Array | None) -> tuple[Array, dict[str, Array]]:
-        mixed, divergence = attend_and_diverge(q, k, v, hidden)
-        return mixed, {"divergence": divergence}
+    def with_divergence(q: Array, k: Array, v: Array, attention_mask: Array | None) -> tuple[Array, dict[str, Array]]:
+        values, divergence = attention_with_divergence(q, k, v, attention_mask)
+        return values, {"divergence": divergence}
 
-    attention = diverging if DIVERGING.intersection(function for _, function in captures) else only_attend
+    attention = with_divergence if FUSED_DIVERGENCE.intersection(function for _, function in captures) else attend_only
 
-    def step(streams: Array, scanned: tuple[Block, LayerStages, Array]) -> tuple[Array, dict[str, Any]]:
-        block, stages, layer = scanned
-        place = Place(layer, ids, valid, layout)
+    def step(streams: Array, scanned: tuple[Block, LayerOps, Array]) -> tuple[Array, dict[str, Any]]:
+        block, ops, layer = scanned
+        context = BlockContext(layer, ids, valid, layout)
 
-        def edit(site: str, both: Array) -> Array:
-            return jnp.stack([both[0], editing.apply(stages[site], both[1], place)]) if site in stages else both
+        def edit(site: str, pair: Array) -> Array:
+            return jnp.stack([pair[0], apply(ops[site], pair[1], context)]) if site in ops else pair
 
         trace = block(streams, rope, edit, attention=attention)
-        clean, ablated = (BlockState(jax.tree.map(lambda leaf, i=i: leaf[i], trace), place) for i in range(2))
+        clean, ablated = (BlockState(jax.tree.map(lambda leaf, i=i: leaf[i], trace), context) for i in range(2))
         return trace.block_output, {name: function(clean, ablated) for name, function in captures}
 
-    # the two streams are one batch through the same kernels, so they differ by the ablation and by no rounding
+    # Both streams go through the same kernels as one batch: they differ by the ablation alone, not by rounding.
     streams, captured = jax.lax.scan(step, jnp.stack([x, x]), _scanned(model, edits))
     tokens = model.final_norm(streams)
     return Pair(Output(tokens[0], streams[0], layout), Output(tokens[1], streams[1], layout), captured)
@@ -177,50 +182,54 @@ def _contrast(model: ViT, images: Array, edits: Edits, ids: Array | None, valid:
 @jax.jit
 def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None) -> Output:
     x, rope, layout = _embed(model, images)
-    behind = set(edits.stages) <= {"block_output"}
+    outputs_only = set(edits.ops) <= {"block_output"}
 
     def clean(x: Array, block: Block) -> tuple[Array, Array]:
-        out = block(x, rope).block_output
-        return out, out if behind else x
+        output = block(x, rope).block_output
+        return output, output if outputs_only else x
 
     def block_at(layer: Array) -> Block:
-        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), model.blocks)
+        block: Block = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), model.blocks)
+        return block
 
-    def edited_at(scanned: tuple[Array, LayerStages, Array]) -> Array:
-        x, stages, layer = scanned
-        place = Place(layer, ids, valid, layout)
+    def edited_at(scanned: tuple[Array, LayerOps, Array]) -> Array:
+        x, ops, layer = scanned
+        context = BlockContext(layer, ids, valid, layout)
 
         def edit(site: str, stream: Array) -> Array:
-            return editing.apply(stages[site], stream, place) if site in stages else stream
+            return apply(ops[site], stream, context) if site in ops else stream
 
-        x = edit("block_output", x) if behind else block_at(layer)(x, rope, edit).block_output
-        return jax.lax.fori_loop(layer + 1, model.config.depth, lambda later, x: block_at(later)(x, rope).block_output, x)
+        x = edit("block_output", x) if outputs_only else block_at(layer)(x, rope, edit).block_output
+        last: Array = jax.lax.fori_loop(layer + 1, model.config.depth, lambda later, x: block_at(later)(x, rope).block_output, x)
+        return last
 
     _, starts = jax.lax.scan(clean, x, model.blocks)
-    last = jax.lax.map(edited_at, (starts, edits.stages, jnp.arange(model.config.depth)))
+    last = jax.lax.map(edited_at, (starts, edits.ops, jnp.arange(model.config.depth)))
     return Output(model.final_norm(last), last, layout)
 
 
 def _embed(model: ViT, images: Array) -> tuple[Array, Rope | None, TokenLayout]:
+    """The input of block 0, the rotary angles, and the token layout."""
     grid = model.config.grid(images.shape[-3], images.shape[-2])
     return model.add_prefix(model.embed_patches(images), grid), model.rope(grid), TokenLayout(model.config.registers, *grid)
 
 
-def _scanned(model: ViT, edits: Edits | None) -> tuple[Block, LayerStages, Array]:
-    return model.blocks, {} if edits is None else edits.stages, jnp.arange(model.config.depth)
+def _scanned(model: ViT, edits: Edits | None) -> tuple[Block, LayerOps, Array]:
+    """What the scan takes apart along the leading axis: blocks, their ops, their numbers."""
+    return model.blocks, {} if edits is None else edits.ops, jnp.arange(model.config.depth)
 
 
 def _prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: Any, valid: Any) -> Edits | None:
-    """Check what can be checked without looking at traced values; lower the ablation."""
+    """The edits of the ablation, after all checks that need no traced values."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be [batch, height, width, 3], got {tuple(images.shape)}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be normalised floats, got {images.dtype}; use jaxvit.normalise(images, model.config)")
     batch, size = images.shape[0], (images.shape[1], images.shape[2])
     layout = TokenLayout.of(model.config, size)
-    for name, given in (("example_ids", ids), ("valid", valid)):
-        if given is not None and tuple(given.shape) != (batch,):
-            raise ValueError(f"{name} must have one entry per image ({batch}), got shape {tuple(given.shape)}")
+    for name, array in (("example_ids", ids), ("valid", valid)):
+        if array is not None and tuple(array.shape) != (batch,):
+            raise ValueError(f"{name} must have one entry per image ({batch}), got shape {tuple(array.shape)}")
     if ablation is None:
         return None
     edits = lower(ablation, model, size) if isinstance(ablation, Ablation) else ablation
@@ -232,9 +241,10 @@ def _prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: 
     if edits.addresses_examples and ids is None:
         raise ValueError("noise, shuffle and random patches are drawn per example: pass example_ids, one integer per image")
     if edits.shuffles:
-        known = None if valid is None or isinstance(valid, jax.core.Tracer) else int(np.sum(np.asarray(valid)))
-        if (batch if known is None else known) < 2:
-            raise ValueError(f"shuffle needs at least 2 valid examples in a batch, got {batch if known is None else known}")
+        # under a transformation `valid` is traced and cannot be counted
+        count = batch if valid is None or isinstance(valid, jax.core.Tracer) else int(np.sum(np.asarray(valid)))
+        if count < 2:
+            raise ValueError(f"shuffle needs at least 2 valid examples in a batch, got {count}")
     return edits
 
 

@@ -1,4 +1,4 @@
-"""Geometry of features: effective rank, cosine, principal components as colours."""
+"""Geometry of features: effective rank, cosine similarity, Mahalanobis distance, principal components as colours."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-exact_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+_exact_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 @functools.partial(jax.jit, static_argnames="centred")
 def effective_rank(features: Shaped[Array, "*batch rows width"], *, centred: bool = False) -> Float[Array, "*batch"]:
-    """exp of the entropy of the squared singular values normalised to sum 1 (the eigenvalues of the Gram matrix).
+    """Effective rank: exp of the entropy of the squared singular values (the Gram matrix's eigenvalues), normalised to sum 1.
 
-    Features are the patches of one image; `centred` takes their mean away first. Between 1 and min(rows, width); 0 where
-    all features are 0.
+    Between 1 and min(rows, width); 0 where all features are 0.
+
+    Args:
+        features: the patches of one image, say.
+        centred: subtract the mean over rows first.
     """
     return _entropy_rank(singular_values(features, centred=centred) ** 2)
 
 
 @functools.partial(jax.jit, static_argnames="centred")
 def effective_rank_roy_vetterli(features: Shaped[Array, "*batch rows width"], *, centred: bool = False) -> Float[Array, "*batch"]:
-    """exp of the entropy of the singular values normalised to sum 1 (Roy & Vetterli 2007); otherwise as `effective_rank`."""
+    """`effective_rank` of the singular values themselves, not their squares, as Roy & Vetterli (2007) define it."""
     return _entropy_rank(singular_values(features, centred=centred))
 
 
@@ -31,33 +34,34 @@ def effective_rank_roy_vetterli(features: Shaped[Array, "*batch rows width"], *,
 def singular_values(features: Shaped[Array, "*batch rows width"], *, centred: bool = False) -> Float[Array, "*batch side"]:
     """The min(rows, width) singular values, smallest first, float32.
 
-    They are the lengths of the projections on the eigenvectors of the smaller Gram matrix: exact to about 1e-6 of the
-    largest in features of low rank, and to 1e-4 in a spectrum that falls off slowly. Roots of the Gram matrix's eigenvalues
-    would be off by 3e-4 in every dimension, and a decomposition without it takes ten times as long.
+    Computed as norms of the projections onto the eigenvectors of the smaller Gram matrix: exact to about 1e-6 of the largest
+    for features of low rank, and to 1e-4 for a slowly decaying spectrum. Square roots of the Gram matrix's eigenvalues would be
+    off by 3e-4 in every dimension, and a singular value decomposition takes ten times as long.
     """
-    features = _prepared(features, centred)
+    features = _float32(features, centred)
     rows, width = features.shape[-2:]
     _, vectors = jnp.linalg.eigh(_smaller_gram(features))
-    projections = exact_einsum("...nd,...nk->...dk" if rows <= width else "...nd,...dk->...nk", features, vectors)
-    return jnp.linalg.norm(projections, axis=-2)
+    projections = _exact_einsum("...nd,...nk->...dk" if rows <= width else "...nd,...dk->...nk", features, vectors)
+    norms: Array = jnp.linalg.norm(projections, axis=-2)
+    return norms
 
 
 @functools.partial(jax.jit, static_argnames="centred")
 def participation_ratio(features: Shaped[Array, "*batch rows width"], *, centred: bool = False) -> Float[Array, "*batch"]:
-    """(sum of Gram eigenvalues)^2 / sum of their squares: otherwise as `effective_rank`, and never above it."""
+    """Participation ratio: (sum of Gram eigenvalues)^2 / sum of their squares. Never above `effective_rank`; 0 where all features are 0."""
     spectrum = singular_values(features, centred=centred) ** 2
     squares = (spectrum**2).sum(axis=-1)
-    return spectrum.sum(axis=-1) ** 2 / jnp.where(squares > 0, squares, 1)
+    ratio: Array = spectrum.sum(axis=-1) ** 2 / jnp.where(squares > 0, squares, 1)
+    return ratio
 
 
 @jax.jit
 def mahalanobis(
     tokens: Shaped[Array, "*batch width"], mean: Float[Array, "*#batch width"], variance: Float[Array, "*#batch width"]
 ) -> Float[Array, "*batch"]:
-    """Distance from a mean in standard deviations of each channel: the root of the mean over channels of (x - mean)^2 / variance.
+    """Mahalanobis distance under a diagonal covariance, per channel: the root of the mean over channels of (x - mean)^2 / variance.
 
-    With the moments of `jaxvit.calibrate`, whose covariance is diagonal, about 1 for what calibration saw. Channels that did not
-    vary in calibration do not count.
+    With the moments of `jaxvit.calibrate` it is about 1 for the images of the calibration. Channels of variance 0 do not count.
     """
     varies = variance > 0
     squares = jnp.where(varies, (tokens.astype(jnp.float32) - mean) ** 2 / jnp.where(varies, variance, 1), 0)
@@ -66,19 +70,19 @@ def mahalanobis(
 
 @jax.jit
 def pairwise_cosine(tokens: Shaped[Array, "*batch tokens width"]) -> Float[Array, "*batch tokens tokens"]:
-    """Cosine of every pair of tokens (registers, say) of an image. A zero token has cosine 0 with all."""
-    return exact_einsum("...rd,...sd->...rs", unit(tokens), unit(tokens))
+    """Cosine similarity of every pair of tokens of an image (its registers, say); 0 for pairs with a zero token."""
+    return _exact_einsum("...rd,...sd->...rs", unit(tokens), unit(tokens))
 
 
 @jax.jit
 def pca_rgb(features: Shaped[Array, "rows width"], clip: float | Float[Array, ""] = 0.0) -> Float[Array, "rows 3"]:
-    """The first three principal components as red, green, blue in [0, 1], scaled jointly over all rows given.
+    """The first three principal components as red, green, blue in [0, 1], each scaled over all rows.
 
-    The sign of a component is such that its largest loading is positive: the same features give the same colours. Give
-    the patches of all images of a figure at once for comparable colours.
+    The sign of a component is such that its largest loading is positive: the same features give the same colours. Pass the
+    patches of all images of a figure at once for comparable colours.
 
     Args:
-        clip: share of rows cut off at either end of the scale; 0 is min-max scaling. A component without variance is 0.
+        clip: fraction of rows clipped at either end of the scale; 0 is min-max scaling. A component without variance is 0.
 
     Raises:
         ValueError: fewer than three rows or channels.
@@ -86,12 +90,12 @@ def pca_rgb(features: Shaped[Array, "rows width"], clip: float | Float[Array, ""
     rows, width = features.shape
     if min(rows, width) < 3:
         raise ValueError(f"features have shape {features.shape}; three components need at least three rows and three channels")
-    features = _prepared(features, True)
+    features = _float32(features, centred=True)
     loadings = jnp.linalg.eigh(_smaller_gram(features))[1][:, :-4:-1]
     if rows <= width:
-        loadings = unit(exact_einsum("nd,nk->kd", features, loadings)).T
+        loadings = unit(_exact_einsum("nd,nk->kd", features, loadings)).T
     largest = jnp.take_along_axis(loadings, jnp.argmax(jnp.abs(loadings), axis=0)[None], axis=0)
-    components = exact_einsum("nd,dk->nk", features, loadings * jnp.where(largest < 0, -1, 1))
+    components = _exact_einsum("nd,dk->nk", features, loadings * jnp.where(largest < 0, -1, 1))
     low, high = jnp.quantile(components, clip, axis=0), jnp.quantile(components, 1 - clip, axis=0)
     return jnp.clip((components - low) / jnp.where(high > low, high - low, 1), 0, 1)
 
@@ -103,20 +107,21 @@ def unit(vectors: Shaped[Array, "*batch width"]) -> Float[Array, "*batch width"]
     return vectors / jnp.where(norm > 0, norm, 1)
 
 
-def _prepared(features: Shaped[Array, "*batch rows width"], centred: bool) -> Float[Array, "*batch rows width"]:
+def _float32(features: Shaped[Array, "*batch rows width"], centred: bool) -> Float[Array, "*batch rows width"]:
+    """Features in float32, without their mean over rows where `centred`."""
     features = features.astype(jnp.float32)
     return features - features.mean(axis=-2, keepdims=True) if centred else features
 
 
 def _smaller_gram(features: Float[Array, "*batch rows width"]) -> Float[Array, "*batch side side"]:
-    """Products of all pairs of rows, or of channels where those are fewer; the eigenvalues above 0 are the same."""
+    """Gram matrix of the rows, or of the channels where those are fewer; both have the same eigenvalues above 0."""
     rows, width = features.shape[-2:]
-    return exact_einsum("...nd,...md->...nm" if rows <= width else "...nd,...ne->...de", features, features)
+    return _exact_einsum("...nd,...md->...nm" if rows <= width else "...nd,...ne->...de", features, features)
 
 
 def _entropy_rank(spectrum: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
-    """exp(entropy) of a non-negative spectrum normalised to sum 1."""
+    """exp of the entropy of a non-negative spectrum normalised to sum 1; 0 where it is all 0."""
     total = spectrum.sum(axis=-1)
-    share = spectrum / jnp.where(total > 0, total, 1)[..., None]
-    entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1)), axis=-1)
+    fractions = spectrum / jnp.where(total > 0, total, 1)[..., None]
+    entropy = -jnp.sum(fractions * jnp.log(jnp.where(fractions > 0, fractions, 1)), axis=-1)
     return jnp.where(total > 0, jnp.exp(entropy), 0)

@@ -1,4 +1,4 @@
-"""Positions: exact bicubic resizing of a learned table, and axial rotary embeddings (RoPE)."""
+"""Position embeddings: bicubic resizing of a learned table, exact to the originals, and axial rotary embeddings (RoPE)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _keys_cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def resize_matrix(source: int, target: int, rule: Position) -> np.ndarray:
-    """Weights float64 [target, source] of a one-dimensional bicubic resize, as `torch.nn.functional.interpolate` does it.
+    """Weights, float64 [target, source], of one-dimensional bicubic resizing, those of `torch.nn.functional.interpolate`.
 
     "offset" and "plain": kernel parameter -0.75, borders clamped; "offset" samples with scale (target + 0.1) / source.
     "antialias": kernel parameter -0.5, widened when shrinking, borders renormalised (as in Pillow).
@@ -51,9 +51,9 @@ def resize_matrix(source: int, target: int, rule: Position) -> np.ndarray:
 
 
 def resize_table(table: Float[Array, "side side width"], grid: tuple[int, int], rule: Position) -> Float[Array, "patches width"]:
-    """Position table for another grid of patches, row by row.
+    """The position table resized to a grid of patches, row by row.
 
-    As in the originals the table is used untouched only where the grid is square and has as many patches as the table.
+    As in the originals the table is used unchanged only where the grid is square and has as many patches as the table.
     """
     side, _, width = table.shape
     rows, columns = grid
@@ -67,7 +67,7 @@ def resize_table(table: Float[Array, "side side width"], grid: tuple[int, int], 
 
 
 def rope_periods(head_width: int) -> Float[np.ndarray, "quarter"]:
-    """Periods base^(2 i / (head_width / 2)) in float32 (DINOv3's formula, used where a checkpoint stores none)."""
+    """RoPE periods base^(2 i / (head_width / 2)) in float32: DINOv3's formula, for checkpoints that store none."""
     exponent = 2 * np.arange(head_width // 4, dtype=np.float32) / np.float32(head_width // 2)
     return np.float32(ROPE_BASE) ** exponent
 
@@ -77,8 +77,8 @@ def rope_angles(
 ) -> tuple[Float[Array, "patches head_width"], Float[Array, "patches head_width"]]:
     """Cosine and sine of the rotary angles 2 pi coordinate / period, float32.
 
-    Coordinates are patch centres mapped to [-1, 1] on each axis; the angles of the rows come first, then the
-    columns', and the pair is repeated for the two halves of a head (DINOv3, `RopePositionEmbedding`).
+    Coordinates are patch centres mapped to [-1, 1] on each axis; angles of the row come first, then those of the column, and
+    both are repeated for the second half of a head (DINOv3, `RopePositionEmbedding`).
     """
     rows, columns = (2 * (np.arange(n, dtype=np.float32) + np.float32(0.5)) / np.float32(n) - 1 for n in grid)
     coordinates = jnp.asarray(np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2))
@@ -92,7 +92,7 @@ def rotate(
     cosine: Float[Array, "patches head_width"],
     sine: Float[Array, "patches head_width"],
 ) -> Float[Array, "*batch tokens heads head_width"]:
-    """Rotate the last `patches` tokens of queries or keys; what stands before them (CLS, registers) stays. Float32 inside."""
+    """Queries or keys with their last `patches` tokens rotated; the tokens before them (CLS, registers) are unchanged. Float32 inside."""
     prefix = x.shape[-3] - cosine.shape[0]
     patches = x[..., prefix:, :, :].astype(jnp.float32)
     first, second = jnp.split(patches, 2, axis=-1)

@@ -1,4 +1,4 @@
-"""One path for every size of machine: the batch is split over a mesh of devices, everything else is on all of them.
+"""Data parallelism: batches are split over a mesh of devices, everything else is copied to all of them.
 
 Only programs choose devices; the library follows the sharding of its inputs.
 """
@@ -15,22 +15,22 @@ from jaxtyping import Array, Bool
 
 
 def batch_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the one axis "batch" over the given devices (all by default)."""
+    """A mesh of the devices (all by default) with one axis, "batch"."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), ("batch",))
 
 
 def split(tree: Any, mesh: Mesh) -> Any:
-    """Arrays with their first axis split over the mesh; its length must be a multiple of the number of devices."""
+    """The arrays with their first axis split over the mesh; its length must be a multiple of the number of devices."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("batch")))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Arrays copied to every device of the mesh."""
+    """The arrays, copied to every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 class Batch(NamedTuple):
-    """Rows of a larger array, padded to the common batch size by repeating the last row."""
+    """Consecutive rows of a larger array, padded to the batch size by repeating its last row."""
 
     rows: Array
     valid: Bool[Array, "batch"]
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 def batches(rows: np.ndarray, size: int, mesh: Mesh, first_id: int = 0) -> Iterator[Batch]:
-    """Batches of exactly `size` rows on the mesh; ids count from `first_id`. Nothing is dropped, padding is not valid.
+    """All rows in batches of exactly `size`, split over the mesh; ids count from `first_id`, padding has `valid` False.
 
     Raises:
         ValueError: `size` is no positive multiple of the number of devices.
@@ -47,5 +47,6 @@ def batches(rows: np.ndarray, size: int, mesh: Mesh, first_id: int = 0) -> Itera
         raise ValueError(f"batch size {size} is no positive multiple of the {mesh.size} devices; choose one")
     for start in range(0, len(rows), size):
         index = np.arange(start, start + size)
-        kept = np.minimum(index, len(rows) - 1)
-        yield Batch(*split((rows[kept], index < len(rows), first_id + index), mesh))
+        source = np.minimum(index, len(rows) - 1)
+        batch_rows, valid, example_ids = split((rows[source], index < len(rows), first_id + index), mesh)
+        yield Batch(batch_rows, valid, example_ids)

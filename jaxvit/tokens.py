@@ -1,4 +1,4 @@
-"""`TokenLayout`: which positions are CLS, registers and patches; the one place that turns a name into positions."""
+"""`TokenLayout`: which positions of a token sequence are CLS, registers and patches, and how token names become positions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Selector = str | int | Sequence["str | int"]
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Order of the tokens of one image: CLS, registers, patches (row by row).
+    """The token sequence of one image: CLS, registers, patches (row by row).
 
     Attributes:
         registers: number of register tokens.
@@ -29,7 +29,7 @@ class TokenLayout:
 
     @classmethod
     def of(cls, config: ViTConfig, image_size: int | tuple[int, int]) -> TokenLayout:
-        """Layout of a model at an image size in pixels (a side, or height and width).
+        """The layout of a model at an image size in pixels (a side, or height and width).
 
         Raises:
             ValueError: the size is no multiple of the patch size.
@@ -43,7 +43,7 @@ class TokenLayout:
 
     @property
     def prefix(self) -> int:
-        """Tokens in front of the patches: CLS and the registers."""
+        """Number of tokens before the patches: CLS and the registers."""
         return 1 + self.registers
 
     @property
@@ -52,15 +52,15 @@ class TokenLayout:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the token groups of attention flow and statistics: CLS, each register, all patches."""
+        """Names of the token groups of attention flow and calibration: CLS, each register, all patches together."""
         return ("cls", *(f"registers[{i}]" for i in range(self.registers)), "patches")
 
     def group_of(self) -> np.ndarray:
-        """Index into `groups` of every position, int [tokens]."""
+        """For every position the index of its group in `groups`, int [tokens]."""
         return np.minimum(np.arange(self.tokens), self.prefix)
 
     def positions(self, selector: Selector) -> tuple[int, ...]:
-        """Positions a selector names, sorted, without repeats.
+        """The positions that a selector names, sorted, without repeats.
 
         Raises:
             ValueError: the name is unknown, or the model has no such token.
@@ -71,7 +71,7 @@ class TokenLayout:
             if not 0 <= selector < self.tokens:
                 raise ValueError(f"position {selector} is not a token; there are {self.tokens}, numbered from 0")
             return (int(selector),)
-        return tuple(sorted({p for part in selector for p in self.positions(part)}))
+        return tuple(sorted({position for entry in selector for position in self.positions(entry)}))
 
     def _named(self, name: str) -> tuple[int, ...]:
         match = re.fullmatch(r"(cls|registers|patches)(?:\[(\d+)\])?", name)

@@ -1,4 +1,4 @@
-"""The vision transformer as Flax NNX modules: blocks are one module whose leaves carry a leading depth axis."""
+"""The vision transformer as Flax NNX modules; all blocks are one module whose leaves have a leading depth axis."""
 
 from __future__ import annotations
 
@@ -17,31 +17,30 @@ from jaxtyping import Array, Bool, Float, UInt8
 from jaxvit.attention import attend
 from jaxvit.config import MODELS, ViTConfig
 from jaxvit.position import resize_table, rope_angles, rope_periods, rotate
-from jaxvit.tokens import TokenLayout
 
 Rope = tuple[Float[Array, "patches head_width"], Float[Array, "patches head_width"]]
-_matrix = nnx.initializers.xavier_uniform()
-_token = nnx.initializers.normal(0.1)
-_LAYER_SCALE = 0.5
+_xavier = nnx.initializers.xavier_uniform()
+_normal = nnx.initializers.normal(0.1)
+_INITIAL_LAYER_SCALE = 0.5
 
 
-class Buffer(nnx.Variable):
-    """A leaf that belongs to the model but is not learned."""
+class Buffer(nnx.Variable[Array]):
+    """An array of the model that is not learned."""
 
 
 def gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """The exact GELU, by erf as the originals compute it: on CPU a third faster than the erfc of `jax.nn.gelu`."""
+    """The exact GELU by erf, as the originals compute it; on CPU a third faster than `jax.nn.gelu`, which uses erfc."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 class FeedForward(nnx.Module):
-    """down(gelu(up(x))) with the exact GELU, or down(silu(gate(x)) * up(x)) (SwiGLU)."""
+    """The feed-forward layer: down(gelu(up(x))) with the exact GELU, or down(silu(gate(x)) * up(x)) (SwiGLU)."""
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
-        linear = functools.partial(nnx.Linear, kernel_init=_matrix, rngs=rngs)
-        self.gate = linear(config.width, config.hidden) if config.feed_forward == "swiglu" else None
-        self.up = linear(config.width, config.hidden)
-        self.down = linear(config.hidden, config.width)
+        linear = functools.partial(nnx.Linear, kernel_init=_xavier, rngs=rngs)
+        self.gate = linear(config.width, config.mlp_dim) if config.feed_forward == "swiglu" else None
+        self.up = linear(config.width, config.mlp_dim)
+        self.down = linear(config.mlp_dim, config.width)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         up = self.up(x)
@@ -53,8 +52,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
         self.heads = config.heads
-        self.qkv = nnx.Linear(config.width, 3 * config.width, use_bias=config.qkv_bias, kernel_init=_matrix, rngs=rngs)
-        self.out = nnx.Linear(config.width, config.width, kernel_init=_matrix, rngs=rngs)
+        self.qkv = nnx.Linear(config.width, 3 * config.width, use_bias=config.qkv_bias, kernel_init=_xavier, rngs=rngs)
+        self.out = nnx.Linear(config.width, config.width, kernel_init=_xavier, rngs=rngs)
 
     def project(self, x: Float[Array, "*batch tokens width"], rope: Rope | None) -> tuple[Array, Array, Array]:
         """Queries, keys (both rotated under RoPE) and values, each [..., tokens, heads, head_width]."""
@@ -65,18 +64,23 @@ class Attention(nnx.Module):
         return q, k, v
 
 
-Attend = Callable[[Array, Array, Array, Array | None], tuple[Array, dict[str, Array]]]
-"""Queries, keys, values and what is hidden, to mixed values and whatever was read off attention on the way, by name."""
+AttentionFunction = Callable[[Array, Array, Array, Array | None], tuple[Array, dict[str, Array]]]
+"""From queries, keys, values and the attention mask to the averaged values, and to named by-products (`BlockTrace.fused`)."""
 
 
-def only_attend(q: Array, k: Array, v: Array, hidden: Array | None) -> tuple[Array, dict[str, Array]]:
-    """Attention that reads nothing off."""
-    return attend(q, k, v, hidden), {}
+def attend_only(q: Array, k: Array, v: Array, attention_mask: Array | None) -> tuple[Array, dict[str, Array]]:
+    """The default attention function: averaged values and no by-products."""
+    return attend(q, k, v, attention_mask), {}
 
 
 class BlockTrace(NamedTuple):
-    """Everything one block computes: the four sites an ablation can edit (after the edit), what attention saw, and what it was asked
-    to read off."""
+    """The intermediate results of one block.
+
+    Attributes:
+        block_input, attention_output, mlp_output, block_output: the sites of `jaxvit.sites`, after their edits.
+        q, k, v: queries and keys (after RoPE) and values.
+        fused: by-products of the attention function, by name.
+    """
 
     block_input: Float[Array, "*batch tokens width"]
     attention_output: Float[Array, "*batch tokens width"]
@@ -85,21 +89,21 @@ class BlockTrace(NamedTuple):
     q: Float[Array, "*batch tokens heads head_width"]
     k: Float[Array, "*batch tokens heads head_width"]
     v: Float[Array, "*batch tokens heads head_width"]
-    read: dict[str, Array]
+    fused: dict[str, Array]
 
 
-SITES = BlockTrace._fields[:4]
 Edit = Callable[[str, Array], Array]
+"""From the name of a site and the tokens there to the tokens that replace them."""
 
 
 def unedited(site: str, x: Array) -> Array:
-    """The edit that changes nothing."""
+    """The tokens unchanged, at every site."""
     del site
     return x
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block."""
+    """A pre-norm transformer block."""
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
         self.norm1 = _norm(config, rngs)
@@ -114,24 +118,40 @@ class Block(nnx.Module):
         x: Float[Array, "*batch tokens width"],
         rope: Rope | None,
         edit: Edit = unedited,
-        hidden: Bool[Array, "*batch tokens tokens"] | None = None,
-        attention: Attend = only_attend,
+        attention_mask: Bool[Array, "*batch tokens tokens"] | None = None,
+        attention: AttentionFunction = attend_only,
     ) -> BlockTrace:
-        """Run the block. `edit(site, x)` may replace the stream before and after the block and what each branch adds to
-        it (after LayerScale, before the residual sum); `hidden` says which query does not see which key."""
+        """Run the block.
+
+        Args:
+            x: the residual stream.
+            rope: cosine and sine of the rotary angles, or None without RoPE.
+            edit: called at every site of `jaxvit.sites`; its result replaces the tokens there.
+            attention_mask: True where a query (second last axis) may attend to a key (last axis).
+            attention: computes the averaged values, and by-products that the trace keeps.
+        """
         x = edit("block_input", x)
         q, k, v = self.attention.project(self.norm1(x), rope)
-        mixed, read = attention(q, k, v, hidden)
-        mixed = self.attention.out(mixed.reshape(x.shape))
-        mixed = edit("attention_output", mixed if self.scale1 is None else mixed * self.scale1[...])
-        middle = x + mixed
-        fed = self.feed_forward(self.norm2(middle))
-        fed = edit("mlp_output", fed if self.scale2 is None else fed * self.scale2[...])
-        return BlockTrace(x, mixed, fed, edit("block_output", middle + fed), q, k, v, read)
+        values, fused = attention(q, k, v, attention_mask)
+        attended = self.attention.out(values.reshape(x.shape))
+        attended = edit("attention_output", attended if self.scale1 is None else attended * self.scale1[...])
+        middle = x + attended
+        mlp = self.feed_forward(self.norm2(middle))
+        mlp = edit("mlp_output", mlp if self.scale2 is None else mlp * self.scale2[...])
+        return BlockTrace(
+            block_input=x,
+            attention_output=attended,
+            mlp_output=mlp,
+            block_output=edit("block_output", middle + mlp),
+            q=q,
+            k=k,
+            v=v,
+            fused=fused,
+        )
 
 
 class ViT(nnx.Module):
-    """Weights of one model. A plain pytree: pass it to jitted functions as an argument, never close over it.
+    """The weights of one model, a plain pytree: pass it to jitted functions as an argument, never close over it.
 
     `blocks` is ONE `Block` whose leaves are stacked [depth, ...]; `jaxvit.forward` scans over it.
     """
@@ -141,18 +161,18 @@ class ViT(nnx.Module):
         token_key, block_key = jax.random.split(key)
         rngs = nnx.Rngs(token_key)
         rope = config.position == "rope"
-        self.cls_token = nnx.Param(_token(rngs(), (config.width,)))
-        self.register_tokens = nnx.Param(_token(rngs(), (config.registers, config.width))) if config.registers else None
-        self.cls_position = None if rope else nnx.Param(_token(rngs(), (config.width,)))
-        self.patch_position = None if rope else nnx.Param(_token(rngs(), (config.table_side, config.table_side, config.width)))
+        self.cls_token = nnx.Param(_normal(rngs(), (config.width,)))
+        self.register_tokens = nnx.Param(_normal(rngs(), (config.registers, config.width))) if config.registers else None
+        self.cls_position = None if rope else nnx.Param(_normal(rngs(), (config.width,)))
+        self.patch_position = None if rope else nnx.Param(_normal(rngs(), (config.table_side, config.table_side, config.width)))
         self.rope_periods = Buffer(jnp.asarray(rope_periods(config.head_width))) if rope else None
-        self.patch_embed = nnx.Linear(3 * config.patch_size**2, config.width, kernel_init=_matrix, rngs=rngs)
+        self.patch_embed = nnx.Linear(3 * config.patch_size**2, config.width, kernel_init=_xavier, rngs=rngs)
         self.blocks = jax.vmap(lambda k: Block(config, nnx.Rngs(k)))(jax.random.split(block_key, config.depth))
         self.norm = _norm(config, rngs)
         self.prefix_norm = _norm(config, rngs) if config.untied_norm else None
 
     def embed_patches(self, images: Float[Array, "*batch height width 3"]) -> Float[Array, "*batch patches width"]:
-        """Linear embedding of every patch, row by row, before positions.
+        """The linear embedding of every patch, row by row, without positions.
 
         Raises:
             ValueError: the image size is no multiple of the patch size.
@@ -164,7 +184,7 @@ class ViT(nnx.Module):
         return self.patch_embed(jnp.moveaxis(x, -4, -3).reshape(*batch, rows * columns, p * p * channels))
 
     def add_prefix(self, patches: Float[Array, "*batch patches width"], grid: tuple[int, int]) -> Float[Array, "*batch tokens width"]:
-        """Input of block 0: positions added to CLS and patches, then CLS, registers (which get no position) and patches joined."""
+        """The input of block 0: CLS and patches with their positions added, registers (which have no position) between them."""
         cls = self.cls_token[...]
         if self.patch_position is not None and self.cls_position is not None:
             patches = patches + resize_table(self.patch_position[...], grid, self.config.position)
@@ -174,13 +194,14 @@ class ViT(nnx.Module):
         return jnp.concatenate([prefix.astype(patches.dtype), patches], axis=-2)
 
     def rope(self, grid: tuple[int, int]) -> Rope | None:
-        """Rotary angles of a grid, or None for models with a position table."""
+        """Cosine and sine of the rotary angles of a grid, or None for models with a position table."""
         return None if self.rope_periods is None else rope_angles(self.rope_periods[...], grid)
 
     def final_norm(self, x: Float[Array, "*batch tokens width"]) -> Float[Array, "*batch tokens width"]:
-        """The final LayerNorm; CLS and registers go through their own where the checkpoint has one."""
+        """The tokens after the final LayerNorm, which is a separate one for CLS and registers where `untied_norm` is set."""
         if self.prefix_norm is None:
-            return self.norm(x)
+            normalised: Array = self.norm(x)
+            return normalised
         prefix = 1 + self.config.registers
         return jnp.concatenate([self.prefix_norm(x[..., :prefix, :]), self.norm(x[..., prefix:, :])], axis=-2)
 
@@ -191,7 +212,8 @@ def create(model: str | ViTConfig, seed: int = 0) -> ViT:
     Raises:
         ValueError: the name is not in `MODELS`.
     """
-    return _create(config_of(model), jax.random.key(seed))
+    created: ViT = _create(config_of(model), jax.random.key(seed))
+    return created
 
 
 def truncated(model: ViT, depth: int) -> ViT:
@@ -203,22 +225,25 @@ def truncated(model: ViT, depth: int) -> ViT:
     if not 1 <= depth <= model.config.depth:
         raise ValueError(f"the model has blocks 0 to {model.config.depth - 1}; it cannot end after block {depth - 1}")
     graph, state = nnx.split(model)
-    short = nnx.merge(graph, state)
-    short.config = dataclasses.replace(model.config, depth=depth)
-    short.blocks = jax.tree.map(lambda leaf: leaf[:depth], model.blocks)
-    return short
+    shortened: ViT = nnx.merge(graph, state)
+    shortened.config = dataclasses.replace(model.config, depth=depth)
+    shortened.blocks = jax.tree.map(lambda leaf: leaf[:depth], model.blocks)
+    return shortened
 
 
 def cast(model: ViT, dtype: DTypeLike) -> ViT:
-    """The model with its learned weights in a float dtype. Rotary periods stay float32, as RoPE, norms and softmax do inside."""
-    graph, weights, rest = nnx.split(model, nnx.Param, ...)
-    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(dtype), weights), rest)
+    """The model with its learned weights in a float dtype; rotary periods stay float32, and so does the arithmetic of RoPE, norms and
+    softmax."""
+    graph, weights, *buffers = nnx.split(model, nnx.Param, ...)
+    converted: ViT = nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(dtype), weights), *buffers)
+    return converted
 
 
 def abstract(model: str | ViTConfig) -> ViT:
-    """The same tree with `jax.ShapeDtypeStruct` leaves: nothing is allocated, whatever the size."""
+    """A model with `jax.ShapeDtypeStruct` leaves in place of arrays: no memory is allocated, whatever its size."""
     config = config_of(model)
-    return jax.eval_shape(lambda: ViT(config, jax.random.key(0)))
+    shapes: ViT = jax.eval_shape(lambda: ViT(config, jax.random.key(0)))
+    return shapes
 
 
 def config_of(model: str | ViTConfig) -> ViTConfig:
@@ -235,7 +260,7 @@ def config_of(model: str | ViTConfig) -> ViTConfig:
 
 
 def normalise(images: UInt8[np.ndarray, "*batch height width 3"] | Array, config: ViTConfig) -> Float[Array, "*batch height width 3"]:
-    """Pixels 0..255 to normalised float32: (x / 255 - pixel_mean) / pixel_std. The only normalisation there is.
+    """Pixels normalised as the model expects them, float32: (x / 255 - pixel_mean) / pixel_std. The only normalisation there is.
 
     Raises:
         ValueError: not uint8, or the last axis is not RGB.
@@ -248,11 +273,6 @@ def normalise(images: UInt8[np.ndarray, "*batch height width 3"] | Array, config
     return (jnp.asarray(images).astype(jnp.float32) / 255 - mean) / std
 
 
-def layout_of(model: ViT, image_size: int | tuple[int, int]) -> TokenLayout:
-    """Token layout of a model at an image size in pixels."""
-    return TokenLayout.of(model.config, image_size)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _create(config: ViTConfig, key: Array) -> ViT:
     return ViT(config, key)
@@ -262,5 +282,5 @@ def _norm(config: ViTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.width, epsilon=config.norm_eps, use_fast_variance=False, rngs=rngs)
 
 
-def _layer_scale(config: ViTConfig) -> nnx.Param | None:
-    return nnx.Param(jnp.full(config.width, _LAYER_SCALE, jnp.float32)) if config.layer_scale else None
+def _layer_scale(config: ViTConfig) -> nnx.Param[Array] | None:
+    return nnx.Param(jnp.full(config.width, _INITIAL_LAYER_SCALE, jnp.float32)) if config.layer_scale else None

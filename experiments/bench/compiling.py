@@ -1,4 +1,4 @@
-"""Rows of what comes before the work: dispatch of a call, compile times."""
+"""Rows of what precedes the computation: dispatch of a call, compilation."""
 
 from __future__ import annotations
 
@@ -11,43 +11,42 @@ import jax.numpy as jnp
 
 import jaxvit
 from experiments.bench.opponents import SMALL
-from experiments.bench.rows import Case, Goal, Row, Seconds, Size
+from experiments.bench.rows import BenchRow, Case, Goal, Seconds, Size
 from jaxvit.vit import abstract
 
 
-def rows() -> list[Row]:
+def rows() -> list[BenchRow]:
     """The rows of this module."""
     second = (Goal("seconds", 10),)
     compiles = functools.partial(compile_forward, "dinov2_vits14_reg"), functools.partial(compile_forward, "dinov2_vitg14_reg")
     return [
-        Row("dispatch", "host time of a forward call, 12 blocks", "", "float32", (Goal("seconds", 2e-4),), dispatch, "any"),
-        Row("compile_s", "compile forward, ViT-S/14+reg, 224", "", "float32", second, compiles[0], "any"),
-        Row("compile_g", "compile forward, ViT-g/14+reg, 224", "", "float32", second, compiles[1], "any"),
+        BenchRow("dispatch", "host time of a forward call, 12 blocks", "", "float32", (Goal("seconds", 2e-4),), dispatch, "any"),
+        BenchRow("compile_s", "compile forward, ViT-S/14+reg, 224", "", "float32", second, compiles[0], "any"),
+        BenchRow("compile_g", "compile forward, ViT-g/14+reg, 224", "", "float32", second, compiles[1], "any"),
     ]
 
 
 def dispatch(size: Size) -> Case:
-    """Median time until a call returns (checks, flattening, launch) while earlier calls are under way, as they are in a study: to an idle
-    CPU the computation itself would be done inside of the call. The model is 12 blocks of width 4 on 6 tokens, which leave the host its
-    core."""
+    """Median time until a call returns (checks, flattening, launch) while earlier calls run, as in a study: on an idle CPU the call
+    would do the computation itself. The model has 12 blocks of width 4 and 6 tokens, so that a core stays free for the host."""
     config = jaxvit.ViTConfig(2, 4, 12, 1, 4, registers=4, position="antialias", image_size=2)
     model, images = jaxvit.create(config), jnp.zeros((1, 2, 2, 3))
     calls = size.pick(300, 20)
 
     def run() -> Seconds:
-        found, results = [], []
+        seconds, results = [], []
         for _ in range(calls):
             started = time.perf_counter()
             results.append(jaxvit.forward(model, images).tokens)
-            found.append(time.perf_counter() - started)
+            seconds.append(time.perf_counter() - started)
         jax.block_until_ready(results)
-        return Seconds(statistics.median(found))
+        return Seconds(statistics.median(seconds))
 
     return Case(run, facts={"calls": calls})
 
 
 def compile_forward(name: str, size: Size) -> Case:
-    """Lower and compile without weights (nothing is allocated), past every cache."""
+    """Lowering and compilation of a forward pass, without weights and without any cache."""
     config = size.pick(jaxvit.MODELS[name], SMALL)
     side = size.pick(224, config.image_size)
     images = jax.ShapeDtypeStruct((8, side, side, 3), jnp.float32)
@@ -57,7 +56,7 @@ def compile_forward(name: str, size: Size) -> Case:
         jax.config.update("jax_enable_compilation_cache", False)
         try:
             started = time.perf_counter()
-            # a function of its own every time: nothing of an earlier trace is found again
+            # a new function every time, so that no earlier trace is reused
             jax.jit(lambda model, images: jaxvit.forward(model, images).tokens).lower(model, images).compile()
             return Seconds(time.perf_counter() - started)
         finally:

@@ -1,4 +1,4 @@
-"""The row of precision: the demo study in bfloat16 beside float32, and how far every metric is apart."""
+"""The row of precision: the demo study in bfloat16 and in float32, and how far apart their metrics are."""
 
 from __future__ import annotations
 
@@ -7,65 +7,90 @@ import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments import ablation_table, reproduce
-from experiments.bench.rows import Row, Size
-from experiments.data import DataSize
-from experiments.measures import Readouts
+from experiments import reproduce
+from experiments.bench.rows import BenchRow, Size
+from experiments.datasets.base import DataSize
+from experiments.tasks.base import Readouts
 
 MODELS = ("demo_reg", "demo")
-_SMALL = DataSize(bank=60, choose=20, test=30, pairs=20, segmentation=20, segmentation_test=20, calibration=32, flow=10, gallery=10)
+_SMALL = DataSize(
+    train=60, val=20, test=30, pairs=20, segmentation=20, segmentation_test=20, calibration=32, analysis_images=10, gallery=10
+)
 _SMALL_READOUTS = Readouts(
     features=("cls",), solvers=("ridge",), lambdas=(0.01,), neighbours=(5,), shots=(1,), memory=200, grid_iterations=0
 )
 
 
-def rows() -> list[Row]:
+class NumberKey(NamedTuple):
+    """The fields of a study's row that identify its number."""
+
+    model: str
+    condition: str
+    task: str
+    metric: str
+    feature: str
+    layer: int | str
+    protocol: str
+
+
+class Number(NamedTuple):
+    """A number of a study, and half the width of its 95 % interval."""
+
+    value: float
+    half_interval: float
+
+
+def rows() -> list[BenchRow]:
     """The row of this module."""
     what = "the demo study of demo_reg and demo in bfloat16: how far its metrics move"
-    return [Row("precision", what, "ours, float32", "bfloat16, float32 norms, softmax and RoPE", (), differences, "any")]
+    return [BenchRow("precision", what, "ours, float32", "bfloat16, float32 norms, softmax and RoPE", (), differences, "any")]
 
 
 def differences(size: Size) -> dict[str, Any]:
-    """Every number of the study in both precisions, one seed; of each metric the mean and the largest difference, and beside it half
-    the 95 % interval of the float32 number (mean over the same numbers)."""
-    full, half = (_numbers(size, dtype) for dtype in ("float32", "bfloat16"))
-    metrics = dict.fromkeys(map(_metric, full))
-    return {"facts": {"metrics": [_apart(full, half, *metric) for metric in metrics]}}
+    """How far every metric of the study moves from float32 to bfloat16, with one seed: mean and largest difference over the metric's
+    numbers, and the mean of half the 95 % interval of the float32 numbers."""
+    return {"facts": {"metrics": compare(_numbers(size, "float32"), _numbers(size, "bfloat16"))}}
 
 
-def _numbers(size: Size, dtype: Literal["float32", "bfloat16"]) -> dict[tuple[Any, ...], tuple[float, float]]:
-    """Value and half the interval of every number of the trained models, by what it is."""
-    experiments = size.pick((), (ablation_table,))  # () are all of the preset
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / dtype
-        study = reproduce.Reproduce(out=out, models=MODELS, seeds=1, resamples=1_000, dtype=dtype)
-        if size.small:
-            study = replace(study, models=MODELS[:1], data=_SMALL, readouts=_SMALL_READOUTS, batch_size=16, resamples=20)
-        reproduce.reproduce(study, experiments)
-        found = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    fields = ("model", "condition", "task", "metric", "feature", "layer", "protocol")
-    return {tuple(row[f] for f in fields): (row["value"], (row["ci_high"] - row["ci_low"]) / 2) for row in found if row["model"] in MODELS}
+def compare(full: dict[NumberKey, Number], half: dict[NumberKey, Number]) -> list[dict[str, Any]]:
+    """The differences of two precisions by metric. Numbers of single registers or ranks, such as "r1" and "spectrum[3]", count as
+    one metric."""
+    by_metric: dict[tuple[str, str], list[NumberKey]] = {}
+    for key in full:
+        by_metric.setdefault((key.task, _unnumbered(key.metric)), []).append(key)
+    return [{"task": task, "metric": metric, **_difference(full, half, keys)} for (task, metric), keys in by_metric.items()]
 
 
-def _metric(key: tuple[Any, ...]) -> tuple[str, str]:
-    """Task and metric; those that are numbered, such as one register's, are one."""
-    return key[2], re.sub(r"\[\d+\]", "", key[3])
+def _unnumbered(metric: str) -> str:
+    return "registers" if re.fullmatch(r"r\d+", metric) else re.sub(r"\[\d+\]", "", metric)
 
 
-def _apart(
-    full: dict[tuple[Any, ...], tuple[float, float]], half: dict[tuple[Any, ...], tuple[float, float]], *metric: str
-) -> dict[str, Any]:
-    keys = [key for key in full if _metric(key) == metric]
-    moved = np.abs([half[key][0] - full[key][0] for key in keys])
+def _difference(full: dict[NumberKey, Number], half: dict[NumberKey, Number], keys: list[NumberKey]) -> dict[str, Any]:
+    moved = np.abs([half[key].value - full[key].value for key in keys])
     return {
-        "task": metric[0],
-        "metric": metric[1],
         "numbers": len(keys),
         "mean_difference": float(moved.mean()),
         "largest_difference": float(moved.max()),
-        "half_interval": float(np.mean([full[key][1] for key in keys])),
+        "half_interval": float(np.mean([full[key].half_interval for key in keys])),
+    }
+
+
+def _numbers(size: Size, dtype: Literal["float32", "bfloat16"]) -> dict[NumberKey, Number]:
+    """Every number of the trained models in the demo study."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / dtype
+        study = reproduce.Study(out=out, models=MODELS, seeds=1, resamples=1_000, dtype=dtype)
+        if size.small:
+            only = ("ablation_table",)
+            study = replace(study, only=only, models=MODELS[:1], data=_SMALL, readouts=_SMALL_READOUTS, batch_size=16, resamples=20)
+        reproduce.reproduce(study)
+        lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    return {
+        NumberKey(**{name: row[name] for name in NumberKey._fields}): Number(row["value"], (row["ci_high"] - row["ci_low"]) / 2)
+        for row in lines
+        if row["model"] in MODELS
     }

@@ -10,32 +10,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench.opponents import cores, device, difference, optional
-from experiments.bench.rows import Case, Goal, Row, Size
+from experiments.bench.rows import BenchRow, Case, Goal, Size
 from jaxvit import geometry
-from jaxvit.probes import knn, logistic
+from jaxvit.neighbours import nearest
+from jaxvit.probes import logistic
 from jaxvit.sharding import batch_mesh
 
 PROBES, CLASSES = 84, 20
 CS = tuple(10.0**e for e in range(-6, 3))
 
 
-def rows() -> list[Row]:
+def rows() -> list[BenchRow]:
     """The rows of this module."""
     probe_work = f"{PROBES} logistic probes, path of {len(CS)} C, 2,000 x 384, {CLASSES} classes"
     search = functools.partial(neighbours, 5_000, 50_000)
     large = functools.partial(neighbours, 50_000, 1_000_000)
     rank = "effective rank of 5,000 images of 256 patches x 384"
     return [
-        Row("probes", probe_work, "scikit-learn, a loop", "float32", (Goal("ratio", 1.5),), probes),
-        Row("probes_gpu", probe_work, "scikit-learn, a loop (CPU)", "float32", (Goal("ratio", 20),), probes, platform="gpu"),
-        Row("knn", "20 nearest, 5,000 x 50,000 x 384", "torch, matmul and topk", "float32", (Goal("ratio", 1),), search, memory=True),
-        Row("knn_gpu", "20 nearest, 50,000 x 1,000,000 x 384", "torch, matmul and topk", "float32", (Goal("ratio", 1),), large, "gpu"),
-        Row("effective_rank", rank, "numpy, a loop over singular values", "float32", (Goal("ratio", 10),), effective_rank, "any"),
+        BenchRow("probes", probe_work, "scikit-learn, a loop", "float32", (Goal("ratio", 1.5),), probes),
+        BenchRow("probes_gpu", probe_work, "scikit-learn, a loop (CPU)", "float32", (Goal("ratio", 20),), probes, platform="gpu"),
+        BenchRow("knn", "20 nearest, 5,000 x 50,000 x 384", "torch, matmul and topk", "float32", (Goal("ratio", 1),), search, memory=True),
+        BenchRow("knn_gpu", "20 nearest, 50,000 x 1,000,000 x 384", "torch, matmul and topk", "float32", (Goal("ratio", 1),), large, "gpu"),
+        BenchRow("effective_rank", rank, "numpy, a loop over singular values", "float32", (Goal("ratio", 10),), effective_rank, "any"),
     ]
 
 
 def _clusters(rows: int, width: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [rows, width] around class centres, so that classes overlap as they do in features, and their labels."""
+    """Random features [rows, width] around class centres, overlapping as those of real classes do, and their labels."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, rows)
     centres = np.random.default_rng(0).normal(size=(classes, width)) * 0.25
@@ -44,12 +45,11 @@ def _clusters(rows: int, width: int, classes: int, seed: int) -> tuple[np.ndarra
 
 
 def probes(size: Size) -> Case:
-    """Fit on train along the path, choose C on validation, score on test; all of them on both sides."""
-    run_all = size.pick(PROBES, 2)
+    """Logistic probes fitted along the path of C, C chosen on validation, scored on test; all of them on both sides."""
+    problems = size.pick(PROBES, 2)
     count, width, classes = size.pick((2_000, 384, CLASSES), (120, 8, 4))
-    sets = [[_clusters(n, width, classes, 3 * p + i) for i, n in enumerate((count, count // 4, count // 4))] for p in range(run_all)]
+    sets = [[_clusters(n, width, classes, 3 * p + i) for i, n in enumerate((count, count // 4, count // 4))] for p in range(problems)]
     stacked = [jnp.asarray(np.stack([problem[part][leaf] for problem in sets])) for part in range(3) for leaf in range(2)]
-
     mesh = batch_mesh()
 
     def run(arrays: list[jax.Array]) -> Any:
@@ -67,7 +67,7 @@ def probes(size: Size) -> Case:
                 best = (-1.0, 0.0)
                 for c in CS:
                     model.set_params(C=c).fit(x, y)
-                    best = max(best, (model.score(vx, vy), model.score(tx, ty)), key=lambda found: found[0])
+                    best = max(best, (model.score(vx, vy), model.score(tx, ty)), key=lambda scores: scores[0])
                 scores.append(best[1])
         return np.array(scores)
 
@@ -80,7 +80,7 @@ def probes(size: Size) -> Case:
 
 
 def neighbours(queries: int, bank: int, size: Size) -> Case:
-    """Cosine similarity and index of the nearest rows, in chunks on both sides, so that memory is bounded."""
+    """Cosine similarity and index of the nearest rows of a bank, in chunks on both sides, so that memory is bounded."""
     torch = optional("torch")
     torch.set_num_threads(cores())
     k, chunk = 20, size.pick(1_000, 100)
@@ -91,11 +91,11 @@ def neighbours(queries: int, bank: int, size: Size) -> Case:
 
     def search() -> Any:
         a, b = (torch.nn.functional.normalize(part, dim=1) for part in theirs)
-        found = [(part @ b.T).topk(k, dim=1) for part in a.split(chunk)]
-        return torch.cat([f.values for f in found]).cpu(), torch.cat([f.indices for f in found]).cpu()
+        tops = [(part @ b.T).topk(k, dim=1) for part in a.split(chunk)]
+        return torch.cat([top.values for top in tops]).cpu(), torch.cat([top.indices for top in tops]).cpu()
 
     return Case(
-        lambda: knn.nearest(*ours, k),
+        lambda: nearest(*ours, k),
         search,
         facts={"queries": queries, "bank": bank, "k": k},
         check=lambda a, b: {
@@ -106,7 +106,7 @@ def neighbours(queries: int, bank: int, size: Size) -> Case:
 
 
 def effective_rank(size: Size) -> Case:
-    """exp of the entropy of the normalised squared singular values, image by image: a share is run, the rest counted."""
+    """exp of the entropy of the normalised squared singular values of every image; a part of the images is run and the time scaled."""
     ours_run, theirs_run = size.pick((200, 20), (8, 4))
     total = size.pick(5_000, ours_run)
     features = np.random.default_rng(0).normal(size=(ours_run, *size.pick((256, 384), (16, 24)))).astype(np.float32)
@@ -115,13 +115,13 @@ def effective_rank(size: Size) -> Case:
     limits = optional("threadpoolctl")
 
     def loop() -> Any:
-        found = []
+        ranks = []
         with limits.threadpool_limits(1):  # faster than more threads for matrices of this size
             for image in features[:theirs_run]:
                 share = np.linalg.svd(image, compute_uv=False).astype(np.float64) ** 2
                 share /= share.sum()
-                found.append(np.exp(-(share * np.log(share)).sum()))
-        return np.array(found)
+                ranks.append(np.exp(-(share * np.log(share)).sum()))
+        return np.array(ranks)
 
     return Case(
         lambda: geometry.effective_rank(images),

@@ -1,4 +1,4 @@
-"""What a row of the benchmark is, and how it is measured: ours and theirs in turn, medians of the pairs."""
+"""Rows of the benchmark and how they are measured: both sides in turn, medians over the pairs."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from typing import Any, Literal
 import jax
 
 _REST = 0.05
-"""Seconds between runs: a pool of threads that waits actively after its last task would take cores from the other side."""
+"""Seconds between runs: one side's idle threads may spin for a while after their last task and would take cores from the other side."""
 
 
 class Seconds(float):
-    """What work returns that takes its own time, because only a part of it counts."""
+    """The result of work that times itself, because only a part of it counts."""
 
 
-Measure = Literal["ratio", "seconds", "memory", "utilisation"]
+Quantity = Literal["ratio", "seconds", "memory", "utilisation"]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on what a row measures.
+    """A bound on a quantity that a row measures.
 
     Attributes:
-        measure: "ratio" (their seconds / ours), "seconds" (ours), "memory" (our peak / theirs), "utilisation" (FLOP/s of peak).
+        quantity: "ratio" (their seconds / ours), "seconds" (ours), "memory" (our peak / theirs), "utilisation" (share of peak FLOP/s).
         bound: at least this much for ratio and utilisation, at most this much for the others.
     """
 
-    measure: Measure
+    quantity: Quantity
     bound: float
 
     def met(self, result: Mapping[str, Any]) -> bool | None:
-        """Whether a result meets the goal; None where it was not measured."""
-        value = result.get(self.measure)
+        """Whether a result meets the goal; None where the quantity was not measured."""
+        value = result.get(self.quantity)
         if value is None:
             return None
-        return bool(value >= self.bound if self.measure in ("ratio", "utilisation") else value <= self.bound)
+        return bool(value >= self.bound if self.quantity in ("ratio", "utilisation") else value <= self.bound)
 
     def __str__(self) -> str:
-        sign = "≥" if self.measure in ("ratio", "utilisation") else "≤"
-        return f"{self.measure} {sign} {self.bound:g}"
+        sign = "≥" if self.quantity in ("ratio", "utilisation") else "≤"
+        return f"{self.quantity} {sign} {self.bound:g}"
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Case:
-    """A row made ready: what is timed.
+    """The work of a row, ready to be timed.
 
     Attributes:
-        ours, theirs: the same work; what JAX returns is waited for. Theirs may be absent.
+        ours, theirs: the same work on both sides; arrays of JAX are waited for. Theirs may be absent.
         scale: (ours, theirs): by how much the work that the row names exceeds what is run, where it is too long to run.
-        facts: what was found or chosen while making ready: sizes, differences of the two results, programs compiled.
+        facts: stored with the numbers: sizes, numbers of programs compiled.
         flop: floating-point operations of `ours`, for utilisation.
-        check: called once after the first runs with their results; returns further facts (how far the two agree).
+        check: called once with the results of the first runs; returns further facts (how far the two sides agree).
     """
 
     ours: Callable[[], Any]
@@ -79,17 +79,19 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the table.
+class BenchRow:
+    """One comparison of the benchmark: a line of its table.
 
     Attributes:
-        name: by which it is chosen on the command line.
-        what, against: the work, and who does the same.
-        goals: all must be met; `on_gpu` takes their place where the device is a GPU.
-        build: makes the case ready at a size, or has the finished result.
+        name: chooses it on the command line.
+        what, against: the work, and the opponent that does the same.
+        dtype: of our side.
+        goals: all must be met.
+        build: prepares the case at a size, or returns a finished result.
         platform: the kind of device that the goals are for: "cpu", "gpu" or "tpu"; "any" for all.
-        memory: whether peaks of resident memory are measured too.
-        estimate: that numbers come from a compiler or from rates, not from a run.
+        memory: whether peaks of resident memory are measured as well.
+        estimate: where numbers come from, if not from running the work: a compiler, or rates.
+        on_gpu: goals in place of `goals` where the device is a GPU.
     """
 
     name: str
@@ -105,18 +107,18 @@ class Row:
 
     @property
     def current_goals(self) -> tuple[Goal, ...]:
-        """The goals that hold on this machine's device."""
+        """The goals on this machine's device."""
         return self.on_gpu if self.on_gpu and jax.default_backend() == "gpu" else self.goals
 
 
 PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12, "NVIDIA GeForce RTX 4090": 165e12}
-"""Dense bfloat16 FLOP/s with float32 sums, by the beginning of the device's kind (NVIDIA's data sheets)."""
+"""Dense bfloat16 FLOP/s with float32 accumulation, by the beginning of the device kind (NVIDIA's data sheets)."""
 
 
-def measure(row: Row, size: Size, repeats: int) -> dict[str, Any]:
-    """Numbers of a row: seconds are medians over repetitions, the ratio is the median of the pairs' ratios.
+def measure(row: BenchRow, size: Size, repeats: int) -> dict[str, Any]:
+    """The result of a row: seconds are medians over repetitions, the ratio is the median of the pairs' ratios.
 
-    Both sides run once before anything is timed, so that compiling and first allocations do not count.
+    Both sides run once before anything is timed, so that compilation and first allocations do not count.
     """
     case = row.build(size)
     if isinstance(case, dict):
@@ -156,16 +158,16 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def peak_memory(work: Callable[[], Any]) -> float | None:
-    """Megabytes by which resident memory grows while something runs, at its peak; None where Linux does not tell.
+    """Megabytes by which resident memory grows at its peak while work runs; None where Linux does not say.
 
-    Only what a process keeps in the machine's memory is seen, so on an accelerator it says nothing of the device.
+    This is the memory of the host, so on an accelerator, where it says nothing about the device, it is None as well.
     """
     if jax.default_backend() != "cpu":
         return None
     try:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier runs have freed goes back first
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is resident now (proc(5))
+        ctypes.CDLL(None).malloc_trim(0)  # gives freed memory of earlier runs back first
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now (proc(5))
         before = _resident("VmRSS")
         jax.block_until_ready(work())
         return max(_resident("VmHWM") - before, 0) / 1e3
@@ -174,5 +176,6 @@ def peak_memory(work: Callable[[], Any]) -> float | None:
 
 
 def _resident(name: str) -> int:
+    """A number of `/proc/self/status`, in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))

@@ -1,7 +1,7 @@
 """How cost grows with images, conditions, layers, tokens and devices.
 
-As a program (`python -m experiments.bench.scaling DEVICES`) it runs a model on so many virtual devices of a CPU and prints what came
-out; their number is fixed when a process starts.
+As a program (`python -m experiments.bench.scaling DEVICES REPEATS small|full`) it runs a model on that many virtual devices of a CPU and
+prints the result as JSON: a process cannot change its number of devices.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from experiments.bench.rows import Size, peak_memory
 from jaxvit.sharding import batch_mesh, batches, replicate, split
 
 CONFIG = jaxvit.MODELS["dinov2_vits14_reg"]
-TINY = dataclasses.replace(CONFIG, width=32, depth=3, heads=2, hidden=64, image_size=70)
+TINY = dataclasses.replace(CONFIG, width=32, depth=3, heads=2, mlp_dim=64, image_size=70)
 
 
 def images(size: Size) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """More images in batches of one size, of which CLS is kept: seconds an image and memory must stay level."""
+    """More images in batches of one size, CLS fetched: seconds an image and memory must stay level."""
     model = replicate(jaxvit.create(size.pick(CONFIG, TINY)), batch_mesh())
     batch = size.pick(8, 2) * jax.device_count()
     for count in (batch, 2 * batch, 4 * batch, 8 * batch):
@@ -37,7 +37,7 @@ def images(size: Size) -> Iterator[tuple[int, Callable[[], Any]]]:
 
 
 def conditions(size: Size) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """More conditions of the same batch, one after the other."""
+    """More conditions on the same batch, one after the other."""
     model, pixels = _ready(size, size.pick(CONFIG, TINY), size.pick(224, 70))
     edits = [replicate(jaxvit.lower(jaxvit.zero(["cls", "registers[1]"][i % 2]), model, pixels.shape[1]), batch_mesh()) for i in range(14)]
     for count in (1, 2, 4, 8, 14):
@@ -52,7 +52,7 @@ def layers(size: Size) -> Iterator[tuple[int, Callable[[], Any]]]:
 
 
 def tokens(size: Size) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """More patches, with the flow of attention, whose maps grow with their square: memory must not."""
+    """More patches, with attention flow: maps would grow with the square of the patches, memory must not."""
     for side in size.pick((8, 16, 32, 64), (2, 4, 8)):
         model, pixels = _ready(size, size.pick(CONFIG, TINY), side * CONFIG.patch_size, 1)
         yield side**2, functools.partial(jaxvit.forward, model, pixels, capture="attention_flow")
@@ -74,40 +74,43 @@ def _ready(size: Size, config: jaxvit.ViTConfig, side: int, per_device: int | No
 
 def _timed(points: Callable[[Size], Iterable[tuple[int, Callable[[], Any]]]]) -> Callable[[Size, int], list[dict[str, Any]]]:
     def run(size: Size, repeats: int) -> list[dict[str, Any]]:
-        found = []
+        measured = []
         for value, work in points(size):
             jax.block_until_ready(work())
             peak = peak_memory(work)
             seconds = _median_seconds(work, repeats)
-            found.append({"value": value, "seconds": seconds, "per_unit": seconds / value} | ({} if peak is None else {"peak_mb": peak}))
-        return found
+            measured.append({"value": value, "seconds": seconds, "per_unit": seconds / value} | ({} if peak is None else {"peak_mb": peak}))
+        return measured
 
     return run
 
 
 def _median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    found = []
+    seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         jax.block_until_ready(work())
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def devices(size: Size, repeats: int) -> list[dict[str, Any]]:
-    """1 to 8 virtual devices of a CPU, each number in a process of its own: the tokens must be those of one device."""
-    found = []
+    """1 to 8 virtual devices of a CPU, each number of devices in a process of its own: the tokens must be those of one device."""
+    points = []
     for count in (1, 2, 4, 8):
         command = [sys.executable, "-m", "experiments.bench.scaling", str(count), str(repeats), "small" if size.small else "full"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"{count} virtual devices: {done.stderr.strip().splitlines()[-1]}")
-        found.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    tokens = [np.array(point.pop("tokens")) for point in found]
-    return [point | {"difference": float(np.abs(kept - tokens[0]).max())} for point, kept in zip(found, tokens, strict=True)]
+        points.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    tokens = [np.array(point.pop("tokens")) for point in points]
+    return [point | {"difference": float(np.abs(own - tokens[0]).max())} for point, own in zip(points, tokens, strict=True)]
 
 
-AXES: dict[str, Callable[[Size, int], list[dict[str, Any]]]] = {
+Axis = Callable[[Size, int], list[dict[str, Any]]]
+"""Of a size and a number of repetitions: value, seconds, seconds per unit and peak memory of every point."""
+
+AXES: dict[str, Axis] = {
     "images": _timed(images),
     "conditions": _timed(conditions),
     "layers": _timed(layers),
@@ -122,9 +125,9 @@ def _on_devices(count: int, repeats: int, size: Size) -> dict[str, Any]:
     model = replicate(jaxvit.create(size.pick(CONFIG, TINY)), batch_mesh())
     side = size.pick(224, 70)
     pixels = split(np.random.default_rng(0).normal(size=(8, side, side, 3)).astype(np.float32), batch_mesh())
-    kept = np.asarray(jaxvit.forward(model, pixels).cls[:, :16])
+    cls = np.asarray(jaxvit.forward(model, pixels).cls[:, :16])
     seconds = _median_seconds(lambda: jaxvit.forward(model, pixels).tokens, repeats)
-    return {"value": count, "seconds": seconds, "per_unit": seconds * count, "tokens": kept.tolist()}
+    return {"value": count, "seconds": seconds, "per_unit": seconds * count, "tokens": cls.tolist()}
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Weights of the demo models, trained by `python -m experiments.pretrain`."""
+"""The weights of the demo models, trained by `python -m experiments.pretrain`, and their model cards."""

@@ -1,1 +1,1 @@
-"""Read-outs of features: ridge, few-shot, softmax regression, SGD, k-NN, and the way between patches and pixels."""
+"""Probes of features: ridge, few-shot, logistic, SGD and k-NN, and segmentation from patches."""

@@ -1,10 +1,10 @@
-"""Few-shot linear regression: the read-out of big_vision, from a few examples of every class, drawn several times.
+"""The few-shot probe of big_vision: linear regression on a few examples of every class, for several draws of them.
 
 The original is `big_vision/evaluators/fewshot_lsr.py`: features standardised by the mean and standard deviation (plus 1e-5) of
-the examples drawn, targets -1 and 1, a constant feature of 100 for the bias, least squares with a squared-norm penalty that is
-not per example, accuracy of the largest score. `ridge.fit` finds the same classes: every class has the same number of examples,
-so that bias and target offset are the same for all classes and the largest score does not depend on them, whatever their
-penalty; the rest is lambda = penalty / (shots x classes).
+the drawn examples, targets -1 and 1, a constant feature of 100 for the bias, least squares with a squared-norm penalty that is
+not per example, and the accuracy of the largest score. `ridge.fit` with lambda = penalty / (shots x classes) predicts the same
+classes: all classes have the same number of examples, so that bias and target offset are equal for all and do not change which
+score is largest.
 """
 
 from __future__ import annotations
@@ -24,24 +24,23 @@ from jaxvit.probes.ridge import Ridge
 from jaxvit.probes.selection import Probe, choose_and_score, one_hot
 
 BIG_VISION_PENALTY = 2.0**10
-"""The one penalty of big_vision (`configs/common_fewshot.py`), with shots 1, 5, 10, 25 and seeds 0, 1, 2: nothing is chosen."""
+"""The fixed penalty of big_vision (`configs/common_fewshot.py`), which has shots 1, 5, 10, 25 and seeds 0, 1, 2."""
 
 BIG_VISION_PENALTIES = tuple(2.0**i for i in range(-10, 20))
-"""The grid of its forerunner, as kept in `scenic/train_lib/transfer/fewshot_utils.py`. There the penalty is chosen, for every
-number of shots, by the mean rank of its accuracy over several data sets ON THE TEST SPLITS that are reported. Here it is chosen
-on a validation split."""
+"""The grid of its predecessor (`scenic/train_lib/transfer/fewshot_utils.py`). There the penalty is chosen, for every number of shots, by
+the mean rank of its accuracy over several data sets ON THE TEST SPLITS that are reported; here it is chosen on a validation split."""
 
-EPSILON = 1e-5
+_EPSILON = 1e-5
 
 
 class FewShot(NamedTuple):
-    """What few-shot probes found, with axes of the numbers of shots and of the seeds in front.
+    """The results of few-shot probes, with leading axes of numbers of shots and of seeds.
 
     Attributes:
         correct: 1 where the test example was classified right, else 0 (padding too).
         chosen: position of the chosen penalty in the grid.
-        edge: the chosen one is the smallest or largest of the grid.
-        readout: the chosen read-outs, for use on other conditions; `at` takes one out.
+        edge: whether that is the smallest or largest of the grid.
+        readout: the chosen read-outs, for use on other conditions.
     """
 
     correct: Float[Array, "shots seeds test"]
@@ -50,9 +49,9 @@ class FewShot(NamedTuple):
     readout: Ridge
 
     def at(self, shots: int, seed: int) -> Probe[Ridge]:
-        """What one probe found, by its positions among the numbers of shots and among the seeds."""
-        found = jax.tree.map(lambda leaf: leaf[shots, seed], self)
-        return Probe(found.correct, found.chosen, found.edge, found.readout)
+        """The result of one probe, by its positions among the numbers of shots and among the seeds."""
+        one: FewShot = jax.tree.map(lambda leaf: leaf[shots, seed], self)
+        return Probe(one.correct, one.chosen, one.edge, one.readout)
 
 
 def few_shot(
@@ -67,14 +66,14 @@ def few_shot(
     seeds: Sequence[int] = (0, 1, 2),
     penalties: tuple[float, ...] = (BIG_VISION_PENALTY,),
 ) -> FewShot:
-    """Fit on a few examples of every class, drawn anew for every seed, and score on test. Rows labelled -1 are padding.
+    """Probes fitted on a few examples of every class, a new draw for every seed, and scored on test. Rows labelled -1 are padding.
 
-    By default the protocol of big_vision, whose one penalty is fixed. A grid of them needs a validation split, on which one is
-    chosen for every draw by accuracy (of equals the largest): never on test. Examples are those that big_vision draws for a seed
+    By default the protocol of big_vision, whose penalty is fixed. Several penalties need a validation split, on which one is chosen
+    for every draw by accuracy (of equals the largest), never on test. The drawn examples are those that big_vision draws for a seed
     from the same rows in the same order; the examples of fewer shots are among those of more.
 
     Args:
-        penalties: of the squared norm of the weights, beside the sum (not the mean) of squares over the examples.
+        penalties: of the squared norm of the weights, relative to the sum (not the mean) of squared errors over the examples.
 
     Raises:
         ValueError: a class has fewer training examples than shots; shots, seeds or penalties are empty, or shots or penalties not
@@ -84,24 +83,24 @@ def few_shot(
         raise ValueError(f"shots are {tuple(shots)} and seeds {tuple(seeds)}; give at least one of each, and shots of at least 1")
     if len(penalties) > 1 and (validation is None or validation_labels is None):
         raise ValueError(f"{len(penalties)} penalties, no validation split to choose on; give one that is not reported, or one penalty")
-    found = []
+    probes = []
     for count in shots:
         rows = np.stack([draw(train_labels, classes, count, seed) for seed in seeds])
         lambdas = tuple(penalty / (count * classes) for penalty in penalties)
         examples = jnp.asarray(train)[rows], jnp.asarray(train_labels)[rows]
-        found.append(_probe(*examples, validation, validation_labels, test, test_labels, classes, lambdas))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+        probes.append(probe_draws(*examples, validation, validation_labels, test, test_labels, classes, lambdas))
+    stacked: Probe[Ridge] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *probes)
     return FewShot(stacked.correct, stacked.chosen, stacked.edge, stacked.readout)
 
 
 def draw(labels: Int[Array, "rows"], classes: int, shots: int, seed: int) -> Int[np.ndarray, "examples"]:
-    """Rows of the first `shots` of every class in the permutation of its rows that the seed gives, class by class.
+    """The drawn rows, class by class: the first `shots` of a permutation of each class's rows, which depends on the seed.
 
     Raises:
         ValueError: a class has fewer rows.
     """
-    generator, found = np.random.default_rng(seed), np.asarray(labels)
-    permuted = [generator.permutation(np.flatnonzero(found == label)) for label in range(classes)]
+    generator = np.random.default_rng(seed)
+    permuted = [generator.permutation(np.flatnonzero(np.asarray(labels) == label)) for label in range(classes)]
     fewest = min(range(classes), key=lambda label: len(permuted[label]))
     if len(permuted[fewest]) < shots:
         raise ValueError(
@@ -111,7 +110,7 @@ def draw(labels: Int[Array, "rows"], classes: int, shots: int, seed: int) -> Int
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "lambdas"))
-def _probe(
+def probe_draws(
     examples: Shaped[Array, "seeds examples width"],
     labels: Int[Array, "seeds examples"],
     validation: Shaped[Array, "validation width"] | None,
@@ -121,13 +120,19 @@ def _probe(
     classes: int,
     lambdas: tuple[float, ...],
 ) -> Probe[Ridge]:
-    """One number of shots, one seed after the other."""
+    """One probe for every draw of examples, with one number of shots, as one program.
 
-    def one(drawn: tuple[Array, Array]) -> Probe[Ridge]:
-        path = ridge.fit(drawn[0], one_hot(drawn[1], classes), lambdas, epsilon=EPSILON)
+    Args:
+        lambdas: as in `ridge.fit`; several need a validation split.
+    """
+
+    def probe(draw: tuple[Array, Array]) -> Probe[Ridge]:
+        features, draw_labels = draw
+        path: Ridge = ridge.fit(features, one_hot(draw_labels, classes), lambdas, epsilon=_EPSILON)
         if validation is None or validation_labels is None:
             readout = path.at(0)
             return Probe(top1(ridge.predict(readout, test), test_labels), jnp.int32(0), jnp.bool_(True), readout)
         return choose_and_score(path, ridge.predict, path.lambdas, validation, validation_labels, test, test_labels, classes)
 
-    return jax.lax.map(one, (examples, labels))
+    probes: Probe[Ridge] = jax.lax.map(probe, (examples, labels))
+    return probes

@@ -1,4 +1,4 @@
-"""What all probes with a regularisation path share: choosing on rows that are not reported, and what a probe found."""
+"""What all probes with a path of regularisations share: choosing on a validation split, the result, and many problems at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxvit.metrics import top1
 
-Readout = TypeVar("Readout", bound="Path")
-Found = TypeVar("Found")
+Readout = TypeVar("Readout", bound="ReadoutPath")
+Solution = TypeVar("Solution")
 
 
-class Path(Protocol):
+class ReadoutPath(Protocol):
     """Read-outs with a leading axis of regularisations."""
 
     def at(self: Readout, index: int | Int[Array, ""]) -> Readout:
@@ -24,13 +24,13 @@ class Path(Protocol):
 
 
 class Probe(NamedTuple, Generic[Readout]):
-    """What a probe found.
+    """The result of a probe.
 
     Attributes:
         correct: 1 where the test example was classified right, else 0 (padding too).
         chosen: position of the chosen regularisation in the grid.
-        edge: the chosen one is the smallest or largest of the grid: the grid may be too narrow. True as well where nothing
-            depends on it (a constant feature).
+        edge: whether that is the smallest or largest of the grid, which may then be too narrow. Also True where the score does not
+            depend on the regularisation (a constant feature).
         readout: the chosen read-out, for use on other conditions.
     """
 
@@ -41,12 +41,12 @@ class Probe(NamedTuple, Generic[Readout]):
 
 
 def one_hot(labels: Int[Array, "rows"], classes: int) -> Float[Array, "rows classes"]:
-    """Targets of a classification; a row labelled -1 (padding) is all 0."""
+    """One-hot targets; a row labelled -1 (padding) is all 0."""
     return jax.nn.one_hot(labels, classes)
 
 
-def shares(rows: int, weights: Shaped[Array, "rows"] | None) -> Float[Array, "rows"]:
-    """Row weights that sum to 1."""
+def normalised_weights(rows: int, weights: Shaped[Array, "rows"] | None) -> Float[Array, "rows"]:
+    """Row weights that sum to 1, equal where `weights` is None."""
     weights = jnp.ones(rows) if weights is None else weights.astype(jnp.float32)
     return weights / weights.sum()
 
@@ -59,18 +59,18 @@ def select(
     targets: Float[Array, "rows classes"],
     weights: Shaped[Array, "rows"] | None = None,
 ) -> Int[Array, ""]:
-    """Index of the penalty with the best accuracy on these rows, a split that is not reported; of equals the largest.
+    """The index of the penalty with the best accuracy on these rows, which must not be the reported ones; of equals the largest.
 
-    Accuracy is the (weighted) mean target at the predicted class: for one-hot targets the share of rows classified right,
-    for soft ones the share of pixels.
+    Accuracy is the (weighted) mean target at the predicted class: for one-hot targets the fraction of rows classified right,
+    for soft ones the fraction of pixels.
     """
-    share = shares(len(features), weights)
-    targets = jnp.where(share[:, None] > 0, targets, 0)
+    row_weights = normalised_weights(len(features), weights)
+    targets = jnp.where(row_weights[:, None] > 0, targets, 0)
 
     def accuracy(index: Int[Array, ""]) -> Float[Array, ""]:
         predicted = jnp.argmax(predict(path.at(index), features), axis=-1)
-        won = jnp.take_along_axis(targets, predicted[:, None], axis=-1)[:, 0]
-        return jnp.sum(won if weights is None else won * weights)
+        right = jnp.take_along_axis(targets, predicted[:, None], axis=-1)[:, 0]
+        return jnp.sum(right if weights is None else right * weights)
 
     accuracies = jax.lax.map(accuracy, jnp.arange(len(penalties)))
     return jnp.argmax(jnp.where(accuracies == accuracies.max(), penalties, -jnp.inf))
@@ -86,50 +86,55 @@ def choose_and_score(
     test_labels: Int[Array, "test"],
     classes: int,
 ) -> Probe[Readout]:
-    """Choose the penalty on validation, score its read-out on test. Rows labelled -1 are padding."""
+    """The probe whose penalty is chosen on validation and whose read-out is scored on test. Rows labelled -1 are padding."""
     chosen = select(path, predict, penalties, validation, one_hot(validation_labels, classes), validation_labels >= 0)
     readout = path.at(chosen)
     edge = (penalties[chosen] == penalties.min()) | (penalties[chosen] == penalties.max())
     return Probe(top1(predict(readout, test), test_labels), chosen, edge, readout)
 
 
-def many(one: Callable[[Any], Found], problems: Any, together: int = 1, mesh: Mesh | None = None) -> Found:
-    """`one` of every problem along the leading axis of the arrays, stacked.
+def solve_many(solve: Callable[[Any], Solution], problems: Any, at_a_time: int = 1, mesh: Mesh | None = None) -> Solution:
+    """The solutions of many problems, stacked along a leading axis.
 
     Args:
-        problems: arrays with the same leading axis.
-        together: problems that a device solves at a time: what one needs beside its inputs and outputs is needed so often. A CPU
-            core is fastest with 1, its cache holds one problem.
-        mesh: its devices share the problems, device d gets problems d, d + devices, ..., so that neighbours (layers, say), which
-            take about as long, fall to different ones. By default all stay where the inputs are.
+        solve: maps one problem to its solution.
+        problems: arrays with a common leading axis, along which the problems are stacked.
+        at_a_time: problems that a device solves together; it needs the memory for so many beside inputs and outputs. A CPU core is
+            fastest with 1, because its cache holds one problem.
+        mesh: its devices share the problems. Device d solves problems d, d + devices, ...: neighbouring problems (layers, say) take
+            about as long, so that the work is balanced. By default all stay where the inputs are.
 
     Raises:
-        ValueError: `together` is below 1, there is no problem, or the leading axes differ.
+        ValueError: `at_a_time` is below 1, there is no problem, or the leading axes differ.
     """
     counts = {len(leaf) for leaf in jax.tree.leaves(problems)}
-    if len(counts) != 1 or 0 in counts or together < 1:
-        raise ValueError(f"arrays hold {sorted(counts)} problems, {together} at a time; give one count above 0, and 1 or more at a time")
+    if len(counts) != 1 or 0 in counts or at_a_time < 1:
+        raise ValueError(f"arrays hold {sorted(counts)} problems, {at_a_time} at a time; give one count above 0, and 1 or more at a time")
 
-    def share(problems: Any) -> Found:
-        return jax.lax.map(one, problems) if together == 1 else jax.lax.map(one, problems, batch_size=together)
+    def solve_each(problems: Any) -> Solution:
+        solutions: Solution = jax.lax.map(solve, problems, batch_size=None if at_a_time == 1 else at_a_time)
+        return solutions
 
     if mesh is None:
-        return share(problems)
+        return solve_each(problems)
     count, devices = counts.pop(), mesh.size
-    each = -(-count // devices)
+    per_device = -(-count // devices)
 
-    def deal(leaf: Array) -> Array:  # the last problem once more where they do not divide evenly
-        filled = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], each * devices - count, axis=0)])
-        return filled.reshape(each, devices, *leaf.shape[1:])
+    def deal(leaf: Array) -> Array:  # repeats the last problem where they do not divide evenly
+        padded = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], per_device * devices - count, axis=0)])
+        return padded.reshape(per_device, devices, *leaf.shape[1:])
 
-    def column(problems: Any) -> Found:
-        return jax.tree.map(lambda leaf: leaf[:, None], share(jax.tree.map(lambda leaf: leaf[:, 0], problems)))
+    def solve_column(problems: Any) -> Solution:
+        solutions = solve_each(jax.tree.map(lambda leaf: leaf[:, 0], problems))
+        column: Solution = jax.tree.map(lambda leaf: leaf[:, None], solutions)
+        return column
 
     spec = PartitionSpec(None, mesh.axis_names)
-    found = jax.shard_map(column, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(jax.tree.map(deal, problems))
-    return jax.tree.map(lambda leaf: leaf.reshape(each * devices, *leaf.shape[2:])[:count], found)
+    table = jax.shard_map(solve_column, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(jax.tree.map(deal, problems))
+    solutions: Solution = jax.tree.map(lambda leaf: leaf.reshape(per_device * devices, *leaf.shape[2:])[:count], table)
+    return solutions
 
 
-def labels_of_each(labels: Int[Array, "*problems rows"], problems: int) -> Int[Array, "problems rows"]:
-    """Labels of every problem, where all share theirs or each has its own."""
+def labels_by_problem(labels: Int[Array, "*problems rows"], problems: int) -> Int[Array, "problems rows"]:
+    """The labels of every problem, from their own labels or from one set that they all share."""
     return labels if labels.ndim == 2 else jnp.broadcast_to(labels, (problems, len(labels)))

@@ -1,4 +1,4 @@
-"""Linear heads trained by SGD: a grid of learning rates on several feature sets, all heads in one pass over the features."""
+"""Linear heads trained by SGD, for several learning rates and feature sets, all heads in one pass over the features."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from jaxvit.probes.selection import Probe, one_hot
 
 @dataclass(frozen=True)
 class SGD:
-    """How heads are trained: the mean cross-entropy of a minibatch, no weight decay, torch's update (momentum * v + gradient).
+    """Settings of the training: mean cross-entropy of a minibatch, no weight decay, torch's update (momentum * v + gradient).
 
     Attributes:
-        learning_rates: a head for each, per 256 examples: the rate at the start is learning_rate * batch / 256.
-        batch: examples of a minibatch.
-        iterations: minibatches.
+        learning_rates: one head is trained for each; the rate at the start is learning_rate * batch / 256.
+        batch: examples in a minibatch.
+        iterations: number of minibatches.
         momentum: of the velocity, which starts at 0.
-        cosine: the rate falls to 0 along half a cosine, iteration by iteration; otherwise it stays.
-        standardise: features are standardised by the training rows; otherwise they are taken as they are.
+        cosine: the rate falls to 0 along half a cosine, iteration by iteration; otherwise it is constant.
+        standardise: features are standardised by the training rows; otherwise they are used as they are.
+
+    Raises:
+        ValueError: no learning rate, one that is not positive, or another number out of range.
     """
 
     learning_rates: tuple[float, ...]
@@ -48,8 +51,9 @@ class SGD:
 
 
 PARODI = SGD(learning_rates=(1e-3,), batch=256, iterations=1_570)
-"""Plain SGD on raw features, at a constant rate, ten passes over 40,000 images. The solver of Parodi et al. (arXiv 2604.14433) is
-unpublished; this is OUR READING of it, every number in it our choice: a probe that is not yet converged, as theirs looks."""
+"""Our reading of the linear probe of Parodi et al. (arXiv 2604.14433): plain SGD on raw features, at a constant rate, ten passes over
+40,000 images. Their solver is unpublished; every number here is our choice. Like theirs, as far as its results show, this probe has
+not converged."""
 
 DINOV2_GRID = SGD(
     learning_rates=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
@@ -59,21 +63,21 @@ DINOV2_GRID = SGD(
     cosine=True,
 )
 """DINOv2's linear evaluation (`dinov2/eval/linear.py`, of Oquab et al. 2023): 13 rates on each of the four feature sets of
-`dinov2_sets`, 128 examples on each of 8 GPUs (the default of `dinov2/run/submit.py`), 10 epochs of 1,250 iterations;
-`dataclasses.replace(DINOV2_GRID, iterations=...)` is a shorter one. There features are of augmented views (random resized crops,
-flips), new in every epoch; here of images as they are given. And there the best head is chosen ON THE SPLIT THAT IS REPORTED, unless
-other test sets are named; here on a validation split."""
+`dinov2_sets`, 128 examples on each of 8 GPUs (the default of `dinov2/run/submit.py`), 10 epochs of 1,250 iterations; for fewer use
+`dataclasses.replace(DINOV2_GRID, iterations=...)`. Two differences: the original extracts features of augmented views (random resized
+crops, flips), anew in every epoch, and here they are those of the images as they are; and the original chooses the best head ON THE
+SPLIT THAT IS REPORTED, unless other test sets are named, where here it is chosen on a validation split."""
 
 
 class Heads(NamedTuple):
-    """Linear read-outs of one feature set; with a leading axis of learning rates, or without (`at`).
+    """Linear read-outs of one feature set, with a leading axis of learning rates, or of one rate (`at`).
 
     Attributes:
         weights: [*rates, width, classes], for (features - mean) / scale.
         intercept: [*rates, classes].
-        mean, scale: [width], 0 and 1 where features are not standardised.
+        mean, scale: [width]; 0 and 1 where features are not standardised.
         learning_rate: [*rates], as in the settings.
-        feature_set: position of the feature set.
+        feature_set: its position among the feature sets.
         losses: [*rates, iterations], mean cross-entropy of each minibatch before its step.
     """
 
@@ -87,17 +91,21 @@ class Heads(NamedTuple):
 
     def at(self, index: int | Int[Array, ""]) -> Heads:
         """The read-out of one learning rate."""
-        taken = jax.tree.map(lambda leaf: leaf[index], (self.weights, self.intercept, self.learning_rate, self.losses))
-        return Heads(taken[0], taken[1], self.mean, self.scale, taken[2], self.feature_set, taken[3])
+        return self._replace(
+            weights=self.weights[index],
+            intercept=self.intercept[index],
+            learning_rate=self.learning_rate[index],
+            losses=self.losses[index],
+        )
 
 
 def dinov2_sets(
     cls: Shaped[Array, "blocks rows width"], patch_mean: Shaped[Array, "rows width"]
 ) -> tuple[Shaped[Array, "rows features"], ...]:
-    """The four feature sets of DINOv2's grid: CLS of the last block, of the last four blocks; each without, then with the mean patch.
+    """The four feature sets of DINOv2's grid: CLS of the last block and of the last four, each without and with the mean patch.
 
     Args:
-        cls: after the final norm, of the last four blocks (or more), first to last, as the original's features are.
+        cls: of the last four blocks (or more), first to last, after the final norm.
         patch_mean: of the last block, after the final norm.
 
     Raises:
@@ -105,13 +113,14 @@ def dinov2_sets(
     """
     if len(cls) < 4:
         raise ValueError(f"CLS of {len(cls)} blocks; the grid reads those of the last four")
-    alone = [jnp.concatenate(list(cls[-count:]), axis=-1) for count in (1, 4)]
-    return tuple(features for one in alone for features in (one, jnp.concatenate([one, patch_mean], axis=-1)))
+    cls_of_blocks = [jnp.concatenate(list(cls[-count:]), axis=-1) for count in (1, 4)]
+    return tuple(features for part in cls_of_blocks for features in (part, jnp.concatenate([part, patch_mean], axis=-1)))
 
 
 def minibatches(labels: Int[Array, "rows"], batch: int, iterations: int, seed: int) -> Int[np.ndarray, "iterations batch"]:
-    """Rows of every minibatch: one permutation after the other of the rows not labelled -1, cut every `batch` rows; the rest of a
-    permutation starts the next minibatch.
+    """The rows of every minibatch: consecutive pieces of a sequence of permutations of the rows that are not labelled -1.
+
+    A minibatch may end one permutation and begin the next.
 
     Raises:
         ValueError: all rows are padding.
@@ -120,12 +129,12 @@ def minibatches(labels: Int[Array, "rows"], batch: int, iterations: int, seed: i
     if not len(rows):
         raise ValueError("all training rows are labelled -1, which is padding; give some with labels")
     generator = np.random.default_rng(seed)
-    stream = [generator.permutation(rows).astype(np.int32) for _ in range(math.ceil(batch * iterations / len(rows)))]
-    return np.concatenate(stream)[: batch * iterations].reshape(iterations, batch)
+    permutations = [generator.permutation(rows).astype(np.int32) for _ in range(math.ceil(batch * iterations / len(rows)))]
+    return np.concatenate(permutations)[: batch * iterations].reshape(iterations, batch)
 
 
 def start(width: int, classes: int, settings: SGD, seed: int, feature_set: int = 0) -> Float[Array, "rates width classes"]:
-    """Weights before training, normal with standard deviation 0.01 as in DINOv2; intercepts start at 0."""
+    """Initial weights, normal with standard deviation 0.01 as in DINOv2 (intercepts start at 0)."""
     key = jax.random.fold_in(jax.random.key(seed), feature_set)
     return 0.01 * jax.random.normal(key, (len(settings.learning_rates), width, classes))
 
@@ -133,11 +142,10 @@ def start(width: int, classes: int, settings: SGD, seed: int, feature_set: int =
 def fit(
     features: Sequence[Shaped[Array, "rows width"]], labels: Int[Array, "rows"], classes: int, settings: SGD, seed: int = 0
 ) -> tuple[Heads, ...]:
-    """Heads of every feature set and learning rate, trained on the same minibatches, float32.
+    """Trained heads of every feature set, with an axis of learning rates; all heads see the same minibatches. Float32.
 
-    All are read once a minibatch, so the features are passed over once for all heads. Memory beside the features: three times the
-    heads (weights, velocity, gradient), batch x classes x heads floats of scores, and iterations x batch integers. Rows labelled -1
-    are padding.
+    Each minibatch is read once for all heads. Memory beside the features: three times the heads (weights, velocity, gradient),
+    batch x classes x heads floats of scores, and iterations x batch integers. Rows labelled -1 are padding.
 
     Raises:
         ValueError: a feature set is not [rows, width] with the labels' rows, there is none, or all rows are padding.
@@ -145,12 +153,65 @@ def fit(
     _check(features, labels)
     order = jnp.asarray(minibatches(labels, settings.batch, settings.iterations, seed))
     starts = tuple(start(part.shape[1], classes, settings, seed, i) for i, part in enumerate(features))
-    return _train(tuple(features), labels, order, starts, settings)
+    heads: tuple[Heads, ...] = train(tuple(features), labels, order, starts, settings)
+    return heads
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def train(
+    features: tuple[Shaped[Array, "rows width"], ...],
+    labels: Int[Array, "rows"],
+    order: Int[Array, "iterations batch"],
+    starts: tuple[Float[Array, "rates width classes"], ...],
+    settings: SGD,
+) -> tuple[Heads, ...]:
+    """`fit` as one program: heads from the rows of every minibatch (`minibatches`) and initial weights (`start`).
+
+    Within the scan over minibatches classes come before width: both products of a step then run along rows of features.
+    """
+    unchanged = [(jnp.zeros(part.shape[1]), jnp.ones(part.shape[1])) for part in features]
+    moments = [standardisation(part, labels >= 0) for part in features] if settings.standardise else unchanged
+    rates = jnp.asarray(settings.learning_rates, jnp.float32)
+    classes = starts[0].shape[2]
+
+    def cross_entropy(parameters: _Parameters, rows: Int[Array, "batch"]) -> tuple[Array, list[Array]]:
+        targets = one_hot(labels[rows], classes).T
+        losses = []
+        for part, (mean, scale), (weights, intercept) in zip(features, moments, parameters, strict=True):
+            x = (part[rows].astype(jnp.float32) - mean) / scale
+            scores = matmul(weights, x.T) + intercept[..., None]
+            losses.append(-(targets * jax.nn.log_softmax(scores, axis=1)).sum(axis=1).mean(axis=1))
+        return jnp.concatenate(losses).sum(), losses
+
+    def step(carry: tuple[_Parameters, _Parameters], minibatch: tuple[Array, Array]) -> tuple[tuple[_Parameters, _Parameters], list[Array]]:
+        (parameters, velocity), (iteration, rows) = carry, minibatch
+        gradient, losses = jax.grad(cross_entropy, has_aux=True)(parameters, rows)
+        factor = (1 + jnp.cos(jnp.pi * iteration / settings.iterations)) / 2 if settings.cosine else 1.0
+        rate = rates * (settings.batch / 256) * factor
+        velocity = jax.tree.map(lambda v, g: settings.momentum * v + g, velocity, gradient)
+        parameters = jax.tree.map(lambda p, v: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * v, parameters, velocity)
+        return (parameters, velocity), losses
+
+    before = [(weights.swapaxes(1, 2), jnp.zeros((len(rates), classes))) for weights in starts]
+    at_rest = jax.tree.map(jnp.zeros_like, before)
+    (trained, _), losses = jax.lax.scan(step, (before, at_rest), (jnp.arange(len(order)), order))
+    return tuple(
+        Heads(
+            weights=weights.swapaxes(1, 2),
+            intercept=intercept,
+            mean=mean,
+            scale=scale,
+            learning_rate=rates,
+            feature_set=jnp.int32(i),
+            losses=set_losses.T,
+        )
+        for i, ((weights, intercept), (mean, scale), set_losses) in enumerate(zip(trained, moments, losses, strict=True))
+    )
 
 
 @jax.jit
 def predict(heads: Heads, features: Shaped[Array, "rows width"]) -> Float[Array, "rows classes"]:
-    """Logits of the classes, for the read-out of one learning rate, from its feature set."""
+    """Logits of the classes, from the read-out of one learning rate and the features of its feature set."""
     return matmul((features.astype(jnp.float32) - heads.mean) / heads.scale, heads.weights) + heads.intercept
 
 
@@ -165,14 +226,15 @@ def probe(
     settings: SGD = DINOV2_GRID,
     seed: int = 0,
 ) -> Probe[Heads]:
-    """Train all heads, choose the best on validation, score it on test. Rows labelled -1 are padding in any of them.
+    """The SGD probe: heads trained on train, the best chosen on validation, scored on test. Rows labelled -1 are padding in any of them.
 
     Args:
         train, validation, test: the same feature sets of each split.
 
     Returns:
-        `chosen` counts heads set by set, within a set by learning rate, as in the settings; of equally good heads the first. `edge`:
-        its learning rate is the smallest or largest. `readout.feature_set` says which features the head reads.
+        The probe. `chosen` counts heads by feature set, and by learning rate (as in the settings) within a set; of equally good heads
+        the first is chosen. `edge` is True if its learning rate is the smallest or largest. `readout.feature_set` is the position of
+        the features that it reads.
 
     Raises:
         ValueError: see `fit`.
@@ -182,16 +244,20 @@ def probe(
         if [part.shape[1] for part in features] != [part.shape[1] for part in train]:
             raise ValueError("the feature sets of train, validation and test differ in number or width; give the same of each")
     heads = fit(train, train_labels, classes, settings, seed)
-    hits = jnp.concatenate([_hits(*part, validation_labels) for part in zip(heads, validation, strict=True)])
+    hits = jnp.concatenate([_hits(*pair, validation_labels) for pair in zip(heads, validation, strict=True)])
     chosen = jnp.argmax(hits)
     feature_set, rate = divmod(int(chosen), len(settings.learning_rates))
     readout = heads[feature_set].at(rate)
-    ends = min(settings.learning_rates), max(settings.learning_rates)
-    edge = jnp.bool_(settings.learning_rates[rate] in ends)
+    edge = jnp.bool_(settings.learning_rates[rate] in (min(settings.learning_rates), max(settings.learning_rates)))
     return Probe(top1(predict(readout, test[feature_set]), test_labels), chosen, edge, readout)
 
 
+_Parameters = list[tuple[Float[Array, "rates classes width"], Float[Array, "rates classes"]]]
+"""Weights and intercepts of the heads of every feature set."""
+
+
 def _check(features: Sequence[Shaped[Array, "rows width"]], labels: Int[Array, "rows"]) -> None:
+    """Refuse feature sets that are not all [rows, width], with the labels' rows."""
     shapes = [part.shape for part in features]
     if not shapes or any(len(shape) != 2 or shape[0] != len(labels) for shape in shapes):
         raise ValueError(f"feature sets have the shapes {shapes[:4]}; give a list of at least one, each [{len(labels)} rows, width]")
@@ -199,47 +265,10 @@ def _check(features: Sequence[Shaped[Array, "rows width"]], labels: Int[Array, "
 
 @jax.jit
 def _hits(heads: Heads, features: Shaped[Array, "rows width"], labels: Int[Array, "rows"]) -> Float[Array, "rates"]:
-    """Rows that each head classifies right, one head at a time."""
-    return jax.lax.map(lambda rate: top1(predict(heads.at(rate), features), labels).sum(), jnp.arange(len(heads.learning_rate)))
+    """The number of rows that each head classifies right."""
 
+    def count(rate: Int[Array, ""]) -> Float[Array, ""]:
+        return top1(predict(heads.at(rate), features), labels).sum()
 
-@functools.partial(jax.jit, static_argnames="settings")
-def _train(
-    features: tuple[Shaped[Array, "rows width"], ...],
-    labels: Int[Array, "rows"],
-    order: Int[Array, "iterations batch"],
-    starts: tuple[Float[Array, "rates width classes"], ...],
-    settings: SGD,
-) -> tuple[Heads, ...]:
-    """One scan over minibatches. Within it classes come before width: both products of a step then run along rows of features."""
-    as_given = [(jnp.zeros(part.shape[1]), jnp.ones(part.shape[1])) for part in features]
-    moments = [standardisation(part, labels >= 0) for part in features] if settings.standardise else as_given
-    rates = jnp.asarray(settings.learning_rates, jnp.float32)
-    classes = starts[0].shape[2]
-
-    def cross_entropy(parameters: list[tuple[Array, Array]], rows: Int[Array, "batch"]) -> tuple[Array, list[Array]]:
-        targets = one_hot(labels[rows], classes).T
-        each = []
-        for part, (mean, scale), (weights, intercept) in zip(features, moments, parameters, strict=True):
-            x = (part[rows].astype(jnp.float32) - mean) / scale
-            scores = matmul(weights, x.T) + intercept[..., None]
-            each.append(-(targets * jax.nn.log_softmax(scores, axis=1)).sum(axis=1).mean(axis=1))
-        return jnp.concatenate(each).sum(), each
-
-    def step(carry: tuple, now: tuple[Array, Array]) -> tuple[tuple, list[Array]]:
-        parameters, velocity = carry
-        gradient, each = jax.grad(cross_entropy, has_aux=True)(parameters, now[1])
-        factor = (1 + jnp.cos(jnp.pi * now[0] / settings.iterations)) / 2 if settings.cosine else 1.0
-        rate = rates * (settings.batch / 256) * factor
-        velocity = jax.tree.map(lambda v, g: settings.momentum * v + g, velocity, gradient)
-        parameters = jax.tree.map(lambda p, v: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * v, parameters, velocity)
-        return (parameters, velocity), each
-
-    begin = [(weights.swapaxes(1, 2), jnp.zeros((len(rates), classes))) for weights in starts]
-    still = jax.tree.map(jnp.zeros_like, begin)
-    (found, _), each = jax.lax.scan(step, (begin, still), (jnp.arange(len(order)), order))
-    parts = zip(found, moments, each, strict=True)
-    return tuple(
-        Heads(weights.swapaxes(1, 2), intercept, mean, scale, rates, jnp.int32(i), losses.T)
-        for i, ((weights, intercept), (mean, scale), losses) in enumerate(parts)
-    )
+    hits: Array = jax.lax.map(count, jnp.arange(len(heads.learning_rate)))
+    return hits

@@ -1,4 +1,4 @@
-"""A hub on loopback: the endpoints of the Hugging Face hub that downloading a repository uses, and ways for them to fail."""
+"""A server on loopback with the endpoints of the Hugging Face hub that downloading a repository uses, and ways for them to fail."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """One repository and how it answers.
+    """One repository and how its server answers.
 
     Attributes:
         files: content by name.
-        refuse: status and error code of every answer about the repository, as (403, "GatedRepo"); "" for no code.
-        listed: whether a repository that refuses its files lists them all the same, as gated ones do.
-        token: the token that it asks for.
-        cut_after: bytes of the weights after which the connection ends, for as many downloads as `cuts`.
-        requests: "METHOD path" of everything asked for, with the range.
+        refuse: status and error code of every answer, for example (403, "GatedRepo"); "" for no code.
+        listed: whether a repository that refuses its files still lists them, as gated ones do.
+        token: the token that requests must carry.
+        cut_after: bytes of the weights after which the connection ends, in the first `cuts` downloads.
+        requests: "METHOD path" of every request, with the range.
     """
 
     repository: str
@@ -68,7 +68,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
             elif path.startswith(f"/api/models/{hub.repository}"):
                 siblings = [{"rfilename": name, "size": len(c)} for name, c in hub.files.items()]
-                about = {
+                description = {
                     "_id": "1",
                     "id": hub.repository,
                     "sha": COMMIT,
@@ -77,14 +77,14 @@ def serve(hub: Hub) -> Iterator[Hub]:
                     "tags": [],
                     "downloads": 0,
                 }
-                self._send(200, json.dumps(about).encode(), {"Content-Type": "application/json"}, body)
+                self._send(200, json.dumps(description).encode(), {"Content-Type": "application/json"}, body)
             elif path.startswith(f"/{hub.repository}/resolve/") and (name := Path(path).name) in hub.files:
                 self._send_file(name, span, body)
             else:
                 self._refuse(404, "EntryNotFound")
 
         def _refuse(self, status: int, code: str) -> None:
-            self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": "as the test wants it"} if code else {}, True)
+            self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": "refused by the test"} if code else {}, True)
 
         def _send_file(self, name: str, span: str, body: bool) -> None:
             content = hub.files[name]

@@ -1,4 +1,4 @@
-"""Weights files that conversion tests read: written by torch, in the wrappings they have in the wild."""
+"""Weights files that conversion tests read: written by torch, in the wrappings of published files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Weights = dict[str, torch.Tensor]
 DEPTH, WIDTH, HEADS = 2, 16, 2
 
 
-def _sublayers(i: int, hidden: int, generator: torch.Generator) -> Weights:
+def _sublayers(i: int, mlp_dim: int, generator: torch.Generator) -> Weights:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    linear = {"attn.qkv": (3 * WIDTH, WIDTH), "attn.proj": (WIDTH, WIDTH), "mlp.fc1": (hidden, WIDTH), "mlp.fc2": (WIDTH, hidden)}
+    linear = {"attn.qkv": (3 * WIDTH, WIDTH), "attn.proj": (WIDTH, WIDTH), "mlp.fc1": (mlp_dim, WIDTH), "mlp.fc2": (WIDTH, mlp_dim)}
     block = {f"{name}.weight": draw(*shape) for name, shape in linear.items()}
     block |= {f"{name}.bias": draw(shape[0]) for name, shape in linear.items()}
     block |= {f"norm{n}.{leaf}": draw(WIDTH) for n in (1, 2) for leaf in ("weight", "bias")}
@@ -68,13 +68,14 @@ def to_timm(weights: Weights) -> Weights:
     rope = "storage_tokens" in timm
     if rope:
         timm["reg_token"] = timm.pop("storage_tokens")
-    done: Weights = {}
+    renamed_weights: Weights = {}
     for key, value in timm.items():
         if key.endswith((".periods", ".bias_mask")) or key.startswith("local_cls_norm"):
             continue
         if rope and key.endswith("qkv.bias"):
             query, _, values = value.chunk(3)
-            done[key.replace("qkv.bias", "q_bias")], done[key.replace("qkv.bias", "v_bias")] = query, values
+            renamed_weights[key.replace("qkv.bias", "q_bias")] = query
+            renamed_weights[key.replace("qkv.bias", "v_bias")] = values
             continue
         if rope:
             for ours, theirs in (("ls1.gamma", "gamma_1"), ("ls2.gamma", "gamma_2"), ("mlp.w1.", "mlp.fc1_g."), ("mlp.w2.", "mlp.fc1_x.")):
@@ -82,8 +83,8 @@ def to_timm(weights: Weights) -> Weights:
             key = key.replace("mlp.w3.", "mlp.fc2.")
         else:
             key = key.replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2.")
-        done[key] = value
-    return {key: value.clone().contiguous() for key, value in done.items()}
+        renamed_weights[key] = value
+    return {key: value.clone().contiguous() for key, value in renamed_weights.items()}
 
 
 def renamed(weights: Weights, rename: Callable[[str], str]) -> Weights:

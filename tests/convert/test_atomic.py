@@ -1,4 +1,4 @@
-"""A conversion that dies, or runs beside another, leaves a whole checkpoint or none; and little memory is used."""
+"""A conversion that is killed, or runs at the same time as another, leaves a whole checkpoint or none; it uses little memory."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from convert.__main__ import main
 from jaxvit import checkpoint
 from jaxvit.checkpoint import load, read_manifest, save, verify, weights_hash
 from jaxvit.config import ViTConfig
+from jaxvit.files import sibling
 from tests.convert.sources import HEADS, dinov2, dinov3, write
 from tests.convert.test_sizes import meta_shapes
 from tests.jaxvit import tiny
@@ -77,22 +78,22 @@ def test_a_conversion_killed_at_any_moment_leaves_a_whole_checkpoint_or_none(mom
         with pytest.raises(KeyboardInterrupt):
             convert(source, out, heads=HEADS)
     if before:
-        verify(out)  # what made room for the killed one is back, though this one failed too
+        verify(out)  # the checkpoint that made room for the killed one is back, though this conversion failed too
     convert(source, out, heads=HEADS)
     verify(out)
-    for left in tmp_path.glob(".*"):
-        for file in (*left.rglob("*"), left):
+    for leftover in tmp_path.glob(".*"):
+        for file in (*leftover.rglob("*"), leftover):
             os.utime(file, (0, 0))
     convert(source, out, heads=HEADS)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "w.pth"], "what nobody has touched for a day is removed"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "w.pth"], "folders that nobody has touched for a day are removed"
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_what_others_are_writing_is_not_removed(tmp_path):
-    theirs = tmp_path / checkpoint._sibling(tmp_path / "out", "tmp").name
+def test_a_folder_that_another_process_writes_is_not_removed(tmp_path):
+    theirs = sibling(tmp_path / "out", "tmp")
     theirs.mkdir()
     (theirs / "file").write_text("begun long ago, and still written to")
     os.utime(theirs, (0, 0))
@@ -100,13 +101,13 @@ def test_what_others_are_writing_is_not_removed(tmp_path):
     assert theirs.exists()
 
 
-def test_what_others_remove_while_it_is_looked_at_is_no_error(tmp_path):
-    """Another process clears its way out again and again: in one look of four a folder of it vanishes on the way."""
+def test_a_folder_that_another_process_removes_meanwhile_is_no_error(tmp_path):
+    """Another thread removes its old folder again and again: in one sweep of four, part of it vanishes during the sweep."""
     ended = threading.Event()
 
     def clear_away() -> None:
         while not ended.is_set():
-            old = checkpoint._sibling(tmp_path / "out", "old")
+            old = sibling(tmp_path / "out", "old")
             for name in "abcdef":
                 (old / name / "deep").mkdir(parents=True)
             shutil.rmtree(old, ignore_errors=True)
@@ -122,15 +123,15 @@ def test_what_others_remove_while_it_is_looked_at_is_no_error(tmp_path):
         other.join()
 
 
-def test_what_appears_meanwhile_and_is_no_checkpoint_is_left_alone(tmp_path, monkeypatch):
+def test_a_folder_that_appears_meanwhile_and_is_no_checkpoint_is_left_as_it_is(tmp_path, monkeypatch):
     out, put = tmp_path / "out", checkpoint._put
 
-    def late(*arguments):
+    def put_too_late(*arguments):
         out.mkdir()
         (out / "thesis.tex").write_text("precious")
         put(*arguments)
 
-    monkeypatch.setattr(checkpoint, "_put", late)
+    monkeypatch.setattr(checkpoint, "_put", put_too_late)
     with pytest.raises(ValueError, match="something else"):
         save(tiny.model(), out)
     assert (out / "thesis.tex").read_text() == "precious"
@@ -174,9 +175,9 @@ def mounted(tmp_path):
     """A file system of two megabytes."""
     folder = tmp_path / "small"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"needs the right to mount a file system: {done.stderr.strip()}")
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if mount.returncode:
+        pytest.skip(f"needs the right to mount a file system: {mount.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
@@ -199,8 +200,8 @@ def test_no_space_left_is_one_line_and_nothing_stays(mounted, capfd, tmp_path):
 
 
 def test_space_that_runs_out_while_writing_is_one_line_of_ours_and_nothing_stays(tmp_path):
-    """As a quota does it, which no look beforehand sees: files of this process may not grow beyond a hundred kilobytes. Writes
-    that were under way in the storage library may still complain after it has given up."""
+    """Files of this process may not grow beyond a hundred kilobytes, as under a quota, which no check beforehand sees. Writes that
+    the storage library has begun may still print their errors after it has given up."""
     source = _larger(tmp_path / "w.safetensors")
     program = """
 import resource, signal, sys
@@ -223,8 +224,8 @@ def test_the_program_needs_no_accelerator(tmp_path):
     source = write(tmp_path / "w.pth", dinov2(4))
     command = [sys.executable, "-m", "convert", str(source), "--out", str(tmp_path / "out"), "--heads", str(HEADS)]
     environment = {**os.environ, "JAX_PLATFORMS": "tpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert completed.returncode == 0, completed.stderr
 
 
 def test_a_read_only_target_is_one_line(mounted, capfd, tmp_path):
@@ -239,8 +240,8 @@ def test_a_read_only_target_is_one_line(mounted, capfd, tmp_path):
 MEASURED = """
 import resource, sys
 import orbax.checkpoint, torch
-from convert import convert, readers
-readers._MAPPED = 2**25  # half a gigabyte is more than this source holds
+from convert import convert, sources
+sources._REOPEN_AFTER = 2**25  # half a gigabyte is more than this source holds
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 convert(sys.argv[1], sys.argv[2], heads=8)
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -249,7 +250,7 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
 def test_memory_stays_below_the_written_size_and_a_leaf(kind, tmp_path):
-    """In a process of its own, with everything imported before; 1.3 leaves above what is written. A file that is kept mapped, or
+    """In a process of its own, with everything imported before; at most 1.3 leaves above the written size. A file that stays mapped, or
     a checkpoint that is copied before it is written, takes twice the written size."""
     shapes = meta_shapes(ViTConfig(14, 512, 24, 8, 2048))
     random = np.random.default_rng(0)
@@ -334,16 +335,16 @@ def test_a_flipped_byte_anywhere_is_noticed(tmp_path, capsys):
     random = np.random.default_rng(0)
     for file in files:
         content = file.read_bytes()
-        for place in random.integers(len(content), size=8):
-            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-            assert main(["--verify", str(out)]) == 2, f"{file} at {place}"
+        for offset in random.integers(len(content), size=8):
+            file.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
+            assert main(["--verify", str(out)]) == 2, f"{file} at {offset}"
             assert capsys.readouterr().err.count("\n") == 1
         file.write_bytes(content)
     assert main(["--verify", str(out)]) == 0
 
 
-def test_nothing_imports_torch_or_transformers():
-    """Not even every module of the three packages together; nor huggingface_hub, before something is downloaded."""
+def test_no_module_imports_torch_or_transformers():
+    """Not even all modules of the three packages together; nor huggingface_hub, before something is downloaded."""
     program = """
 import importlib, pkgutil, sys
 import convert, experiments, jaxvit
@@ -351,7 +352,7 @@ for package in (jaxvit, convert, experiments):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-assert "jaxvit.probes.knn" in sys.modules and "convert.pickles" in sys.modules and "experiments.study" in sys.modules
+assert "jaxvit.probes.knn" in sys.modules and "convert.pickles" in sys.modules and "experiments.study.target" in sys.modules
 print(sorted({"torch", "transformers", "huggingface_hub", "timm"} & set(sys.modules)))
 """
     process = _start(program)

@@ -77,7 +77,7 @@ def _lone_pickle(path, content):
     return path
 
 
-# name: how the source is written, what the line must say
+# case: how the source is written, and what the error line must contain
 BAD = {
     "absent": (lambda d: d / "nothing.pth", "no file, no folder and no released model; released are dino_vits16"),
     "empty": (lambda d: _text(d / "w.pth", ""), "empty"),
@@ -98,7 +98,7 @@ BAD = {
     "missing mask": (lambda d: write(d / "w.pth", _v3_block_without_mask()), "blocks.1.attn.qkv.bias_mask"),
     "missing block": (lambda d: write(d / "w.pth", {k: v for k, v in dinov2().items() if "blocks.0." not in k}), "no block 0"),
     "unknown": (lambda d: write(d / "w.pth", _with(adapter=torch.ones(2))), "1 unknown (adapter)"),
-    "beside wrapper": (lambda d: write(d / "w.pth", {"model": dinov2(4), "centre": torch.ones(2)}), "1 unknown (centre)"),
+    "tensor outside the wrapper": (lambda d: write(d / "w.pth", {"model": dinov2(4), "centre": torch.ones(2)}), "1 unknown (centre)"),
     "twice": (lambda d: write(d / "w.pth", _with(**{"module.cls_token": torch.ones(1, 1, WIDTH)})), "both mean"),
     "shape": (
         lambda d: write(d / "w.pth", _with(**{"blocks.1.attn.proj.weight": torch.ones(WIDTH, 5)})),
@@ -165,7 +165,7 @@ def test_contradictory_heads_and_names_are_refused(weights, arguments, expected,
     assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
 
 
-def test_targets_of_something_else_are_left_alone(capsys, tmp_path):
+def test_files_and_foreign_folders_are_not_overwritten(capsys, tmp_path):
     path = write(tmp_path / "w.pth", dinov2())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
@@ -185,7 +185,7 @@ def test_a_failed_conversion_keeps_the_checkpoint_that_was_there(capsys, tmp_pat
     assert load(out).config.registers == 0
 
 
-def test_what_to_safetensors_refuses(capsys, tmp_path):
+def test_to_safetensors_refuses_bad_arguments(capsys, tmp_path):
     path = write(tmp_path / "w.pth", dinov2())
     target = str(tmp_path / "w.safetensors")
     for arguments in (
@@ -240,6 +240,6 @@ def test_reading_safetensors_imports_neither_torch_nor_transformers(tmp_path):
         "assert not {'torch', 'transformers', 'experiments'} & set(sys.modules); "
         f"assert main([{str(path)!r}, '--out', {str(tmp_path / 'out')!r}, '--heads', '5']) == 2"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+    completed = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stderr.count("\n") == 1, completed.stderr

@@ -1,4 +1,4 @@
-"""Weights by name: downloaded, resumed, refused, found again; against a hub on loopback, never the real one."""
+"""Weights by name are downloaded, resumed, refused and reused; against a hub on loopback, never the real one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.convert.hub_server import COMMIT, Hub, serve
 from tests.convert.sources import dinov2
 
 REPOSITORY = "someone/tiny"
-LARGE = 24 * 2**20  # bytes; huggingface_hub writes what has come in pieces of ten megabytes
+LARGE = 24 * 2**20  # bytes; huggingface_hub writes a download in pieces of ten megabytes
 
 # A released model of the sizes of `sources.dinov2(4)`, then the command line.
 PROGRAM = f"""
@@ -53,16 +53,16 @@ def run(tmp_path, weights):
     return run
 
 
-def a_hub(weights: bytes, **how) -> Hub:
-    return Hub(REPOSITORY, {"model.safetensors": weights, "pytorch_model.bin": b"never asked for"}, **how)
+def a_hub(weights: bytes, **behaviour) -> Hub:
+    return Hub(REPOSITORY, {"model.safetensors": weights, "pytorch_model.bin": b"never asked for"}, **behaviour)
 
 
 def test_a_name_is_downloaded_converted_and_found_by_load(run, weights, tmp_path, monkeypatch):
     with serve(a_hub(weights)) as served:
-        done = run(served)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"wrote {tmp_path / 'cache' / 'tiny'}\n"
-    assert "100%" in done.stderr  # the progress bar
+        completed = run(served)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout == f"wrote {tmp_path / 'cache' / 'tiny'}\n"
+    assert "100%" in completed.stderr  # the progress bar
     assert not any("pytorch_model" in request for request in served.requests)
     monkeypatch.setenv("JAXVIT_CACHE", str(tmp_path / "cache"))
     assert load("tiny").config.registers == 4
@@ -73,7 +73,7 @@ def test_a_name_is_downloaded_converted_and_found_by_load(run, weights, tmp_path
     written = (tmp_path / "cache" / "tiny" / "manifest.json").stat().st_mtime_ns
     assert run(served, HF_HUB_OFFLINE="1").returncode == 0
     assert (tmp_path / "cache" / "tiny" / "manifest.json").stat().st_mtime_ns == written, "the same model is not converted again"
-    # what was downloaded is there for offline use, and --out and --oracle are respected
+    # the download serves offline, and --out and --oracle are respected
     again = run(served, "tiny", "--out", str(tmp_path / "other"), "--oracle", "hf", "--dtype", "bfloat16", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
     other = read_manifest(tmp_path / "other")
@@ -82,24 +82,24 @@ def test_a_name_is_downloaded_converted_and_found_by_load(run, weights, tmp_path
 
 def test_a_connection_that_broke_is_taken_up_where_it_broke(run, weights, tmp_path):
     with serve(a_hub(weights, cut_after=15 * 2**20, cuts=1)) as served:
-        done = run(served)
-    assert done.returncode == 0, done.stderr
+        completed = run(served)
+    assert completed.returncode == 0, completed.stderr
     spans = [re.search(r"bytes=(\d+)-", request) for request in served.requests if request.startswith("GET") and "safetensors" in request]
     assert any(span and int(span[1]) >= 10 * 2**20 for span in spans), served.requests
 
 
 def test_a_truncated_body_is_one_line_and_leaves_no_checkpoint(run, weights, tmp_path):
     with serve(a_hub(weights, cut_after=2**20, cuts=1000)) as served:
-        done = run(served)
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
+        completed = run(served)
+    assert completed.returncode == 2
+    last = completed.stderr.splitlines()[-1]
     assert f"{REPOSITORY} could not be downloaded" in last
     assert "run the same command again" in last
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
-    ("how", "expected"),
+    ("behaviour", "expected"),
     [
         ({"refuse": (403, "GatedRepo")}, ["is gated", "accept its licence", "HF_TOKEN", "python -m convert FILE --name tiny"]),
         ({"refuse": (403, "GatedRepo"), "listed": True}, ["is gated", "HF_TOKEN"]),
@@ -113,11 +113,11 @@ def test_a_truncated_body_is_one_line_and_leaves_no_checkpoint(run, weights, tmp
     ],
     ids=lambda x: "-".join(map(str, (*x["refuse"], *x.keys() - {"refuse"}))) if isinstance(x, dict) else "",
 )
-def test_refusals_say_what_to_do(how, expected, run, weights, tmp_path):
-    with serve(a_hub(weights, **how)) as served:
-        done = run(served)
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
+def test_refusals_say_what_to_do(behaviour, expected, run, weights, tmp_path):
+    with serve(a_hub(weights, **behaviour)) as served:
+        completed = run(served)
+    assert completed.returncode == 2
+    last = completed.stderr.splitlines()[-1]
     assert last.startswith("convert: ")
     for words in expected:
         assert words in last
@@ -127,9 +127,9 @@ def test_refusals_say_what_to_do(how, expected, run, weights, tmp_path):
 def test_a_token_opens_what_is_gated(run, weights):
     with serve(a_hub(weights, token="secret")) as served:
         assert run(served).returncode == 2
-        done = run(served, HF_TOKEN="secret")
-    assert done.returncode == 0, done.stderr
-    assert "secret" not in done.stderr + done.stdout
+        completed = run(served, HF_TOKEN="secret")
+    assert completed.returncode == 0, completed.stderr
+    assert "secret" not in completed.stderr + completed.stdout
 
 
 def test_offline_and_without_a_hub_it_says_so(run, weights, tmp_path):
@@ -147,9 +147,9 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_downloaded(run
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     with serve(a_hub(weights)) as served:
-        done = run(served, "tiny", "--out", str(tmp_path / "mine"))
-    assert done.returncode == 2
-    assert "something else" in done.stderr
+        completed = run(served, "tiny", "--out", str(tmp_path / "mine"))
+    assert completed.returncode == 2
+    assert "something else" in completed.stderr
     assert not served.requests
 
 

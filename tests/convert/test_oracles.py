@@ -20,14 +20,14 @@ SIZES = {14: ((224, 224), (252, 252), (518, 518), (224, 280)), 16: ((224, 224), 
 NATIVE = {"vit": 224, "dinov2": 518, "dinov2_reg": 518}
 
 
-def _resized(table: torch.Tensor, grid: tuple[int, int], **how) -> torch.Tensor:
+def _resized(table: torch.Tensor, grid: tuple[int, int], **options) -> torch.Tensor:
     """[1, 1 + side^2, width] for another grid; untouched where Meta, Hugging Face and timm leave it so."""
     patches = table[:, 1:]
     side = round(patches.shape[1] ** 0.5)
     if grid == (side, side):
         return table
     square = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(square, mode="bicubic", **how)
+    resized = torch.nn.functional.interpolate(square, mode="bicubic", **options)
     assert resized.shape[-2:] == grid
     return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 

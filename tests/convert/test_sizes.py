@@ -6,21 +6,21 @@ import pytest
 
 import jaxvit
 from convert.naming import check_complete, plain_names, recognise
-from convert.sizes import plan
+from convert.sizes import plan_model
 from jaxvit.checkpoint import named_leaves
 from jaxvit.vit import abstract
 
 
 def meta_shapes(config: jaxvit.ViTConfig) -> dict[str, tuple[int, ...]]:
-    """What Meta's file of a model holds."""
+    """Shapes of the tensors in Meta's file of a model, by key."""
     width, rope = config.width, config.position == "rope"
     layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
     if config.feed_forward == "mlp":
-        layers |= {"mlp.fc1": (config.hidden, width), "mlp.fc2": (width, config.hidden)}
+        layers |= {"mlp.fc1": (config.mlp_dim, width), "mlp.fc2": (width, config.mlp_dim)}
     elif rope:
-        layers |= {"mlp.w1": (config.hidden, width), "mlp.w2": (config.hidden, width), "mlp.w3": (width, config.hidden)}
+        layers |= {"mlp.w1": (config.mlp_dim, width), "mlp.w2": (config.mlp_dim, width), "mlp.w3": (width, config.mlp_dim)}
     else:
-        layers |= {"mlp.w12": (2 * config.hidden, width), "mlp.w3": (width, config.hidden)}
+        layers |= {"mlp.w12": (2 * config.mlp_dim, width), "mlp.w3": (width, config.mlp_dim)}
     block: dict[str, tuple[int, ...]] = {f"norm{n}.{leaf}": (width,) for n in (1, 2) for leaf in ("weight", "bias")}
     block |= {f"{name}.weight": shape for name, shape in layers.items()} | {f"{name}.bias": shape[:1] for name, shape in layers.items()}
     if config.layer_scale:
@@ -45,13 +45,13 @@ def test_released_models_are_read_off_their_shapes(name):
     shapes = meta_shapes(config)
     layout = recognise(plain_names(shapes))
     assert layout.name == ("meta_v3" if config.position == "rope" else "meta")
-    found = plan(layout, shapes, heads=None, name=name if "sat493m" in name else None, oracle=None, settings=None)
-    assert found.config == config
+    plan = plan_model(layout, shapes, heads=None, name=name if "sat493m" in name else None, oracle=None, settings=None)
+    assert plan.config == config
     leaves = named_leaves(abstract(config))
-    rules = {leaf: rule for leaf, rule in found.rules.items() if leaf in leaves}
-    assert rules.keys() | found.computed.keys() == leaves.keys()
+    rules = {leaf: rule for leaf, rule in plan.rules.items() if leaf in leaves}
+    assert rules.keys() | plan.computed.keys() == leaves.keys()
     check_complete(layout, rules, config.depth, shapes)
-    assert plan(layout, shapes, heads=None, name=name, oracle=None, settings=None).config == config
+    assert plan_model(layout, shapes, heads=None, name=name, oracle=None, settings=None).config == config
 
 
 def test_a_name_of_other_sizes_is_refused():
@@ -59,11 +59,11 @@ def test_a_name_of_other_sizes_is_refused():
     layout = recognise(shapes)
     for name in ("dinov2_vits14_reg", "dino_vits16", "dinov3_vits16"):
         with pytest.raises(ValueError, match=f"this is not {name}"):
-            plan(layout, shapes, heads=None, name=name, oracle=None, settings=None)
+            plan_model(layout, shapes, heads=None, name=name, oracle=None, settings=None)
 
 
 def test_a_missing_register_is_noticed_where_every_release_has_them():
     shapes = meta_shapes(jaxvit.MODELS["dinov3_vits16"])
     del shapes["storage_tokens"]
     with pytest.raises(ValueError, match="missing key storage_tokens"):
-        plan(recognise(shapes), shapes, heads=None, name=None, oracle=None, settings=None)
+        plan_model(recognise(shapes), shapes, heads=None, name=None, oracle=None, settings=None)

@@ -1,4 +1,4 @@
-"""Files as timm writes them: recognised, read completely, and computing what the original modules do."""
+"""Files as timm writes them are recognised, read completely, and compute what the original modules do."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_packed_swiglu_is_timms_without_any_config(tmp_path):
             del weights[f"blocks.{i}.mlp.fc1.{part}"]
     out = convert(written(tmp_path / "packed", weights), tmp_path / "out", heads=HEADS)
     model = load(out)
-    assert (read_manifest(out)["layout"], model.config.feed_forward, model.config.hidden) == ("timm", "swiglu", 2 * WIDTH)
+    assert (read_manifest(out)["layout"], model.config.feed_forward, model.config.mlp_dim) == ("timm", "swiglu", 2 * WIDTH)
     gate = weights["blocks.1.mlp.w12.weight"][: 2 * WIDTH].numpy().T
     np.testing.assert_array_equal(model.blocks.feed_forward.gate.kernel[...][1], gate)
 

@@ -131,8 +131,8 @@ def test_a_lone_file_beside_its_config_is_read_like_the_folder(tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="pass it: heads=N"):
         convert(folder, tmp_path / "none")
-    alone = read_manifest(convert(folder, tmp_path / "alone", heads=2))
-    assert alone["config"] == by_file["config"]
+    without_config = read_manifest(convert(folder, tmp_path / "without_config", heads=2))
+    assert without_config["config"] == by_file["config"]
 
 
 @pytest.mark.parametrize(("family", "position", "eps"), [("vit", "offset", 1e-6), ("dinov2", "offset", 1e-6), ("dinov3", "rope", 1e-5)])

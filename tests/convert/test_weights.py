@@ -1,4 +1,4 @@
-"""The released weights compute what they are known to compute: opt-in, `pytest -m weights`, for what lies in the cache."""
+"""The released weights compute what they are known to compute: opt-in, `pytest -m weights`, for the models in the cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jaxvit
-from jaxvit.checkpoint import MANIFEST, cache_folder, load, read_manifest
+from jaxvit.checkpoint import MANIFEST, load, read_manifest
+from jaxvit.files import cache_folder
 
 # CLS after the final norm for numpy.random.default_rng(42).normal(size=(3, side, side)) as normalised pixels: side, its first
 # values, its length and the tolerance of the mean absolute error. DINOv3's is with periods in float32, as Hugging Face computes them.
@@ -19,7 +20,7 @@ GOLDEN = {
 
 @pytest.fixture
 def released(request):
-    """A model from the cache by name, where the tests were asked for and it is there."""
+    """A function that returns a model from the cache by name, or skips the test where it is not there or not asked for."""
     if "weights" not in request.config.getoption("-m"):
         pytest.skip("released weights are tested on request: pytest -m weights")
 
@@ -51,6 +52,6 @@ def test_cls_is_the_known_one(name, released, record_parity):
 @pytest.mark.parametrize("name", jaxvit.MODELS)
 def test_the_config_is_that_of_the_release(name, released):
     config = released(name).config
-    known = jaxvit.MODELS[name]
+    expected = jaxvit.MODELS[name]
     free = ("position", "norm_eps", "untied_norm")  # the oracle's, and releases vary in the last
-    assert {f: v for f, v in vars(config).items() if f not in free} == {f: v for f, v in vars(known).items() if f not in free}
+    assert {f: v for f, v in vars(config).items() if f not in free} == {f: v for f, v in vars(expected).items() if f not in free}

@@ -64,7 +64,12 @@ WRAPPINGS = {
     "model.teacher": lambda: {
         "model": renamed(dinov2(4), "teacher.backbone.{}".format) | renamed(dinov2(4, 1), "student.backbone.{}".format)
     },
-    "namespace beside": lambda: {**dinov2(4), "args": argparse.Namespace(a=1), "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}},
+    "with namespace": lambda: {
+        **dinov2(4),
+        "args": argparse.Namespace(a=1),
+        "epoch": 3,
+        "optimizer": {"state": {0: torch.ones(2)}},
+    },
     "views": lambda: {k: (v.T.contiguous().T if v.ndim == 2 else v) for k, v in dinov2(4).items()},
 }
 
@@ -143,7 +148,7 @@ def test_oracle_chooses_the_rules_and_not_the_weights(tmp_path):
         assert (ours.position, theirs.position) == (meta, hf)
 
 
-def test_a_released_name_brings_head_count_and_pixel_statistics(tmp_path, monkeypatch):
+def test_a_released_name_sets_head_count_and_pixel_statistics(tmp_path, monkeypatch):
     released = jaxvit.ViTConfig(4, WIDTH, sources.DEPTH, 4, 2 * WIDTH, image_size=12, pixel_mean=(0.1, 0.2, 0.3))
     monkeypatch.setitem(jaxvit.MODELS, "tiny_sat493m", released)
     path = write(tmp_path / "w.pth", dinov2())

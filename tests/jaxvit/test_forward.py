@@ -1,4 +1,4 @@
-"""Claims about running a model: scan = loop, captures, contrast, calibration, transformations of JAX."""
+"""Running a model: the scan is a loop, contrast is two runs, a sweep is a run for every block; JAX's transformations; bad input."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxvit
-from jaxvit import attention
-from jaxvit.vit import abstract, cast, truncated
+from jaxvit.forward import sweep_layers
+from jaxvit.vit import abstract, cast
 from tests.jaxvit import tiny
 
 CONFIGS = {"table": tiny.CONFIG, "rope": tiny.ROPE, "plain": tiny.PLAIN}
@@ -39,26 +39,6 @@ def test_captures_do_not_change_the_run():
     np.testing.assert_allclose(plain.tokens, captured.tokens, atol=2e-6)
 
 
-def test_attention_flow_is_the_full_map_reduced_and_its_rows_sum_to_one():
-    out = jaxvit.forward(tiny.model(), tiny.images(), capture=("attention", "attention_flow"))
-    full, flow = (np.asarray(out.captured[k], np.float64) for k in ("attention", "attention_flow"))
-    groups = [[0], [1], [2], list(range(3, tiny.LAYOUT.tokens))]
-    want = np.stack([np.stack([full[..., s, :][..., t].sum(-1).mean(-1) for t in groups], -1) for s in groups], -2)
-    assert flow.shape == (3, 4, 3, 4, 4)
-    np.testing.assert_allclose(flow, want, atol=1e-6)
-    np.testing.assert_allclose(flow.sum(axis=-1), 1, atol=1e-6)
-
-
-def norm_of_queries(state):
-    return jnp.linalg.norm(state.q, axis=-1)
-
-
-def test_a_function_of_ones_own_mixes_with_names():
-    out = jaxvit.forward(tiny.model(), tiny.images(), capture={"mine": norm_of_queries, "top": "cls"})
-    assert out.captured["mine"].shape == (3, 4, tiny.LAYOUT.tokens, 3)
-    assert out.captured["top"].shape == (3, 4, 24)
-
-
 def divergence_in_numpy(p, q):
     m = (p + q) / 2
     return ((p * np.log2(p / m)).sum(-1) + (q * np.log2(q / m)).sum(-1)).mean(-1) / 2
@@ -78,59 +58,31 @@ def test_contrast_equals_two_runs_and_divergence_is_zero_at_layer_0():
     assert np.all(divergence[1:] > 1e-5)
 
 
-def test_attention_divergence_agrees_with_scipy():
-    from scipy.spatial.distance import jensenshannon
-
-    pair = jaxvit.contrast(
-        tiny.model(),
-        tiny.images(2),
-        jaxvit.zero("cls"),
-        capture={"js": "attention_divergence", "p": lambda c, a: (c.attention, a.attention)},
-    )
-    p, q = (np.asarray(x, np.float64) for x in pair.captured["p"])
-    np.testing.assert_allclose(pair.captured["js"], (jensenshannon(p, q, base=2, axis=-1) ** 2).mean(axis=-1), atol=1e-6)
-
-
-@pytest.mark.parametrize("site", ["block_input", "attention_output", "mlp_output", "block_output"])
-def test_calibration_equals_numpy_over_all_valid_examples(site):
-    model, images = tiny.model(), tiny.images(7) * 3 + 1
-    batches = [(images[:4], None), (images[4:8], np.array([True, False, True])), (tiny.images(2, seed=1), np.zeros(2, bool))]
-    statistics = jaxvit.calibrate(model, batches, sites=(site,))
-    kept = images[np.array([0, 1, 2, 3, 4, 6])]
-    streams = jaxvit.forward(model, kept, capture={"x": _SITE[site]}).captured["x"]
-    streams = np.asarray(streams, np.float64)
-    patches = streams[:, :, 3:].reshape(3, -1, 24)
-    mean = np.concatenate([streams[:, :, :3].mean(axis=1), patches.mean(axis=1)[:, None]], axis=1)
-    variance = np.concatenate([streams[:, :, :3].var(axis=1), patches.var(axis=1)[:, None]], axis=1)
-    assert statistics.examples == 6
-    assert statistics.image_size == tiny.SIZE
-    np.testing.assert_allclose(statistics.mean[site], mean, atol=1e-5)
-    np.testing.assert_allclose(statistics.variance[site], variance, rtol=1e-4, atol=1e-6)
-
-
-_SITE = {
-    site: (lambda state, site=site: getattr(state.trace, site))
-    for site in ("block_input", "attention_output", "mlp_output", "block_output")
+ABLATIONS = {
+    "zero registers at the output of a block": lambda **at: jaxvit.zero("registers", **at),
+    "zero random patches at its input and what attention adds to CLS": lambda **at: (
+        jaxvit.zero(jaxvit.random_patches(3, seed=3), at="block_input", **at) & jaxvit.zero("cls", at="attention_output", **at)
+    ),
 }
 
 
-def test_calibration_is_stable_for_a_small_variance_on_a_large_mean():
-    """One-pass sums of squares would lose everything here; Chan's rule must not."""
-    model = jaxvit.create(tiny.CONFIG)
-    model.register_tokens[...] = model.register_tokens[...] + 100.0
-    images = tiny.images(64)
-    statistics = jaxvit.calibrate(model, [(images[i : i + 8], None) for i in range(0, 64, 8)], sites=("block_output",))
-    streams = np.asarray(jaxvit.forward(model, images, capture="registers").captured["registers"], np.float64)
-    np.testing.assert_allclose(statistics.variance["block_output"][:, 1:3], streams.var(axis=1), rtol=1e-3, atol=1e-6)
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_a_sweep_over_layers_is_a_run_for_every_layer(name):
+    ablation = ABLATIONS[name]
+    model, images, ids = tiny.model(), tiny.images(2), tiny.ids(2)
+    swept = sweep_layers(model, images, ablation(), ids)
+    assert swept.patches.shape == (tiny.CONFIG.depth, 2, tiny.LAYOUT.patches, tiny.CONFIG.width)
+    runs = jaxvit.stack([ablation(layers=[layer]) for layer in range(tiny.CONFIG.depth)], model, tiny.SIZE)
+    single = jax.vmap(lambda edits: jaxvit.forward(model, images, edits, example_ids=ids))(runs)
+    np.testing.assert_allclose(swept.tokens, single.tokens, atol=5e-6)
+    np.testing.assert_allclose(swept.prenorm, single.prenorm, atol=5e-6)
+    clean = jaxvit.forward(model, images).tokens
+    assert np.abs(np.asarray(swept.tokens) - clean).max(axis=(1, 2, 3)).min() > 1e-2
 
 
-def test_calibration_refuses_nothing_and_mixed_sizes():
-    with pytest.raises(ValueError, match="no valid image"):
-        jaxvit.calibrate(tiny.model(), [])
-    with pytest.raises(ValueError, match="use one size"):
-        jaxvit.calibrate(tiny.model(), [(tiny.images(2), None), (tiny.images(2, size=(8, 8)), None)])
-    with pytest.raises(ValueError, match="unknown site"):
-        jaxvit.calibrate(tiny.model(), [(tiny.images(2), None)], sites=("output",))
+def test_a_sweep_refuses_what_forward_refuses():
+    with pytest.raises(ValueError, match="example_ids"):
+        sweep_layers(tiny.model(), tiny.images(2), jaxvit.shuffle("registers"))
 
 
 def test_the_model_is_an_argument_that_can_be_differentiated():
@@ -169,29 +121,6 @@ def test_every_released_model_has_the_tokens_its_config_says(name):
     assert flow.shape == (config.depth, 1, config.heads, groups, groups)
 
 
-# millions of parameters as the model cards give them (backbone, to the precision printed there)
-PUBLISHED_SIZES = {
-    "dino_vits16": 21, "dino_vitb16": 85, "dinov2_vits14": 21, "dinov2_vitb14": 86, "dinov2_vitl14": 300, "dinov2_vitg14": 1100,
-    "dinov3_vits16": 21, "dinov3_vits16plus": 29, "dinov3_vitb16": 86, "dinov3_vitl16": 300, "dinov3_vith16plus": 840,
-    "dinov3_vit7b16": 6716,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PUBLISHED_SIZES)
-def test_parameter_counts_are_the_published_ones(name):
-    millions = sum(leaf.size for leaf in jax.tree.leaves(abstract(name))) / 1e6
-    assert abs(millions / PUBLISHED_SIZES[name] - 1) < 0.055
-
-
-def test_normalise_is_the_published_rule():
-    images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
-    for name in ("dinov2_vits14", "dinov3_vitl16_sat493m"):
-        config = jaxvit.MODELS[name]
-        want = (images / 255 - np.array(config.pixel_mean)) / np.array(config.pixel_std)
-        np.testing.assert_allclose(jaxvit.normalise(images, config), want, atol=1e-6)
-    assert jaxvit.MODELS["dinov3_vitl16_sat493m"].pixel_mean != jaxvit.MODELS["dinov3_vitl16"].pixel_mean
-
-
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -211,34 +140,3 @@ def test_bad_input_says_what_is_wrong_in_one_line(make, says):
     with pytest.raises(ValueError, match=says) as error:
         make()
     assert "\n" not in str(error.value)
-
-
-def test_jensen_shannon_is_scipys_also_where_attention_moves_altogether():
-    """From equal rows over shares of 1e-30 to disjoint ones: scipy's in double precision, never infinite."""
-    from scipy.spatial.distance import jensenshannon
-
-    generator = np.random.default_rng(0)
-    p = np.exp(generator.normal(size=(40, 9)) * np.geomspace(0.1, 30, 40)[:, None])
-    q = np.exp(generator.normal(size=(40, 9)) * np.geomspace(0.1, 30, 40)[:, None])
-    p, q = (np.maximum(x / x.sum(axis=1, keepdims=True), 1e-30).astype(np.float32) for x in (p, q))
-    p[0], q[0] = np.eye(9)[0], np.eye(9)[1]
-    q[1] = p[1]
-    found = np.asarray(attention.jensen_shannon(jnp.asarray(p), jnp.asarray(q)))
-    want = jensenshannon(p.astype(np.float64), q.astype(np.float64), base=2, axis=1) ** 2
-    np.testing.assert_allclose(found, np.nan_to_num(want), atol=1e-6)
-    assert found[0] == 1
-    assert found[1] == 0
-
-
-def test_a_truncated_model_ends_after_a_block():
-    """Its output is the block's, and its read tokens are those under the whole model's final norm."""
-    model, images = tiny.model(), tiny.images()
-    short = truncated(model, 2)
-    outputs = jaxvit.forward(model, images, capture="block_output").captured["block_output"]
-    found = jaxvit.forward(short, images)
-    np.testing.assert_allclose(found.prenorm, outputs[1], atol=1e-6)
-    np.testing.assert_allclose(found.tokens, model.final_norm(outputs[1]), atol=1e-6)
-    assert short.config.depth == 2
-    assert model.config.depth == 3
-    with pytest.raises(ValueError, match="blocks 0 to 2"):
-        truncated(model, 4)

@@ -10,7 +10,7 @@ import numpy as np
 
 import jaxvit
 
-CONFIG = jaxvit.ViTConfig(patch_size=4, width=24, depth=3, heads=3, hidden=48, registers=2, position="antialias", image_size=16)
+CONFIG = jaxvit.ViTConfig(patch_size=4, width=24, depth=3, heads=3, mlp_dim=48, registers=2, position="antialias", image_size=16)
 ROPE = dataclasses.replace(CONFIG, position="rope", feed_forward="swiglu", untied_norm=True)
 PLAIN = dataclasses.replace(CONFIG, registers=0, position="offset", layer_scale=False)
 SIZE = (16, 12)
@@ -26,7 +26,7 @@ def images(batch: int = 4, seed: int = 0, size: tuple[int, int] = SIZE) -> jax.A
     return jax.random.normal(jax.random.key(seed), (batch, *size, 3))
 
 
-def statistics(config: jaxvit.ViTConfig = CONFIG, sites: tuple[str, ...] = ("block_output",)) -> jaxvit.Statistics:
+def statistics(config: jaxvit.ViTConfig = CONFIG, sites: tuple[str, ...] = ("block_output",)) -> jaxvit.Moments:
     return jaxvit.calibrate(model(config), [(images(8, seed=9), None)], sites)
 
 

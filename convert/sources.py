@@ -1,0 +1,165 @@
+"""Sources of weights: a file or folder of any kind, opened as shapes by key and a function that reads one tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.pickles import ZIP, read_pickle
+from jaxvit import MODELS
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_CONFIG = "config.json"
+_PICKLE = b"\x80"
+_REOPEN_AFTER = 2**29  # bytes read
+_SAFETENSORS_DTYPES = ("F16", "BF16", "F32", "F64", "BOOL")
+_TORCH_DTYPES = ("float16", "bfloat16", "float32", "float64", "bool")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint of someone else.
+
+    Attributes:
+        files: all files that are read, for the manifest.
+        shapes: shape of every tensor, by key.
+        read: returns one tensor by key, in float32.
+        settings: path of the `config.json` beside the weights, which may belong to something else.
+        wrapper: path of the wrapper dicts around the weights, for example "teacher".
+    """
+
+    files: tuple[Path, ...]
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    settings: Path | None = None
+    wrapper: str = ""
+
+
+def open_source(source: str | Path) -> Source:
+    """Open a `.pth` file, a `.safetensors` file or a Hugging Face folder, recognised by its content.
+
+    Raises:
+        ValueError: it does not exist or cannot be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        return _open_file(path)
+    if str(source) in MODELS:
+        raise ValueError(f'"{source}" is a released model, no file: convert.fetch("{source}") or python -m convert {source} downloads it')
+    raise ValueError(f'"{source}" does not exist; pass a .pth file, a .safetensors file or a Hugging Face or timm folder')
+
+
+def _open_file(path: Path) -> Source:
+    with path.open("rb") as file:
+        beginning = file.read(32)
+    if beginning[8:9] == b"{":
+        return _open_safetensors((path,), path.parent)
+    if beginning.startswith((ZIP, _PICKLE)):
+        tensors, wrapper = read_pickle(path)
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        settings = path.parent / _CONFIG
+        read = _PickleReader(path, tensors) if beginning.startswith(ZIP) else lambda key: _from_torch(tensors[key], key)
+        return Source((path,), shapes, read, settings if settings.is_file() else None, wrapper)
+    content = f"it starts with {beginning!r}" if beginning else "it is empty"
+    raise ValueError(f'"{path}" is neither a PyTorch nor a safetensors file: {content}; get the file again')
+
+
+def _open_folder(folder: Path) -> Source:
+    if (folder / _SINGLE).is_file():
+        return _open_safetensors((folder / _SINGLE,), folder)
+    if not (folder / _INDEX).is_file():
+        raise ValueError(f'"{folder}" has neither {_SINGLE} nor {_INDEX}; pass a Hugging Face folder that has, or a weights file')
+    index = read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise ValueError(f"{folder / _INDEX} has no weight_map; get the folder again")
+    names = sorted(set(map(str, index.values())))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ValueError(f'{folder / _INDEX} names the file "{name}", which is not in the folder; get the folder again')
+    source = _open_safetensors(tuple(folder / name for name in names), folder)
+    if differing := sorted(source.shapes.keys() ^ index.keys()):
+        raise ValueError(f"{folder / _INDEX} and its files disagree about {', '.join(differing[:5])}; get the folder again")
+    return replace(source, files=(*source.files, folder / _INDEX))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: the file holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; get the file again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} instead of an object; get the file again")
+    return content
+
+
+def _open_safetensors(files: tuple[Path, ...], folder: Path) -> Source:
+    from safetensors import SafetensorError, safe_open
+
+    file_of: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for key in file.keys():  # noqa: SIM118  # not a mapping
+                    if key in file_of:
+                        raise ValueError(f'tensor "{key}" is in two files, {path.name} is the second; get the folder again')
+                    tensor = file.get_slice(key)
+                    _check_dtype(key, tensor.get_dtype(), _SAFETENSORS_DTYPES)
+                    file_of[key] = path
+                    shapes[key] = tuple(tensor.get_shape())
+        except SafetensorError as error:
+            raise ValueError(f'"{path}" is no readable safetensors file, maybe cut off: {error}; get the file again') from error
+
+    def read(key: str) -> np.ndarray:
+        # opened for each tensor: the pages read from a mapped file count as used memory until the file is closed
+        with safe_open(file_of[key], framework="numpy") as file:
+            return _float32(file.get_tensor(key))
+
+    settings = folder / _CONFIG
+    return Source(files, shapes, read, settings if settings.is_file() else None)
+
+
+class _PickleReader:
+    """Reads tensors of a memory-mapped `.pth` file, which it opens again after every half gigabyte: the pages read from a mapped
+    file count as used memory until the file is closed."""
+
+    def __init__(self, path: Path, tensors: dict[str, Any]):
+        self._path, self._tensors, self._bytes_read = path, tensors, 0
+
+    def __call__(self, key: str) -> np.ndarray:
+        if self._bytes_read > _REOPEN_AFTER:
+            self._tensors, self._bytes_read = {}, 0
+            self._tensors = read_pickle(self._path)[0]
+        tensor = self._tensors[key]
+        self._bytes_read += tensor.numel() * tensor.element_size()
+        return _from_torch(tensor, key)
+
+
+def _check_dtype(key: str, dtype: str, readable: tuple[str, ...]) -> None:
+    """Raise a `ValueError` where a tensor's dtype is not among the readable ones."""
+    if dtype not in readable:
+        raise ValueError(f'tensor "{key}" holds {dtype}; {", ".join(readable)} are read: pass unquantised weights')
+
+
+def _from_torch(tensor: Any, key: str) -> np.ndarray:
+    """A torch tensor in float32."""
+    _check_dtype(key, str(tensor.dtype).removeprefix("torch."), _TORCH_DTYPES)
+    return np.asarray(tensor.detach().float().contiguous().numpy())
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # `read_model` refuses every infinity, also one of overflow
+        return array.astype(np.float32)

@@ -1,0 +1,84 @@
+"""At which block information appears: probes of CLS and means of tokens, and correspondence of patches, at every block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from experiments.analyses import register_probes
+from experiments.datasets.base import first_id
+from experiments.features.extraction import patch_grid
+from experiments.plotting.layer_lines import plot_layer_lines
+from experiments.rows import Row
+from experiments.study.cells import Store
+from experiments.study.compare import plain_rows
+from experiments.study.jobs import Arrays, Job, cell_key
+from experiments.study.results import StudyResults
+from experiments.study.target import Target
+from experiments.tasks.base import protocol_id
+from jaxvit import Ablation, metrics
+from jaxvit.inference import ratio_scores
+
+TITLE = "Probes and correspondence, layer by layer"
+NOTE = (
+    "Above, top-1 of linear probes of CLS, patch mean and register mean of the output of each block (before the final norm). Below, the "
+    "share of patches whose nearest patch in the other view is the true one. 95 % intervals are over test images above, and over pairs of "
+    "views below."
+)
+TASK = "layer_correspondence"
+
+
+def jobs(target: Target) -> Iterator[Job]:
+    """Probes (the cell of `register_probes`) and correspondence at every block of a model without ablation."""
+    yield from register_probes.jobs(target)
+    if target.data.views is not None and not target.baseline and target.model is not None:
+        key = cell_key(target, TASK, resamples=target.settings.resamples)
+        images = 2 * len(target.data.views.warp)
+        yield Job(key, f"{target.name}: correspondence at every layer", 2, lambda store: _compute(target, store), images)
+
+
+def _compute(target: Target, store: Store) -> tuple[list[Row], Arrays]:
+    assert target.data.views is not None
+    tolerance = target.settings.readouts.tolerance
+    hits, cycles, points = _count_matches(target, tolerance)
+    views = target.data.protocols["views"]
+    protocol = protocol_id("views", views=views, match="cosine", tolerance=f"{tolerance:g} patch", norm="none")
+    scores = [
+        (metric, "patches", layer, protocol, ratio_scores(counts[layer], points[layer]))
+        for metric, counts in (("accuracy", hits), ("cycle_consistency", cycles))
+        for layer in range(len(points))
+    ]
+    return plain_rows(target, "full", TASK, scores), {}
+
+
+def _count_matches(target: Target, tolerance: float) -> np.ndarray:
+    """Hits, closed cycles and patches that have a true match, [3, layers, pairs].
+
+    A batch of pairs at a time: the patches of all blocks of all pairs would fill the memory.
+    """
+    assert target.model is not None
+    assert target.data.views is not None
+    views, parts = target.data.views, target.data.parts
+    step, prefix, counts = target.settings.batch_size, 1 + target.model.config.registers, []
+    for start in range(0, len(views.warp), step):
+        pairs = slice(start, start + step)
+        first, second = (
+            target.runner.extract(
+                parts[part].images[pairs], Ablation(), first_id(part) + start, ("block_output",), patch_images=0
+            ).captured["block_output"][:, :, prefix:]
+            for part in ("first", "second")
+        )
+        rows, columns, side = patch_grid(first[0], parts["first"].images)
+        by_layer = [
+            metrics.correspondence(a, b, views.warp[pairs], (rows, columns), side, tolerance) for a, b in zip(first, second, strict=True)
+        ]
+        counts.append(np.array([[np.asarray(counted) for counted in (m.hits, m.cycles, m.points)] for m in by_layer]))
+    return np.concatenate(counts, axis=2).swapaxes(0, 1)
+
+
+def section(results: StudyResults) -> str:
+    """Lines over blocks: probes above, correspondence below."""
+    features = ("cls", "patch_mean", "register_mean")
+    probes = plot_layer_lines(results.rows, results.models, register_probes.TASK, "top1", features, "top-1, percent")
+    return probes + plot_layer_lines(results.rows, results.models, TASK, "accuracy", ("patches",), "correspondence, percent")

@@ -1,0 +1,87 @@
+"""How far from its usual activations an ablation takes a model: change of attention and of patches at every block."""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from experiments.datasets.base import first_id
+from experiments.demo import label
+from experiments.plotting.elements import interval_cell
+from experiments.plotting.layer_lines import plot_condition_lines
+from experiments.rows import Row, select
+from experiments.study.cells import Store
+from experiments.study.compare import compared_rows
+from experiments.study.jobs import Arrays, Job, cell_key
+from experiments.study.results import StudyResults
+from experiments.study.target import Target
+from experiments.tasks.base import mean_over_seeds, protocol_id
+from experiments.tasks.off_manifold import METRICS, measure
+from jaxvit.inference import mean_scores, value
+
+TITLE = "How far off the manifold an ablation goes"
+NOTE = (
+    "Above, the Jensen-Shannon divergence of attention from the clean run at each block (exactly 0 at block 0, which attends before "
+    "anything is replaced). Below, patches leaving the last block, before the final norm: means over test images with 95 % intervals. "
+    "An ablation that takes activations off the manifold (low cosine, changed norm, many standard deviations from the calibrated mean) "
+    "shows what the model does with inputs that it never saw, not what the token carries. The images of calibration lie about 1 s.d. from "
+    "their mean."
+)
+TASK = "off_manifold"
+METRIC_HEADINGS = {
+    "patch_cosine": "cosine of patches<br>with the clean run",
+    "patch_norm_ratio": "norm of patches<br>against the clean run",
+    "patch_mahalanobis": "distance of patches from<br>their calibrated mean, s.d.",
+    "attention_divergence": "divergence of attention<br>from the clean run",
+}
+"""The metrics in the order of the table, with their headings."""
+
+
+def jobs(target: Target) -> Iterator[Job]:
+    """The off-manifold metrics under every condition but full."""
+    if target.baseline or target.model is None:
+        return
+    for condition in target.conditions:
+        if condition != "full":
+            key = cell_key(target, TASK, condition=condition, protocol=METRICS, resamples=target.settings.resamples)
+            images = 2 * len(target.data.analysis_images) * len(target.seeds_of(condition))
+            yield Job(key, f"{target.name}, {condition}: off-manifold metrics", 1, functools.partial(_compute, target, condition), images)
+
+
+def _compute(target: Target, condition: str, store: Store) -> tuple[list[Row], Arrays]:
+    by_seed = [
+        measure(target.runner, target.data.analysis_images, target.ablation(condition, seed), target.statistics, first_id("test"))
+        for seed in target.seeds_of(condition)
+    ]
+    metadata, scores = [], []
+    for metric in METRICS:
+        protocol = protocol_id(metric, definition=METRICS[metric], norm="none")
+        for layer in range(len(by_seed[0][metric])):
+            layer_scores = [mean_scores(values[metric][layer]) for values in by_seed]
+            entry = {"metric": metric, "feature": "patches", "layer": layer, "protocol": protocol}
+            metadata.append(entry | {"by_seed": [value(s) for s in layer_scores]})
+            scores.append(mean_over_seeds(layer_scores))
+    arrays = {metric: np.stack([values[metric] for values in by_seed]) for metric in METRICS}
+    return compared_rows(target, condition, TASK, metadata, scores), arrays
+
+
+def section(results: StudyResults) -> str:
+    """Lines of the divergence of attention over blocks, and a table of all metrics at the last block."""
+    models = [model for model in results.models if results.conditions(model, TASK)]
+    if not models:
+        return ""
+    return plot_condition_lines(results.rows, models, TASK, "attention_divergence", "bits") + _last_block_table(results, models)
+
+
+def _last_block_table(results: StudyResults, models: Sequence[str]) -> str:
+    heads = "".join(f"<th>{heading}</th>" for heading in METRIC_HEADINGS.values())
+    body = ""
+    for model in models:
+        for condition in results.conditions(model, TASK):
+            last = {r["metric"]: r for r in select(results.rows, model=model, condition=condition, task=TASK)}  # layers come in order
+            cells = "".join(interval_cell(last[metric]) for metric in METRIC_HEADINGS)
+            body += f"<tr><td>{html.escape(label(model))} · {condition}</td>{cells}</tr>"
+    return f"<details open><summary>all conditions</summary><table><tr><th>last block</th>{heads}</tr>{body}</table></details>"

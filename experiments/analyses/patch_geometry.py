@@ -1,0 +1,114 @@
+"""The geometry of patch features: effective rank and spectrum, norms and outliers; and cosines between registers."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+
+import plotly.graph_objects as go
+
+from experiments.demo import label
+from experiments.plotting.colours import style
+from experiments.plotting.elements import interval_cell, plot
+from experiments.plotting.hover import errors, hover
+from experiments.rows import Row, select
+from experiments.study import grid
+from experiments.study.jobs import Job
+from experiments.study.results import StudyResults
+from experiments.study.target import Target
+
+TITLE = "Effective rank, spectra and norms of patches"
+NOTE = (
+    "Effective rank: exp of the entropy of the Gram eigenvalues of an image's patch features (not centred); shown is the median over "
+    "images with 95 % intervals. Its mean, the form by singular values (Roy & Vetterli) and the participation ratio are in results.jsonl. "
+    "Spectra are shares of the Gram eigenvalues in the full condition. Norms are of patches before and after the final norm. Outliers are "
+    "patches with a norm above 150 before the final norm: the threshold that Darcet et al. 2024 chose for DINOv2's ViT-g, which means "
+    "nothing for models whose norms are of another size. Outliers are not expected in models as small as S and B."
+)
+TASKS = ("effective_rank", "patch_norms", "register_cosine")
+NORM_HEADINGS = {
+    "norm_before_final": "norm before<br>the final norm",
+    "norm": "norm of<br>what is read",
+    "outlier_share": "outliers",
+}
+"""The metrics of the table of norms, with their headings."""
+
+
+def jobs(target: Target) -> Iterator[Job]:
+    """Geometry under every condition."""
+    return grid.jobs(target, tasks=TASKS)
+
+
+def section(results: StudyResults) -> str:
+    """Bars of effective rank, lines of spectra, and tables of norms and of cosines between registers."""
+    models = [model for model in results.models if results.conditions(model, "effective_rank")]
+    if not models:
+        return ""
+    rows = results.rows
+    return plot(_rank_bars(rows, models)) + plot(_spectrum_lines(rows, models)) + _norm_table(rows, models) + _cosine_table(rows, models)
+
+
+def _rank_bars(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
+    figure = go.Figure()
+    for index, model in enumerate(models):
+        ranks, look = select(rows, model=model, task="effective_rank", metric="gram_eigenvalues"), style(index)
+        bars = go.Bar(
+            x=[r["condition"] for r in ranks],
+            y=[r["value"] for r in ranks],
+            error_y=errors(ranks, 1),
+            customdata=[hover(r, scale=1) for r in ranks],
+            hovertemplate="%{customdata}<extra></extra>",
+            name=label(model),
+            marker={"color": look.colour, "pattern": {"shape": look.pattern}},
+        )
+        figure.add_trace(bars)
+    figure.update_layout(height=400, margin={"t": 20, "b": 40}, template="plotly_white", barmode="group")
+    figure.update_yaxes(title_text="effective rank")
+    return figure
+
+
+def _spectrum_lines(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
+    figure = go.Figure()
+    for index, model in enumerate(models):
+        full, look = select(rows, model=model, task="effective_rank", condition="full"), style(index)
+        spectrum = [r for r in full if r["metric"].startswith("spectrum[")]
+        line = go.Scatter(
+            x=list(range(1, 1 + len(spectrum))),
+            y=[r["value"] for r in spectrum],
+            error_y=errors(spectrum, 1),
+            customdata=[hover(r, scale=1) for r in spectrum],
+            hovertemplate="%{customdata}<extra></extra>",
+            name=label(model),
+            line={"color": look.colour, "dash": look.dash},
+            mode="lines+markers",
+        )
+        figure.add_trace(line)
+    figure.update_layout(height=340, margin={"t": 20, "b": 40}, template="plotly_white")
+    figure.update_yaxes(title_text="share of the eigenvalues", type="log")
+    figure.update_xaxes(title_text="number of the eigenvalue", dtick=1)
+    return figure
+
+
+def _norm_table(rows: Sequence[Row], models: Sequence[str]) -> str:
+    body = ""
+    for model in models:
+        by_metric = {r["metric"]: r for r in select(rows, model=model, condition="full", task="patch_norms")}
+        cells = "".join(interval_cell(by_metric.get(metric)) for metric in NORM_HEADINGS)
+        body += f"<tr><td>{html.escape(label(model))}</td>{cells}</tr>"
+    return f"<table><tr><th>full</th>{''.join(f'<th>{heading}</th>' for heading in NORM_HEADINGS.values())}</tr>{body}</table>"
+
+
+def _cosine_table(rows: Sequence[Row], models: Sequence[str]) -> str:
+    """Mean cosine of every pair of registers without ablation; empty where no model has two."""
+    cosines = select(rows, condition="full", task="register_cosine")
+    by_model = {m: {(r["metric"], r["feature"]): r["value"] for r in select(cosines, model=m)} for m in models}
+    pairs = dict.fromkeys(pair for values in by_model.values() for pair in values)
+    if not pairs:
+        return ""
+    body = ""
+    for model, values in by_model.items():
+        if values:
+            cells = "".join(f"<td>{values[pair]:.2f}</td>" if pair in values else "<td></td>" for pair in pairs)
+            body += f"<tr><td>{html.escape(label(model))}</td>{cells}</tr>"
+    heads = "".join(f"<th>{first} {second}</th>" for first, second in pairs)
+    return f"<p></p><table><tr><th>cosine of registers</th>{heads}</tr>{body}</table>"

@@ -1,0 +1,123 @@
+"""Studies by name: the models, data, read-outs and analyses of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from experiments.analyses import (
+    ablation_table,
+    attention_flow,
+    feature_maps,
+    instrument_check,
+    layerwise_probes,
+    nearest_patches,
+    off_manifold,
+    patch_geometry,
+    random_patch_control,
+    register_lesions,
+    register_probes,
+    replacement_controls,
+    scale_comparison,
+)
+from experiments.analyses.base import Analysis
+from experiments.datasets.base import DataSize
+from experiments.datasets.digits import DEMO_SIZE
+from experiments.datasets.folders import IMAGENET_SIZE
+from experiments.tasks.base import Readouts
+from jaxvit.probes.logistic import DINOV2_CS
+
+ANALYSES: dict[str, Analysis] = {
+    "ablation_table": ablation_table,
+    "replacement_controls": replacement_controls,
+    "register_lesions": register_lesions,
+    "random_patch_control": random_patch_control,
+    "scale_comparison": scale_comparison,
+    "off_manifold": off_manifold,
+    "attention_flow": attention_flow,
+    "register_probes": register_probes,
+    "layerwise_probes": layerwise_probes,
+    "patch_geometry": patch_geometry,
+    "feature_maps": feature_maps,
+    "nearest_patches": nearest_patches,
+    "instrument_check": instrument_check,
+}
+"""All analyses in the order of the page."""
+
+_DEMO_READOUTS = Readouts()
+_READOUTS = Readouts(cs=DINOV2_CS, memory=100_000, grid_iterations=12_500)
+"""The grids of the original evaluations; those of the demo are what a laptop does in minutes."""
+_NO_PAIRS = replace(IMAGENET_SIZE, pairs=None)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a study is unless the command line says otherwise.
+
+    Attributes:
+        protocol: the publication that it follows and how, for the page.
+        models: bundled models, or names in `jaxvit.MODELS` that have been converted into the cache.
+        size: numbers of images.
+        image_size: pixels of a side; None where the images are made at the size of the bundled models.
+        readouts: how features are read.
+        analyses: names in `ANALYSES` of those that are run.
+        conditions, tasks: those that are run; empty for all.
+        seeds: number of seeds of everything random.
+        baselines: whether random initialisations and raw pixels are measured as well.
+        batch_size: images per step.
+    """
+
+    protocol: str
+    models: tuple[str, ...]
+    size: DataSize
+    image_size: int | None = None
+    readouts: Readouts = _DEMO_READOUTS
+    analyses: tuple[str, ...] = tuple(ANALYSES)
+    conditions: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    seeds: int = 3
+    baselines: bool = False
+    batch_size: int = 128
+
+
+PRESETS = {
+    "demo": Preset(
+        "The whole study on the bundled demo models and digit scenes.",
+        ("demo_reg", "demo", "demo_reg_read"),
+        DEMO_SIZE,
+        seeds=2,
+        baselines=True,
+    ),
+    "parodi2026": Preset(
+        "Parodi & Segado, post (2026), and Parodi, Matelsky & Segado, arXiv 2604.14433: tokens are overwritten at the output of every "
+        "block, 224 px, weights as converted (the publication most likely ran Hugging Face's implementation: oracle hf). Solver, "
+        "correspondence pairs and segmentation data of the publication are unknown; the protocol ids say what stands here in their place.",
+        ("dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "dinov2_vitb14", "dinov2_vitb14_reg", "dinov3_vitb16"),
+        IMAGENET_SIZE,
+        image_size=224,
+        readouts=_READOUTS,
+    ),
+    "fix-reg-mean": Preset(
+        "Sun et al. 2024 (Massive Activations): registers are replaced by their mean at the input of every block, read-outs are frozen, "
+        "518 px. Heads here are fitted on the train part; the publication uses Meta's linear heads.",
+        ("dinov2_vits14_reg", "dinov2_vitb14_reg", "dinov2_vitl14_reg", "dinov2_vitg14_reg"),
+        _NO_PAIRS,
+        image_size=518,
+        readouts=_READOUTS,
+        analyses=("ablation_table", "off_manifold"),
+        conditions=("fix_reg_mean",),
+        tasks=("linear_probe",),
+        batch_size=32,
+    ),
+    "darcet-norms": Preset(
+        "Darcet et al. 2024 (registers), section 2: norms of patches before the final norm, outliers above 150; they are expected only in "
+        "the large models without registers.",
+        ("dinov2_vitl14", "dinov2_vitl14_reg", "dinov2_vitg14", "dinov2_vitg14_reg"),
+        _NO_PAIRS,
+        image_size=518,
+        readouts=_READOUTS,
+        analyses=("patch_geometry", "feature_maps"),
+        conditions=("full",),
+        tasks=("patch_norms", "effective_rank", "register_cosine"),
+        batch_size=32,
+    ),
+}

@@ -1,0 +1,28 @@
+"""A control: as many random patches as registers are zeroed, which shows what losing any few tokens costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from experiments.plotting.deltas import plot_deltas
+from experiments.study import grid
+from experiments.study.jobs import Job
+from experiments.study.results import StudyResults
+from experiments.study.target import Target
+
+TITLE = "Zeroing random patches instead"
+NOTE = (
+    "Four random patches against all registers. The patches are drawn for each image and are the same at all blocks. Difference from the "
+    "full condition in points, with 95 % intervals of the paired difference; for random patches the mean over several draws."
+)
+CONDITIONS = ("random_patches", "zero_registers")
+
+
+def jobs(target: Target) -> Iterator[Job]:
+    """All tasks under both conditions."""
+    return grid.jobs(target, CONDITIONS)
+
+
+def section(results: StudyResults) -> str:
+    """Bars of differences, one panel for each model."""
+    return plot_deltas(results.rows, results.models, CONDITIONS)

@@ -1,0 +1,30 @@
+"""Does the content of registers matter? They are replaced by zeros, their mean, noise, or the registers of another image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from experiments.features.conditions import REPLACEMENTS
+from experiments.plotting.deltas import plot_deltas
+from experiments.study import grid
+from experiments.study.jobs import Job
+from experiments.study.results import StudyResults
+from experiments.study.target import Target
+
+TITLE = "Replacing registers: zero, mean, noise, shuffle"
+NOTE = (
+    "Difference from the full condition in points, with 95 % intervals of the paired difference. A register set to zero is an activation "
+    "that the model never saw in training; its mean, noise with the calibrated mean and variance, and the registers of another image "
+    "(shuffle) are not. fix_reg_mean replaces registers by their mean at the input of every block (Sun et al. 2024)."
+)
+CONDITIONS = (*REPLACEMENTS, "fix_reg_mean")
+
+
+def jobs(target: Target) -> Iterator[Job]:
+    """All tasks under the replacements of registers."""
+    return grid.jobs(target, CONDITIONS)
+
+
+def section(results: StudyResults) -> str:
+    """Bars of differences, one panel for each model with registers."""
+    return plot_deltas(results.rows, results.models, CONDITIONS)

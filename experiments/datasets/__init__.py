@@ -1,0 +1,1 @@
+"""Where do images, labels, masks and correspondences come from?"""

@@ -1,0 +1,61 @@
+"""The data of a study from digit scenes: the bundled demo, which needs no files."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from experiments.datasets import scenes
+from experiments.datasets.base import PARTS_OF, DataSize, Masks, Part, StudyData, Views
+
+SCENES_VERSION = 2  # raise it when the same seed gives other scenes
+
+# multiples of the preset's batch of 128, so that no batch is padded
+DEMO_SIZE = DataSize(
+    train=1536,
+    val=384,
+    test=1280,
+    pairs=256,
+    segmentation=384,
+    segmentation_test=512,
+    calibration=512,
+    analysis_images=128,
+    gallery=128,
+)
+
+
+def digit_scenes(requested: DataSize, seed: int) -> StudyData:
+    """Digit scenes of `requested` numbers, by default those of `DEMO_SIZE`. "train" and "val" show training digits on training
+    grounds; "test" and the pairs of views show test digits on test grounds.
+
+    Raises:
+        ValueError: a subset of a part is larger than the part.
+    """
+    size = requested.filled(DEMO_SIZE, (*PARTS_OF, ("segmentation", "train"), ("segmentation_test", "test")))
+    train, val, test = (scenes.scenes(split, size[split], seed) for split in ("train", "val", "test"))
+    pairs = scenes.pairs("test", size["pairs"], seed)
+    test_masks = test.masks[: size["segmentation_test"]]
+    return StudyData(
+        title="digit scenes",
+        parts={
+            "train": Part(train.images, size["segmentation"]),
+            "val": Part(val.images),
+            "test": Part(test.images, max(size["segmentation_test"], size["analysis_images"], size["gallery"])),
+            "first": Part(pairs.first, len(pairs.first)),
+            "second": Part(pairs.second, len(pairs.second)),
+        },
+        labels={"train": train.labels, "val": val.labels, "test": test.labels},
+        classes=tuple(str(digit) for digit in range(10)),
+        views=Views(pairs.warp, {"digit_patches": pairs.digit}),
+        masks=Masks(
+            train_part="train",
+            test_part="test",
+            train=train.masks[: size["segmentation"]],
+            test=test_masks,
+            sizes=np.full((len(test_masks), 2), test_masks.shape[1:]),
+            classes=("ground", *(f"digit {digit}" for digit in range(10))),
+        ),
+        keypoints=None,
+        size=size,
+        protocols={"views": "rotation, scale, translation", "masks": "64 px", "labels": "digits apart"},
+        key={"name": "digit_scenes", "version": SCENES_VERSION, "seed": seed, **vars(size)},
+    )

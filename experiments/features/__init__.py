@@ -1,0 +1,1 @@
+"""What does a model under a condition make of images?"""

@@ -1,0 +1,170 @@
+"""Features of many images under a condition: batched over the mesh, fetched while the next batch runs."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+import jaxvit
+from experiments.features.conditions import CALIBRATED_SITES
+from jaxvit import Ablation, Edits, Moments, ViT
+from jaxvit.capture import CAPTURES, Capture, CaptureSpec, cls, resolve
+from jaxvit.sharding import Batch, batches, replicate
+
+Norm = Literal["final", "none"]
+"""Tokens are read after the final norm, or as the last block leaves them."""
+Captures = tuple[tuple[str, Capture], ...]
+Images = UInt8[np.ndarray, "images height width 3"]
+_IN_FLIGHT = 2  # batches that are under way while one is fetched
+_CLS_BLOCKS = 4  # last blocks whose CLS is kept, as DINOv2's grid of heads reads it
+_CLS = "CLS of every block"
+
+
+class Features(NamedTuple):
+    """Tokens of the last block, and captures with the layer axis first.
+
+    Attributes:
+        patch_mean: mean over the patches, of every image.
+        patches: of the leading images only, as many as were asked for.
+        patch_norms: lengths of these patches before the final norm.
+        block_cls: CLS of the last four blocks (all, where there are fewer), after the final norm.
+        captured: by name, [layers, images, ...].
+    """
+
+    cls: Float[np.ndarray, "images width"]
+    registers: Float[np.ndarray, "images registers width"]
+    patch_mean: Float[np.ndarray, "images width"]
+    patches: Float[np.ndarray, "patch_images patches width"]
+    patch_norms: Float[np.ndarray, "patch_images patches"]
+    block_cls: Float[np.ndarray, "images blocks width"]
+    captured: dict[str, np.ndarray]
+
+
+@functools.partial(jax.jit, static_argnames=("capture", "norm"))
+def forward_batch(
+    model: ViT,
+    images: UInt8[Array, "batch height width 3"],
+    edits: Edits | None,
+    capture: Captures,
+    ids: Int[Array, "batch"],
+    valid: Bool[Array, "batch"],
+    norm: Norm,
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """Features of one batch, from pixels on in one program: work outside of it would wait for the batch before.
+
+    Returns:
+        By their names in `Features`: what is small, [batch, ...]; patches and their norms, [batch, patches, ...]; captures,
+        [layers, batch, ...].
+    """
+    out = jaxvit.forward(model, jaxvit.normalise(images, model.config), edits, {**dict(capture), _CLS: cls}, ids, valid)
+    tokens, prefix = out.tokens if norm == "final" else out.prenorm, out.layout.prefix
+    patches, norms = tokens[:, prefix:], jnp.linalg.norm(out.prenorm[:, prefix:].astype(jnp.float32), axis=-1)
+    captured = dict(out.captured)
+    block_cls = model.final_norm(captured.pop(_CLS)[-_CLS_BLOCKS:, :, None])[:, :, 0].swapaxes(0, 1)
+    small = {"cls": tokens[:, 0], "registers": tokens[:, 1:prefix], "patch_mean": patches.mean(axis=1), "block_cls": block_cls}
+    return small, {"patches": patches, "patch_norms": norms}, captured
+
+
+def patch_grid(patches: Float[np.ndarray, "images patches width"], images: Images) -> tuple[int, int, int]:
+    """Rows, columns and side in pixels of the patches of images."""
+    height, width = images.shape[1:3]
+    side = round((height * width / patches.shape[1]) ** 0.5)
+    return height // side, width // side, side
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A model on a mesh, and the batch size that all its runs use."""
+
+    model: ViT
+    mesh: Mesh
+    batch_size: int
+
+    @classmethod
+    def on(cls, mesh: Mesh, model: ViT, batch_size: int) -> Runner:
+        return cls(replicate(model, mesh), mesh, batch_size)
+
+    def extract(
+        self,
+        images: Images,
+        ablation: Ablation,
+        first_id: int,
+        capture: CaptureSpec = (),
+        norm: Norm = "final",
+        patch_images: int | None = None,
+    ) -> Features:
+        """Features of every image under an ablation.
+
+        Args:
+            first_id: example id of the first image; ids count from here.
+            capture: what is read out of every block beside the tokens of the last.
+            norm: whether tokens are read after the final norm.
+            patch_images: leading images whose patches are kept; by default all. Of the others only the mean patch stays.
+        """
+        count = len(images)
+        patch_count = count if patch_images is None else min(patch_images, count)
+        edits, captures = self._edits(ablation, images) if ablation.replacements else None, resolve(capture, CAPTURES)
+
+        def start(number: int, batch: Batch) -> tuple:
+            small, patches, captured = forward_batch(self.model, batch.rows, edits, captures, batch.example_ids, batch.valid, norm)
+            return small, patches if number * self.batch_size < patch_count else None, captured
+
+        small, patches, captured = zip(*self._run(start, images, first_id), strict=True)
+        no_patches = {"patches": np.zeros((0, 0, small[0]["cls"].shape[-1]), np.float32), "patch_norms": np.zeros((0, 0), np.float32)}
+        return Features(
+            **_concatenate(small, count),
+            **_concatenate([p for p in patches if p is not None] or [no_patches], patch_count),
+            captured=_concatenate(captured, count, axis=1),
+        )
+
+    def map_batches(self, program: Callable[..., Any], images: Images, ablation: Ablation, first_id: int) -> dict[str, np.ndarray]:
+        """Outputs of a program for all images.
+
+        Args:
+            program: (model, images, edits, ids, valid) of a batch -> arrays by name, [layers, batch, ...].
+            first_id: example id of the first image; ids count from here.
+        """
+        edits = self._edits(ablation, images)
+
+        def start(number: int, batch: Batch) -> dict[str, Array]:
+            return program(self.model, batch.rows, edits, batch.example_ids, batch.valid)
+
+        return _concatenate(list(self._run(start, images, first_id)), len(images), axis=1)
+
+    def calibrate(self, images: Images) -> Moments:
+        """Moments of what enters and leaves blocks, over images."""
+        prepared = ((jaxvit.normalise(batch.rows, self.model.config), batch.valid) for batch in batches(images, self.batch_size, self.mesh))
+        return jaxvit.calibrate(self.model, prepared, CALIBRATED_SITES)
+
+    def _edits(self, ablation: Ablation, images: Images) -> Edits:
+        return replicate(jaxvit.lower(ablation, self.model, images.shape[1:3]), self.mesh)
+
+    def _run(self, start: Callable[[int, Batch], Any], images: Images, first_id: int) -> Iterator[Any]:
+        """Results of every batch, in order; a few batches are under way while one is fetched."""
+        running: deque[Any] = deque()
+        for number, batch in enumerate(batches(images, self.batch_size, self.mesh, first_id)):
+            running.append(start(number, batch))
+            if len(running) > _IN_FLIGHT:
+                yield _fetch(running.popleft())
+        while running:
+            yield _fetch(running.popleft())
+
+
+def _fetch(tree: Any) -> Any:
+    """Arrays on the host; those in half precision travel in it and are float32 from there on."""
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf, jax.device_get(tree))
+
+
+def _concatenate(parts: Sequence[dict[str, np.ndarray]], count: int, axis: Literal[0, 1] = 0) -> dict[str, np.ndarray]:
+    """Arrays of all batches along the axis of images, without the padding behind the first `count`."""
+    whole = {name: np.concatenate([part[name] for part in parts], axis=axis) for name in parts[0]}
+    return {name: array[:, :count] if axis else array[:count] for name, array in whole.items()}

@@ -1,0 +1,1 @@
+"""How were the demo models made?"""

@@ -1,0 +1,43 @@
+"""Write the page of a finished study again from its folder: `python -m experiments.report runs/demo`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.program import run
+from experiments.report import page
+from experiments.report.tables import SHOWN_ROWS, fill_readme, shown_rows
+from experiments.study.results import read_results
+from jaxvit.files import write_text
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the page of a study again from its folder.
+
+    Attributes:
+        folder: the study's folder, such as runs/demo.
+        readme: also write the table of results into this file, between its marks, and the rows that README and model cards are made of
+            to experiments/demo_results.jsonl beside it.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    readme: Path | None = None
+
+
+def _main(report: Report) -> None:
+    written = page.write(report.folder)
+    if report.readme:
+        rows = shown_rows(read_results(report.folder).rows)
+        fill_readme(report.readme, rows)
+        write_text(report.readme.parent / SHOWN_ROWS, "".join(json.dumps(row) + "\n" for row in rows))
+    print(written)
+
+
+if __name__ == "__main__":
+    run(_main, Report, __doc__)

@@ -1,0 +1,83 @@
+"""The page of a study: what a reader must know before any number, then one section for each analysis."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from plotly.offline import get_plotlyjs
+
+from experiments.analyses.presets import ANALYSES
+from experiments.demo import NOTES, label
+from experiments.study.results import StudyResults, read_results
+from jaxvit.files import write_text
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: .2rem; } h2 { margin-top: 2.6rem; border-bottom: 1px solid #ddd; }
+.note { color: #555; max-width: 52rem; } .caution { background: #fff6e0; border-left: 4px solid #d9903d; padding: .6rem 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee; }
+th:first-child, td:first-child { text-align: left; } td small { color: #777; display: block; }
+.maps { display: grid; gap: 6px; align-items: center; } .maps img { width: 100%; image-rendering: pixelated; display: block; }
+.maps div { font-size: .85rem; } footer { margin-top: 3rem; color: #777; font-size: .85rem; }
+"""
+_DEMO = (
+    "These are demo numbers: tiny models after a short training, on composed scenes of handwritten digits. They exercise "
+    "every path of the study with meaningful scores. They do not replicate published results on DINO models, and a register "
+    "that no other token reads shows no effect. One training seed of each model is measured (the model cards beside the weights show "
+    "others). Models that do not beat random initialisation (<i>_random</i>) and raw pixels on a task say little there; demo_reg_read has "
+    "the architecture of demo_reg, and so the same random initialisation."
+)
+_RANDOM_WEIGHTS = "<b>Random weights</b>: the models were never trained. The numbers show that the study runs, and nothing else."
+_INTERVALS = (
+    "Intervals are 95 % bootstrap intervals over test images (over source images for correspondence and keypoints). They cover test "
+    "sampling only; how values vary over seeds (of noise, shuffle, patch choice and random read-outs) is shown on hover. P-values are of "
+    "paired permutation tests, given uncorrected and corrected by Holm over all conditions and features of a metric of a model."
+)
+
+
+def write(folder: Path) -> Path:
+    """Write `report.html` from `results.jsonl`, `run.json` and the pictures in `cells/`; returns its path.
+
+    Raises:
+        ValueError: the folder holds no finished study.
+    """
+    results = read_results(folder)
+    sections = [(analysis, analysis.section(results)) for analysis in ANALYSES.values()]
+    written = [f'<h2>{analysis.TITLE}</h2><p class="note">{analysis.NOTE}</p>{body}' for analysis, body in sections if body]
+    path = folder / "report.html"
+    write_text(path, _page(written, results))
+    return path
+
+
+def _page(sections: Sequence[str], results: StudyResults) -> str:
+    manifest, models = results.manifest, ", ".join(label(m) for m in results.models)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>jaxvit: {manifest["study"]["preset"]} study</title>'
+        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>"
+        f"<h1>What do the tokens do?</h1><p>Token ablations of {models} on {html.escape(manifest['images'])}.</p>"
+        f'<p class="note">{html.escape(manifest["protocol"])}</p>{"".join(_cautions(results))}'
+        f"{''.join(sections)}<footer>{_provenance(results)}</footer></body></html>"
+    )
+
+
+def _cautions(results: StudyResults) -> list[str]:
+    """What a reader must know before any number, most important first."""
+    texts = []
+    if results.manifest["random_weights"]:
+        texts.append(_RANDOM_WEIGHTS)
+    if results.manifest["study"]["preset"] == "demo":
+        texts.append(_DEMO)
+    texts += [_INTERVALS, *(f"<b>{label(m)}</b>: {NOTES[m]}" for m in results.models if m in NOTES)]
+    return [f'<p class="note caution">{text}</p>' for text in texts]
+
+
+def _provenance(results: StudyResults) -> str:
+    """The study's hash, and device, versions and precision of its numbers."""
+    manifest = results.manifest
+    machine = manifest["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    device = f"{machine['devices']} x {html.escape(machine['device'])}"
+    return f"study {manifest['hash']} · {device} · python {machine['python']}, {versions} · {html.escape(manifest['precision'])}"

@@ -1,0 +1,94 @@
+"""Results as cells: each is addressed by the hash of what determines it, and is either whole on disk or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.rows import Row
+from jaxvit.files import replacing, write_text
+
+Key = Mapping[str, Any]
+FORMAT = 2
+"""Part of every hash: raised when the rows or arrays of a cell are made otherwise."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished piece of a study.
+
+    Attributes:
+        hash: of the key.
+        key: everything that determines the numbers.
+        rows: one dictionary per number (a line of `results.jsonl`).
+        provenance: device, versions, time, duration; not part of the key.
+        arrays: per-example contributions and maps.
+    """
+
+    hash: str
+    key: dict[str, Any]
+    rows: list[Row]
+    provenance: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def cell_hash(key: Key) -> str:
+    """SHA-256 (first 20 hex digits) of the key as canonical JSON."""
+    text = json.dumps({"format": FORMAT, **key}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class Store:
+    """The folder `cells/` of a study: a JSON file and a file of arrays for each cell."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __contains__(self, key: Key) -> bool:
+        return self.holds(cell_hash(key))
+
+    def holds(self, name: str) -> bool:
+        """Whether the cell with this hash is finished."""
+        return self._path(name, ".json").exists()
+
+    def load(self, key: Key) -> Cell:
+        """The finished cell of a key.
+
+        Raises:
+            ValueError: the cell is not there or cannot be read.
+        """
+        return self.open(cell_hash(key))
+
+    def open(self, name: str) -> Cell:
+        """The finished cell with this hash.
+
+        Raises:
+            ValueError: the cell is not there or cannot be read.
+        """
+        path = self._path(name, ".json")
+        try:
+            entry = json.loads(path.read_text())
+            with np.load(self._path(name, ".npz")) as arrays:
+                return Cell(name, entry["key"], entry["rows"], entry["provenance"], dict(arrays))
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"cell {path} cannot be read ({type(error).__name__}); delete it and run the study again") from error
+
+    def save(self, key: Key, rows: list[Row], arrays: Mapping[str, np.ndarray], provenance: Mapping[str, Any]) -> Cell:
+        """Write a cell: the arrays first, then the JSON, whose presence says that the cell is whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = cell_hash(key)
+        rows = [{**row, "cell": name} for row in rows]
+        with replacing(self._path(name, ".npz")) as path, path.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        entry = {"key": dict(key), "provenance": dict(provenance), "rows": rows}
+        write_text(self._path(name, ".json"), json.dumps(entry, indent=1, allow_nan=False))
+        return Cell(name, dict(key), rows, dict(provenance), dict(arrays))
+
+    def _path(self, name: str, ending: str) -> Path:
+        return self.folder / f"{name}{ending}"

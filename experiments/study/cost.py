@@ -1,0 +1,195 @@
+"""What a study will cost on this device, before anything is run."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jaxvit
+from experiments.study import grid
+from experiments.study.jobs import Job
+from experiments.study.target import Target
+from jaxvit import ViTConfig
+from jaxvit.inference import compare_all, mean_scores
+
+_GIB = 2**30
+_STEPS_PER_C = 25  # of L-BFGS along a path, as seen on features of the demo models
+_TIMED = 4  # images a device in the timed batch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of what is left of a study, in bytes; what the system does not tell is None.
+
+    Attributes:
+        cells: to be computed.
+        images: that go through models.
+        seconds: estimate; None where it was not asked for.
+        host_memory, free_host_memory: for images and, twice, for features; what is free.
+        device_memory, free_device_memory: for weights and one batch; what is free (None where devices use the host's memory).
+        disk, free_disk: for cells; what is free.
+    """
+
+    cells: int
+    images: int
+    seconds: float | None
+    host_memory: int
+    free_host_memory: int | None
+    device_memory: int
+    free_device_memory: int | None
+    disk: int
+    free_disk: int
+
+    def check(self) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            ValueError: memory or disk are too small.
+        """
+        host = self.host_memory if self.free_device_memory is not None else self.host_memory + self.device_memory
+        for resource, needed, free, remedy in (
+            ("memory", host, self.free_host_memory, "lower --batch-size or numbers of images (--data.pairs, --data.segmentation)"),
+            ("memory of the device", self.device_memory, self.free_device_memory, "lower --batch-size"),
+            ("disk", self.disk, self.free_disk, "choose another --out"),
+        ):
+            if free is not None and needed > free:
+                raise ValueError(f"the study needs about {needed / _GIB:.1f} GiB of {resource}, {free / _GIB:.1f} GiB are free; {remedy}")
+
+    def __str__(self) -> str:
+        parts = [f"{self.images:,} forward passes of an image"]
+        parts += [] if self.seconds is None else [f"about {self.seconds / 60:.1f} min"]
+        for resource, needed, free in (
+            ("memory", self.host_memory, self.free_host_memory),
+            ("of a device", self.device_memory, self.free_device_memory),
+            ("disk", self.disk, self.free_disk),
+        ):
+            parts.append(f"{resource} {needed / _GIB:.2f} GiB" + ("" if free is None else f" of {free / _GIB:.0f} free"))
+        return ", ".join(parts)
+
+
+def estimate(targets: Sequence[Target], jobs: Sequence[Job], out: Path, timed: bool = False) -> Cost:
+    """The cost of the jobs that are left; `timed` measures this device for the estimate of time."""
+    by_name = {target.name: target for target in targets}
+    images: dict[str, int] = {}
+    for job in jobs:
+        images[job.key["model"]["name"]] = images.get(job.key["model"]["name"], 0) + job.images
+    existing = out
+    while not existing.exists():
+        existing = existing.parent
+    running = [target for target in targets if images.get(target.name)]
+    return Cost(
+        cells=len(jobs),
+        images=sum(images.values()),
+        seconds=_seconds(by_name, images, jobs) if timed else None,
+        host_memory=max(map(_host_memory, running), default=0),
+        free_host_memory=_free_host_memory(),
+        device_memory=max(map(_device_memory, running), default=0),
+        free_device_memory=_free_device_memory(),
+        disk=sum(_disk(by_name[job.key["model"]["name"]]) for job in jobs if job.key["kind"] == "scores"),
+        free_disk=shutil.disk_usage(existing.absolute()).free,
+    )
+
+
+def _free_host_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _free_device_memory() -> int | None:
+    stats = jax.devices()[0].memory_stats()
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if stats and "bytes_limit" in stats else None
+
+
+def _token_count(config: ViTConfig, shape: tuple[int, ...]) -> int:
+    rows, columns = config.grid(shape[0], shape[1])
+    return 1 + config.registers + rows * columns
+
+
+def _host_memory(target: Target) -> int:
+    """Bytes of features of the parts that are read under one condition, a second copy while a task works on them, and of images."""
+    if target.model is None:
+        return 0
+    config, total = target.model.config, 0
+    for name in grid.parts_read(target) - {"analysis"}:
+        images, patch_images = target.data.parts[name]
+        in_memory = images.nbytes if not isinstance(images, np.memmap) else 0
+        tokens = _token_count(config, images.shape[1:3])
+        total += 4 * config.width * (len(images) * (6 + config.registers) + patch_images * tokens) + in_memory
+    return 2 * total
+
+
+def _device_memory(target: Target) -> int:
+    """Bytes of weights on every device that shares this memory, and of a batch on its way."""
+    if target.model is None:
+        return 0
+    config, batch = target.model.config, target.settings.batch_size
+    tokens = _token_count(config, target.data.analysis_images.shape[1:3])
+    copies = target.mesh.size if _free_device_memory() is None else 1
+    return 4 * copies * _weight_count(config) + 4 * batch * tokens * (16 * config.width + 2 * config.heads * tokens)
+
+
+def _weight_count(config: ViTConfig) -> int:
+    return config.depth * (4 * config.width**2 + 2 * config.width * config.mlp_dim)
+
+
+def _disk(target: Target) -> int:
+    """Bytes of the scores of one task after compression: of every test image, feature and solver, or a matrix of classes."""
+    data, solvers = target.data, len(target.settings.readouts.solvers)
+    features = 5 + (target.model.config.registers if target.model else 0)
+    masks = len(data.masks.test) * len(data.masks.classes) ** 2 * 4 * 4 if data.masks else 0
+    return max(16 * 2 * solvers * features * len(data.labels["test"]), masks) // 4
+
+
+def _seconds(targets: dict[str, Target], images: dict[str, int], jobs: Sequence[Job]) -> float:
+    """Forward passes at a measured speed, probes at the speed that this makes for their products, and resampling as measured."""
+    total = 0.0
+    measured: dict[str, float] = {}
+    for name, count in images.items():
+        target = targets[name]
+        if target.model is None or not count:
+            continue
+        config, shape = target.model.config, target.data.analysis_images.shape[1:3]
+        if str(config) not in measured:
+            measured[str(config)] = _time_forward(target)
+        per_image = measured[str(config)]
+        speed = _flops(config, shape) / per_image
+        probes = sum(job.key.get("task") == "linear_probe" and job.key["model"]["name"] == name and job.images > 0 for job in jobs)
+        rows, classes = len(target.data.labels["train"]), len(target.data.classes)
+        features = 5 + config.registers
+        steps = _STEPS_PER_C * len(target.settings.readouts.cs)
+        total += count * per_image + probes * features * steps * 8 * rows * config.width * classes / speed
+    resampled = sum(job.key["kind"] == "rows" for job in jobs)
+    return total + resampled * _time_resampling(next(iter(targets.values())))
+
+
+def _flops(config: ViTConfig, shape: tuple[int, ...]) -> float:
+    tokens = _token_count(config, shape)
+    return 2 * tokens * _weight_count(config) + config.depth * 4 * tokens**2 * config.width
+
+
+def _time_forward(target: Target) -> float:
+    """Seconds an image, in a small batch on all devices, after compiling."""
+    assert target.model is not None
+    count = _TIMED * target.mesh.size
+    images = np.resize(target.data.analysis_images, (count, *target.data.analysis_images.shape[1:]))
+    runner = type(target.runner)(target.runner.model, target.mesh, count)
+    runner.extract(images, jaxvit.Ablation(), 0)
+    started = time.monotonic()
+    runner.extract(images, jaxvit.Ablation(), 0)
+    return (time.monotonic() - started) / count
+
+
+def _time_resampling(target: Target) -> float:
+    scores = [mean_scores(np.random.default_rng(i).random(len(target.data.labels["test"]))) for i in range(20)]
+    started = time.monotonic()
+    compare_all(scores[:10], scores[10:], target.settings.resamples)
+    return time.monotonic() - started

@@ -1,0 +1,102 @@
+"""The folder of a study: whose it is (`run.json`), and what it holds after several runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.study.cells import Store
+from jaxvit.files import write_text
+
+FORMAT = 3
+"""Of `run.json` and of the rows; folders of another format are refused."""
+
+_MANIFEST = "run.json"
+CellName = tuple[str, str]
+"""Hash and kind of a cell."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`run.json` of a study's folder.
+
+    Raises:
+        ValueError: there is none, or another version of this program wrote it.
+    """
+    path = folder / _MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{folder} holds no study ({type(error).__name__}); run python -m experiments.reproduce first") from error
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or "study" not in manifest:
+        raise ValueError(f"{path} is not a study's run.json; choose another --out")
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} was written by another version (format {manifest.get('format')}, this one reads and writes {FORMAT}: names of "
+            "conditions, tokens and parts differ); choose another --out, or remove the folder and run the study again"
+        )
+    return manifest
+
+
+def check_run_folder(folder: Path, identity: Mapping[str, Any], weights: Mapping[str, str]) -> None:
+    """Whether a folder can be this study's: an absent or empty one, or one in which the same study has begun.
+
+    A study is its data and settings (`identity`). Which models, analyses, tasks and conditions are chosen may differ from run to run.
+
+    Args:
+        weights: hash of the weights of every model, by its name in the study.
+
+    Raises:
+        ValueError: the folder holds anything else, or another model under one of the names.
+    """
+    if not (folder / _MANIFEST).exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} exists and holds no study; choose another --out")
+        return
+    manifest = read_manifest(folder)
+    stored = manifest["study"]
+    different = sorted(name for name in identity.keys() | stored.keys() if identity.get(name) != stored.get(name))
+    if different:
+        raise ValueError(f"{folder} holds another study (it differs in {', '.join(different)}); choose another --out or remove the folder")
+    changed = [name for name, sha256 in weights.items() if manifest["models"].get(name, sha256) != sha256]
+    if changed:
+        raise ValueError(f"{folder} holds numbers of another model named {', '.join(changed)}; choose another --out or rename the model")
+
+
+def init_run_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Make a folder a study's before its first cell is computed; one that is a study's already stays as it is."""
+    if not (folder / _MANIFEST).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write `run.json`, whole or not at all."""
+    write_text(folder / _MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=1))
+
+
+def merge(earlier: Sequence[Any], current: Sequence[Any]) -> list[Any]:
+    """Entries of an earlier run and of this one, each once: in this run's order if it has all of them, else new ones at the end."""
+    if set(earlier) <= set(current):
+        return list(dict.fromkeys(current))
+    return list(dict.fromkeys([*earlier, *current]))
+
+
+def merged_cells(folder: Path, store: Store, current: Sequence[CellName]) -> list[CellName]:
+    """Cells of this run and of earlier runs in the folder.
+
+    Raises:
+        ValueError: a cell of an earlier run is gone.
+    """
+    earlier = [(name, kind) for name, kind in read_manifest(folder)["cells"]]
+    cells = merge(earlier, current)
+    missing = [name for name, _ in cells if not store.holds(name)]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} cells of earlier runs are gone from {store.folder} ({missing[0]}, ...); "
+            f"run those again with their models and analyses, or remove {folder / _MANIFEST}"
+        )
+    return cells

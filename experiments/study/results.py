@@ -1,0 +1,51 @@
+"""A finished study as pages, tables and notebooks read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.rows import Row, select
+from experiments.study.cells import Cell, Store
+from experiments.study.folder import read_manifest
+
+
+class StudyResults(NamedTuple):
+    """The rows and cells of a finished study.
+
+    Attributes:
+        rows: of `results.jsonl`.
+        manifest: `run.json`.
+        folder: where it lies.
+        models: those that are ablated, in order; baselines are not among them.
+    """
+
+    rows: list[Row]
+    manifest: dict[str, Any]
+    folder: Path
+    models: list[str]
+
+    def cells(self, kind: str) -> Iterator[Cell]:
+        """The finished cells of a kind, in the order of the study, one in memory at a time."""
+        store = Store(self.folder / "cells")
+        return (store.open(name) for name, cell_kind in self.manifest["cells"] if cell_kind == kind)
+
+    def conditions(self, model: str, task: str) -> list[str]:
+        """Conditions under which a model has numbers of a task, in order."""
+        return list(dict.fromkeys(row["condition"] for row in select(self.rows, model=model, task=task)))
+
+
+def read_results(folder: Path) -> StudyResults:
+    """The finished study in a folder.
+
+    Raises:
+        ValueError: there is none, or another version wrote it.
+    """
+    manifest = read_manifest(folder)
+    try:
+        rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no finished study ({type(error).__name__}); run python -m experiments.reproduce first") from error
+    return StudyResults(rows, manifest, folder, list(manifest["models"]))

@@ -1,0 +1,1 @@
+"""What is asked of features? One file a question."""

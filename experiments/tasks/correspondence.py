@@ -1,0 +1,41 @@
+"""Does a patch know which patch of another view it belongs to?"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from experiments.features.extraction import patch_grid
+from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, protocol_id
+from jaxvit import metrics
+from jaxvit.inference import ratio_scores
+
+FOREGROUND = 0.25
+"""A patch belongs to a set of pixels where more than this share of its pixels does."""
+VIEWS = ("first", "second")
+"""Parts of the data with the two views of every pair."""
+
+
+def correspondence(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
+    """Share of patches whose nearest patch in the other view is the true one within the tolerance, and share of closed cycles; of all
+    patches and of every named set of pixels."""
+    data, views, tolerance = context.data, context.data.views, context.readouts.tolerance
+    assert views is not None
+    first, second = (features[part].patches for part in VIEWS)
+    rows, columns, side = patch_grid(first, data.parts["first"].images)
+    sets = {"patches": None} | {name: _pixel_shares(pixels, side) > FOREGROUND for name, pixels in views.pixels.items()}
+    protocol = protocol_id(
+        "views", views=data.protocols["views"], match="cosine", tolerance=f"{tolerance:g} patch", **context.readouts.where
+    )
+    results = []
+    for name, mask in sets.items():
+        matches = metrics.correspondence(first, second, views.warp, (rows, columns), side, tolerance, mask)
+        results.append(MetricResult("accuracy", name, protocol, [ratio_scores(matches.hits, matches.points)]))
+        results.append(MetricResult("cycle_consistency", name, protocol, [ratio_scores(matches.cycles, matches.points)]))
+    return results
+
+
+def _pixel_shares(pixels: Bool[np.ndarray, "images height width"], side: int) -> Float[np.ndarray, "images patches"]:
+    """Share of each patch's pixels that belong to a set."""
+    n, height, width = pixels.shape
+    return pixels.reshape(n, height // side, side, width // side, side).mean(axis=(2, 4)).reshape(n, -1)

@@ -1,0 +1,83 @@
+"""How do patches and registers lie in feature space? Effective rank, norms, cosines; no labels are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from experiments.features.extraction import Features
+from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, protocol_id
+from jaxvit import geometry
+from jaxvit.inference import mean_scores, median_scores
+
+OUTLIER_NORM = 150.0
+"""Patches longer than this before the final norm are outliers (Darcet et al. 2024, section 2.1, for DINOv2 ViT-g; other models have
+norms of other sizes)."""
+_SPECTRUM = 10  # leading eigenvalues that are reported
+
+
+def effective_rank(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
+    """Effective rank and spectrum of an image's patches."""
+    return list(_ranks(jnp.asarray(_analysis(features, context).patches), context.readouts.where))
+
+
+def patch_norms(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
+    """Lengths of patches before and after the final norm, and the share of outliers."""
+    part = _analysis(features, context)
+    return list(_norms(part.patch_norms, np.linalg.norm(part.patches, axis=-1), context.readouts.where))
+
+
+def register_cosine(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
+    """Cosine of every pair of registers of an image: metric "r1", feature "r2" for the first and the second."""
+    cosine = np.asarray(geometry.pairwise_cosine(jnp.asarray(_analysis(features, context).registers)))
+    protocol = protocol_id("register_cosine", average="mean", **context.readouts.where)
+    pairs = [(a, b) for a in range(cosine.shape[1]) for b in range(a + 1, cosine.shape[1])]
+    return [MetricResult(f"r{a + 1}", f"r{b + 1}", protocol, [mean_scores(cosine[:, a, b])]) for a, b in pairs]
+
+
+def _analysis(features: FeatureSource, context: Context) -> Features:
+    """Features of the test images for measures without labels."""
+    return features.first_test(context.data.size["analysis_images"])
+
+
+@jax.jit
+def _spectra(
+    patches: Float[Array, "images patches width"],
+) -> tuple[Float[Array, "images side"], Float[Array, "images"], Float[Array, "images"], Float[Array, "images"]]:
+    """Singular values, and three ranks made of them: by Gram eigenvalues, by singular values (Roy & Vetterli), participation ratio. In
+    one program, so that it decomposes once."""
+    ranks = (geometry.effective_rank, geometry.effective_rank_roy_vetterli, geometry.participation_ratio)
+    return geometry.singular_values(patches), *(rank(patches) for rank in ranks)
+
+
+def _ranks(patches: Float[Array, "images patches width"], where: dict[str, Any]) -> Iterator[MetricResult]:
+    singular_values, gram, roy_vetterli, participation = _spectra(patches)
+    descending = np.asarray(singular_values).astype(np.float64)[:, ::-1]
+    shares = descending**2 / np.maximum((descending**2).sum(axis=1, keepdims=True), 1e-300)
+    for metric, form, average, scores in (
+        ("gram_eigenvalues", "gram_eigenvalues", "median", median_scores(np.asarray(gram))),
+        ("gram_eigenvalues_mean", "gram_eigenvalues", "mean", mean_scores(gram)),
+        ("singular_values_mean", "singular_values", "mean", mean_scores(roy_vetterli)),
+        ("participation_ratio_mean", "participation_ratio", "mean", mean_scores(participation)),
+    ):
+        protocol = protocol_id("effective_rank", form=form, centred=False, average=average, **where)
+        yield MetricResult(metric, "patches", protocol, [scores])
+    protocol = protocol_id("spectrum", of="Gram eigenvalues, shares", centred=False, average="mean", **where)
+    for k in range(min(_SPECTRUM, shares.shape[1])):
+        yield MetricResult(f"spectrum[{k}]", "patches", protocol, [mean_scores(shares[:, k])])
+
+
+def _norms(
+    before: Float[np.ndarray, "images patches"], after: Float[np.ndarray, "images patches"], where: dict[str, Any]
+) -> Iterator[MetricResult]:
+    """Norms before the final norm, as the features are read, and outliers."""
+    for metric, norms, norm in (("norm_before_final", before, "none"), ("norm", after, where["norm"])):
+        protocol = protocol_id("patch_norm", average="mean over patches, then images", **(where | {"norm": norm}))
+        yield MetricResult(metric, "patches", protocol, [mean_scores(norms.mean(axis=1))])
+    protocol = protocol_id("outliers", above=OUTLIER_NORM, **(where | {"norm": "none"}))
+    yield MetricResult("outlier_share", "patches", protocol, [mean_scores((before > OUTLIER_NORM).mean(axis=1))])

@@ -1,0 +1,125 @@
+"""Exact nearest neighbours by cosine similarity, in bounded memory, with queries shared out over a mesh of devices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxvit.geometry import unit
+
+CHUNK, ROWS = 256, 65_536
+"""Queries, and rows of the bank, searched at a time by default: memory is CHUNK x ROWS floats, not queries x bank."""
+
+Result = TypeVar("Result")
+
+
+@functools.partial(jax.jit, static_argnames=("k", "chunk", "rows", "mesh"))
+def nearest(
+    queries: Shaped[Array, "queries width"],
+    bank: Shaped[Array, "bank width"],
+    k: int,
+    valid: Bool[Array, "bank"] | None = None,
+    chunk: int = CHUNK,
+    rows: int = ROWS,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
+    """Cosine similarity and index of the `k` nearest rows of the bank, nearest first; of equally near rows the lower index first.
+
+    Exact: every similarity is computed in float32; `chunk`, `rows` and `mesh` change the order of computation only. Rows that are
+    not `valid` have similarity -inf.
+
+    Args:
+        chunk: queries that a device searches at a time.
+        rows: rows of the bank that it searches at a time (at least `k`), keeping a running list of the nearest. Beside inputs and
+            outputs a device needs memory for about 3 x chunk x rows + rows x width floats, and for the queries in float32.
+        mesh: its devices share the queries, and each holds the whole bank. By default all stay where the inputs are.
+
+    Raises:
+        ValueError: `k` is below 1 or above the size of the bank; `chunk` or `rows` is below 1.
+    """
+    check_sizes(k, len(bank), chunk, rows)
+    return by_query(functools.partial(search, k=k, chunk=chunk, rows=rows), queries, (bank, valid), mesh)
+
+
+def check_sizes(k: int, bank: int, chunk: int, rows: int) -> None:
+    """Check the sizes of a search.
+
+    Raises:
+        ValueError: `k` is below 1 or above the size of the bank; `chunk` or `rows` is below 1.
+    """
+    if not 1 <= k <= bank:
+        raise ValueError(f"k is {k}, but the bank has {bank} rows; choose k from 1 to {bank}")
+    if chunk < 1 or rows < 1:
+        raise ValueError(f"chunks are {chunk} queries and {rows} rows of the bank; each must be at least 1")
+
+
+def by_query(
+    function: Callable[..., Result], queries: Shaped[Array, "queries width"], shared: tuple[Array | None, ...], mesh: Mesh | None
+) -> Result:
+    """`function(queries, *shared)`, which treats every query on its own; on a mesh every device computes its share of the queries.
+
+    Shared arrays are passed as arguments because `jax.shard_map` cannot close over an array that is on the mesh already.
+    """
+    if mesh is None:
+        return function(queries, *shared)
+    spec = PartitionSpec(mesh.axis_names)
+    specs = (spec, *[PartitionSpec()] * len(shared))
+    split = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
+    padded = jnp.pad(queries, ((0, -len(queries) % mesh.size), (0, 0)))
+    result: Result = jax.tree.map(lambda leaf: leaf[: len(queries)], split(padded, *shared))
+    return result
+
+
+def search(
+    queries: Shaped[Array, "queries width"],
+    bank: Shaped[Array, "bank width"],
+    valid: Bool[Array, "bank"] | None,
+    k: int,
+    chunk: int,
+    rows: int,
+) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
+    """`nearest` on one device.
+
+    The batching of `jax.lax.map` turns the product with one query into one matrix product with a chunk of them.
+    """
+    rows = min(max(rows, k), len(bank))  # at least k, so that the first rows fill the list
+
+    def among(query: Float[Array, "width"], start: int | Int[Array, ""], size: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+        part = unit(jax.lax.dynamic_slice_in_dim(bank, start, size))
+        similarity = jnp.matmul(part, query, precision=jax.lax.Precision.HIGHEST)
+        if valid is not None:
+            similarity = jnp.where(jax.lax.dynamic_slice_in_dim(valid, start, size), similarity, -jnp.inf)
+        values, index = _largest(similarity, min(k, size))
+        return values, start + index
+
+    def merge(best: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
+        # of equal values `top_k` takes the first, which has the lower index: `later` holds rows further down the bank
+        values, position = jax.lax.top_k(jnp.concatenate([best[0], later[0]]), k)
+        return values, jnp.concatenate([best[1], later[1]])[position]
+
+    def search_one(query: Float[Array, "width"]) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+        parts = len(bank) // rows
+        best = among(query, 0, rows)
+        best = jax.lax.fori_loop(1, parts, lambda i, best: merge(best, among(query, i * rows, rows)), best)
+        remainder = len(bank) - parts * rows
+        return merge(best, among(query, parts * rows, remainder)) if remainder else best
+
+    similarity, index = jax.lax.map(search_one, unit(queries), batch_size=chunk)
+    return similarity, index
+
+
+def _largest(values: Float[Array, "n"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+    """`jax.lax.top_k`, faster: the k largest values lie in the k blocks with the largest maxima, so that less has to be sorted."""
+    block = int((len(values) / k) ** 0.5)  # about as many blocks as values in the k best of them
+    if block < 4:
+        return jax.lax.top_k(values, k)
+    blocks = jnp.pad(values, (0, -len(values) % block), constant_values=-jnp.inf).reshape(-1, block)
+    best = jnp.sort(jax.lax.top_k(blocks.max(axis=1), min(k, len(blocks)))[1])  # in their order, so that of equals the first wins
+    largest, position = jax.lax.top_k(blocks[best].ravel(), k)
+    return largest, best[position // block] * block + position % block

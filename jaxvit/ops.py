@@ -1,0 +1,80 @@
+"""Ablations as arrays: `Edits`, a pytree whose leaves have a leading layer axis, made by `lowering` and applied by `apply`.
+
+Values stand in a short table per layer, and each token has an index into it: memory grows with the number of tokens, not with
+tokens x width, and all constant-valued conditions share one compiled program.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+from jaxtyping import Array, Bool, Int
+
+from jaxvit.tokens import TokenLayout
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["mask", "seed", "patches", "patch_seed", "index", "values", "deviations"],
+    meta_fields=["kind"],
+)
+@dataclass(frozen=True)
+class EditOp:
+    """One replacement as arrays (NumPy while lowering) with a leading layer axis; a field that is None is absent from the program.
+
+    Attributes:
+        kind: what a token becomes: "fixed" (a row of `values`), "noise" (that row plus a random draw) or "shuffle" (the same token
+            of another example).
+        mask: [L, T] 1 where a token is replaced.
+        seed: [L] of the draws of noise and shuffle.
+        patches, patch_seed: [L] number and seed of randomly drawn patches, to which the mask is restricted.
+        index: [L, T] row of `values` and `deviations` for each token.
+        values, deviations: [L, rows, D].
+    """
+
+    kind: Literal["fixed", "noise", "shuffle"]
+    mask: Any
+    seed: Any = None
+    patches: Any = None
+    patch_seed: Any = None
+    index: Any = None
+    values: Any = None
+    deviations: Any = None
+
+    @property
+    def signature(self) -> tuple[str, bool]:
+        """Kind, and whether patches are drawn: ops with equal signatures have the same fields."""
+        return self.kind, self.patches is not None
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["ops"], meta_fields=["layout"])
+@dataclass(frozen=True)
+class Edits:
+    """An ablation lowered for one model and image size: the ops of each site, in the order in which they apply."""
+
+    ops: dict[str, tuple[EditOp, ...]]
+    layout: TokenLayout
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether any op replaces tokens by those of another example."""
+        return any(op.kind == "shuffle" for ops in self.ops.values() for op in ops)
+
+    @property
+    def addresses_examples(self) -> bool:
+        """Whether any op draws by example id: noise, shuffle and random patches do."""
+        return any(op.kind != "fixed" or op.patches is not None for ops in self.ops.values() for op in ops)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["layer", "example_ids", "valid"], meta_fields=["layout"])
+@dataclass(frozen=True)
+class BlockContext:
+    """The block and the examples that ops are applied to."""
+
+    layer: Int[Array, ""]
+    example_ids: Int[Array, "batch"] | None
+    valid: Bool[Array, "batch"] | None
+    layout: TokenLayout

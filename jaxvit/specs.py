@@ -1,0 +1,72 @@
+"""The parts of an ablation as small, frozen, hashable data, independent of any model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxvit.sites import SITES
+
+Kind = Literal["zero", "constant", "mean", "noise", "shuffle"]
+Layers = Literal["all"] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class RandomPatches:
+    """A selector of `count` random patches per example, drawn from (seed, example id), the same in all layers."""
+
+    count: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array identified by the SHA-256 of its shape and values: equality, hash and JSON use that, not the array."""
+
+    sha256: str
+    array: np.ndarray = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, array: Any) -> StoredArray:
+        """The array in float32, with its hash."""
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        return cls(hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest(), array)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The replacement of some tokens at one site of some layers.
+
+    Attributes:
+        kind: what the tokens are replaced by.
+        tokens: a selector (see `jaxvit.tokens`), or `RandomPatches`.
+        layers: "all", or block numbers from 0.
+        at: one of `jaxvit.sites.SITES`.
+        seed: of the draws of noise and shuffle.
+        value: a constant vector [D] or one per token [n, D]; the dataset mean [L, slots, D] for mean and noise.
+        deviation: the standard deviation [L, slots, D] for noise.
+        image_size: height and width in pixels that the moments were measured at, or None where any is allowed.
+
+    Raises:
+        ValueError: an unknown site, or a seed outside 0 to 2^32 - 1.
+    """
+
+    kind: Kind
+    tokens: str | int | tuple[str | int, ...] | RandomPatches
+    layers: Literal["all"] | tuple[int, ...] = "all"
+    at: str = "block_output"
+    seed: int = 0
+    value: StoredArray | None = None
+    deviation: StoredArray | None = None
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.at not in SITES:
+            raise ValueError(f'unknown site "{self.at}"; at is one of {", ".join(SITES)}')
+        for seed in (self.seed, self.tokens.seed if isinstance(self.tokens, RandomPatches) else 0):
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seed {seed} is out of range; use 0 to 2^32 - 1")

@@ -1,0 +1,38 @@
+"""Shapes and functions of the programs of a study fit each other."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench import programs
+from experiments.bench.rows import Size
+
+SMALLEST = Size(small=True)
+
+
+def test_every_program_of_a_study_traces_for_a_mesh():
+    """What a compiler makes of them is for machines with one."""
+    shapes = programs.Shapes(jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("batch",)))
+    of_models = programs.model_programs(programs.NAMES[0], jnp.bfloat16, shapes, SMALLEST)
+    every = [*of_models, *programs.readout_programs(shapes, SMALLEST)]
+    names = " ".join(program.name for program in every)
+    for part in (
+        "noise",
+        "shuffle",
+        "random_patches",
+        "fix_reg_mean",
+        "calibration",
+        "meter",
+        "sweep",
+        "ridge",
+        "k-NN",
+        "retrieval",
+        "rank",
+    ):
+        assert part in names
+    for program in every:
+        function, arguments = program.call
+        jax.eval_shape(function, *arguments)
+        assert program.dtype in ("bfloat16", "float32")

@@ -1,0 +1,56 @@
+"""The data of a study from digit scenes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.datasets.base import DataSize, StudyData
+from experiments.datasets.digits import digit_scenes
+from experiments.datasets.scenes import pairs, scenes
+
+SIZE = DataSize(train=20, val=8, test=12, pairs=4, segmentation=6, segmentation_test=10, calibration=8, analysis_images=4, gallery=5)
+
+
+@pytest.fixture(scope="module")
+def data() -> StudyData:
+    return digit_scenes(SIZE, 3)
+
+
+def test_each_part_has_the_scenes_of_the_split_of_its_name(data: StudyData) -> None:
+    for part, count in (("train", 20), ("val", 8), ("test", 12)):
+        expected = scenes(part, count, 3)
+        np.testing.assert_array_equal(data.parts[part].images, expected.images)
+        np.testing.assert_array_equal(data.labels[part], expected.labels)
+    views = pairs("test", 4, 3)
+    np.testing.assert_array_equal(data.parts["first"].images, views.first)
+    np.testing.assert_array_equal(data.parts["second"].images, views.second)
+    np.testing.assert_array_equal(data.views.warp, views.warp)
+    np.testing.assert_array_equal(data.views.pixels["digit_patches"], views.digit)
+
+
+def test_patches_are_kept_of_all_images_that_are_read_patch_by_patch(data: StudyData) -> None:
+    patch_images = {name: part.patch_images for name, part in data.parts.items()}
+    assert patch_images == {"train": 6, "val": 0, "test": 10, "first": 4, "second": 4}
+    np.testing.assert_array_equal(data.analysis_images, data.parts["test"].images[:4])
+
+
+def test_masks_belong_to_the_leading_images_of_their_parts(data: StudyData) -> None:
+    assert (data.masks.train_part, data.masks.test_part) == ("train", "test")
+    np.testing.assert_array_equal(data.masks.train, scenes("train", 6, 3).masks)
+    np.testing.assert_array_equal(data.masks.test, scenes("test", 10, 3).masks)
+    assert data.masks.sizes.tolist() == [[64, 64]] * 10
+    assert len(data.masks.classes) == 11
+
+
+def test_the_key_holds_the_seed_and_every_number_of_images(data: StudyData) -> None:
+    key = json.loads(json.dumps(data.key))
+    assert key["seed"] == 3
+    assert {name: key[name] for name in vars(SIZE)} == vars(SIZE)
+
+
+def test_more_masks_than_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"segmentation \(9\) is more than train \(8\)"):
+        digit_scenes(DataSize(train=8, segmentation=9), 0)

@@ -1,0 +1,142 @@
+"""The data of a study from folders: classes, masks, keypoints and views, and how images are divided into parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.datasets.base import DataSize
+from experiments.datasets.folders import Folders, folder_data
+from tests.conftest import SHARED
+from tests.experiments.tiny_folders import SIZE, write_folders, write_picture
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Folders:
+    return write_folders(tmp_path_factory.mktemp("folders"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVIT_CACHE", str(tmp_path / "cache"))
+
+
+def test_folders_become_the_parts_of_a_study(folders):
+    data = folder_data(folders, SIZE, 16, seed=0)
+    assert {name: len(part.images) for name, part in data.parts.items()} == {
+        **{"train": 12, "val": 4, "test": 6, "first": 4, "second": 4},
+        **{"segmentation_train": 3, "segmentation_test": 2, "keypoints": 3},
+    }
+    assert data.classes == ("ant", "bee", "cat", "dog")
+    assert np.bincount(data.labels["train"]).tolist() == [3, 3, 3, 3], "classes are even"
+    assert data.masks.test.shape == (2, 32, 40), "test masks keep their own resolution"
+    assert set(np.unique(data.masks.train)) == {0, 1, 255}
+    assert data.masks.train.shape == (3, 16, 16)
+    # stretched from 40 x 32 to 16 x 16
+    np.testing.assert_allclose(data.keypoints.source_points[0], [[2, 4], [8, 8]])
+    np.testing.assert_allclose(data.keypoints.target_points[0], [[4, 4], [12, 8]])
+    np.testing.assert_allclose(data.keypoints.scale, [[2.5, 2], [2.5, 2]])
+    assert data.keypoints.box.tolist() == [28, 28]
+    assert data.keypoints.size.tolist() == [40, 40]
+
+
+def test_train_and_val_come_from_the_folder_train_and_test_from_the_folder_val(folders):
+    from_train = folder_data(Folders(folders.images / "train"), DataSize(pairs=2, calibration=2, analysis_images=2, gallery=2), 16, seed=0)
+    fitting = {image.tobytes() for part in ("train", "val", "test") for image in from_train.parts[part].images}
+    assert len(fitting) == 20
+    data = folder_data(folders, SIZE, 16, seed=0)
+    sources = {part: [image.tobytes() in fitting for image in data.parts[part].images] for part in ("train", "val", "test")}
+    assert all(sources["train"] + sources["val"])
+    assert not any(sources["test"])
+
+
+def test_the_key_follows_content_and_not_place(folders, tmp_path):
+    key = folder_data(folders, SIZE, 16, seed=0).key
+    json.dumps(key)
+    images = tmp_path / "moved"
+    shutil.copytree(folders.images, images)
+    moved = dataclasses.replace(folders, images=images)
+    assert folder_data(moved, SIZE, 16, seed=0).key == key
+    assert folder_data(moved, SIZE, 16, seed=1).key != key
+    annotation = json.loads((folders.spair / "PairAnnotation/test/000000-x-y:bee.json").read_text())
+    spair = tmp_path / "spair"
+    shutil.copytree(folders.spair, spair)
+    annotation["trg_kps"][0][0] += 1
+    (spair / "PairAnnotation/test/000000-x-y:bee.json").write_text(json.dumps(annotation))
+    assert folder_data(dataclasses.replace(moved, spair=spair), SIZE, 16, seed=0).key != key, "a keypoint was corrected"
+    write_picture(images / "val" / "ant" / "0.png", 12345)
+    write_picture(images / "val" / "ant" / "1.png", 12346)
+    assert folder_data(moved, SIZE, 16, seed=0).key != key
+
+
+def test_every_part_has_its_share_of_uneven_classes(tmp_path):
+    for name, count in (("few", 10), ("many", 50)):
+        for i in range(count):
+            write_picture(tmp_path / "images" / name / f"{i}.png", i + len(name), 8, 8)
+    small = DataSize(pairs=2, calibration=2, analysis_images=2, gallery=2)
+    data = folder_data(Folders(tmp_path / "images"), small, 8, seed=0)
+    for part, few in (("test", 2), ("val", 1), ("train", 7)):
+        counts = np.bincount(data.labels[part], minlength=2)
+        assert abs(counts[0] - few) <= 1, f"{part}: {counts}"
+        assert counts[0] > 0
+    with pytest.raises(ValueError, match=r"none of the 2 images of part train is of few; raise --data\.train"):
+        folder_data(Folders(tmp_path / "images"), dataclasses.replace(small, train=2), 8, seed=0)
+
+
+def test_masks_in_plain_folders_and_pairs_of_any_images(folders, tmp_path):
+    for name in "abcdefghij":
+        write_picture(tmp_path / "images" / f"{name}.jpg", ord(name))
+        Image.fromarray(np.full((32, 40), ord(name) % 2, np.uint8)).save(write_picture(tmp_path / "labels" / f"{name}.png", 0))
+    plain = Folders(folders.images, views=tmp_path / "images", mask_images=tmp_path / "images", masks=tmp_path / "labels")
+    data = folder_data(plain, dataclasses.replace(SIZE, segmentation=99, segmentation_test=99, pairs=9), 16, seed=0)
+    assert (len(data.masks.train), len(data.masks.test)) == (8, 2)
+    assert len(data.views.warp) == 9, "more than there are test images"
+    with pytest.raises(ValueError, match=r"name both: --folders\.mask-images"):
+        folder_data(dataclasses.replace(plain, mask_images=None), SIZE, 16, seed=0)
+
+
+def test_one_folder_is_split_so_that_no_image_is_in_two_parts(folders):
+    size = DataSize(calibration=4, analysis_images=2, gallery=2, pairs=2)
+    data = folder_data(Folders(folders.images / "train"), size, 16, seed=3)
+    assert [len(data.parts[part].images) for part in ("train", "val", "test")] == [14, 2, 4]
+    pixels = [image.tobytes() for part in ("train", "val", "test") for image in data.parts[part].images]
+    assert len(set(pixels)) == len(pixels) == 20
+    assert sorted(data.labels["test"]) == [0, 1, 2, 3]
+    assert data.masks is None
+    assert data.keypoints is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"folders": Folders()}, r"no images are given.*--folders\.images"),
+        ({"data": DataSize(test=99)}, r'test is 99, but the folder has 8 images.*images/val"\); lower --data\.test'),
+        ({"data": DataSize(val=19)}, r'val is 19, but the folder has 18 images.*images/train"\); lower --data\.val'),
+        ({"data": dataclasses.replace(SIZE, analysis_images=7)}, r"analysis_images \(7\) is more than test \(6\)"),
+    ],
+)
+def test_requests_for_absent_images_are_refused(folders, change, message):
+    arguments = {"folders": folders, "data": SIZE} | change
+    with pytest.raises(ValueError, match=message):
+        folder_data(arguments["folders"], arguments["data"], 16, seed=0)
+
+
+def test_real_folders_are_read():
+    """Class folders, masks and keypoints of real images, where they lie beside the checkout."""
+    root = SHARED / "data"
+    if not root.exists():
+        pytest.skip(f"needs the images beside the checkout ({root})")
+    size = DataSize(train=20, val=20, test=20, pairs=3, segmentation=3, segmentation_test=3, keypoints=4)
+    size = dataclasses.replace(size, calibration=4, analysis_images=4, gallery=4)
+    data = folder_data(Folders(root / "photos", voc=root / "street_voc", spair=root / "keypoints_spair"), size, 32, seed=0)
+    assert np.bincount(data.labels["train"]).tolist() == [1] * 20
+    assert len(data.masks.classes) == 11
+    assert data.masks.test.shape == (3, 360, 480)
+    assert data.keypoints.categories == ("car", "winebottle")
+    visible = data.keypoints.source_points[data.keypoints.valid]
+    assert ((visible >= 0) & (visible <= 32)).all()

@@ -1,0 +1,23 @@
+"""What a study costs, and the refusal of one that does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from experiments.study.cost import Cost
+
+GIB = 2**30
+
+
+def test_a_study_that_does_not_fit_is_refused_before_it_starts():
+    memory = {"host_memory": GIB, "free_host_memory": 20 * GIB, "device_memory": 8 * GIB, "free_device_memory": GIB}
+    cost = Cost(cells=1, images=1, seconds=None, disk=0, free_disk=GIB, **memory)
+    with pytest.raises(ValueError, match=r"needs about 8\.0 GiB of memory of the device, 1\.0 GiB are free; lower --batch-size"):
+        cost.check()
+    with pytest.raises(ValueError, match=r"needs about 9\.0 GiB of memory, 5\.0 GiB are free"):
+        dataclasses.replace(cost, free_host_memory=5 * GIB, free_device_memory=None).check()
+    with pytest.raises(ValueError, match=r"needs about 2\.0 GiB of disk, 1\.0 GiB are free; choose another --out"):
+        dataclasses.replace(cost, device_memory=0, disk=2 * GIB).check()
+    dataclasses.replace(cost, device_memory=0).check()

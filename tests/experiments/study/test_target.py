@@ -1,0 +1,80 @@
+"""Features of a target: what they must not depend on, and their precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxvit
+from experiments import reproduce
+from experiments.datasets.digits import digit_scenes
+from experiments.features.conditions import conditions
+from experiments.features.extraction import Runner
+from experiments.tasks.base import pack, unpack
+from experiments.tasks.table import TASKS
+from jaxvit.sharding import batch_mesh
+from tests.experiments.tiny_study import SIZE, save_models, study, targets
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> tuple[str, ...]:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+def test_a_frozen_read_out_of_unchanged_features_is_the_refitted_one(models):
+    (target,) = targets(models[:1])
+    features = target.features("full", 0)
+    for task in ("linear_probe", "segmentation"):
+        run = TASKS[task].run
+        readouts = {name: array for result in run(features, target.context, {}) for name, array in result.readouts.items()}
+        by_name = {(r.metric, r.feature): np.asarray(r.scores[0].contributions) for r in run(features, target.context, readouts)}
+        frozen = [name for name in by_name if name[0].endswith("_frozen")]
+        assert frozen
+        for metric, feature in frozen:
+            np.testing.assert_array_equal(by_name[metric, feature], by_name[metric.removesuffix("_frozen"), feature])
+
+
+def test_results_of_a_task_survive_the_cell(models):
+    (target,) = targets(models[:1])
+    results = TASKS["segmentation"].run(target.features("full", 0), target.context, {})
+    again = unpack(pack(results))
+    for one, other in zip(results, again, strict=True):
+        assert one._replace(scores=[], readouts={}) == other._replace(scores=[])
+        assert len(one.scores) == len(other.scores)
+        for a, b in zip(one.scores, other.scores, strict=True):
+            assert a.finish is b.finish
+            np.testing.assert_array_equal(a.contributions, b.contributions)
+
+
+def test_features_do_not_depend_on_batch_size_where_they_must_not(models):
+    model = jaxvit.load(models[0])
+    images = np.random.default_rng(0).integers(0, 256, (21, 64, 64, 3), np.uint8)
+    runners = [Runner.on(batch_mesh(), model, size) for size in (4, 16)]
+    statistics = [runner.calibrate(images) for runner in runners]
+    np.testing.assert_allclose(statistics[0].mean["block_output"], statistics[1].mean["block_output"], atol=1e-5)
+    for name in ("full", "zero_registers", "noise_registers", "random_patches"):
+        ablation = conditions(model.config)[name].build(statistics[0], 0)
+        one, other = (runner.extract(images, ablation, 50, "cls") for runner in runners)
+        assert one.patches.shape == (21, 64, 24)
+        np.testing.assert_allclose(one.patches, other.patches, atol=1e-5)
+        np.testing.assert_allclose(one.captured["cls"], other.captured["cls"], atol=1e-5)
+
+
+def test_a_study_in_bfloat16_has_bfloat16_models_and_float32_features(models):
+    chosen = dataclasses.replace(study(Path("nowhere"), models), dtype="bfloat16")
+    data, mesh = digit_scenes(SIZE, 0), batch_mesh()
+    half, full = (reproduce.load_models(c)["with_registers"] for c in (chosen, study(Path("nowhere"), models)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
+    assert reproduce.settings(chosen, data, mesh).precision.startswith("bfloat16")
+    found, reference = (
+        Runner.on(mesh, m, 16).extract(data.analysis_images, jaxvit.zero("registers[0]"), 0, "attention_flow") for m in (half, full)
+    )
+    for name, values in (*found._asdict().items(), *found.captured.items()):
+        if name != "captured":
+            expected = reference.captured[name] if name in reference.captured else getattr(reference, name)
+            assert values.dtype == expected.dtype == np.float32
+            assert 0 < np.linalg.norm(values - expected) < 0.02 * np.linalg.norm(expected)

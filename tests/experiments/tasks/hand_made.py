@@ -1,0 +1,32 @@
+"""Hand-made features and contexts that the tests of all tasks share."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from experiments.features.extraction import Features
+from experiments.tasks.base import Context, Readouts
+from jaxvit.sharding import batch_mesh
+
+
+def make_features(images: int = 5, registers: int = 2, patches: int = 16, width: int = 8, seed: int = 0) -> Features:
+    def draw(*shape: int) -> np.ndarray:
+        return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+    tokens = draw(images, patches, width)
+    norms = 100 + 40 * draw(images, patches)
+    return Features(draw(images, width), draw(images, registers, width), tokens.mean(1), tokens, norms, draw(images, 4, width), {})
+
+
+def make_context(**data: object) -> Context:
+    return Context(SimpleNamespace(**data), Readouts(), (0, 1), batch_mesh())
+
+
+class FeaturesByPart(dict):
+    """Features of parts by name, as a `FeatureSource`."""
+
+    def first_test(self, count: int) -> Features:
+        arrays = {name: array[:count] for name, array in self["test"]._asdict().items() if name != "captured"}
+        return Features(**arrays, captured={})

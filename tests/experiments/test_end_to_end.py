@@ -1,0 +1,344 @@
+"""A study end to end on a few scenes: its rows, its resumption, its page, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxvit
+from experiments import reproduce, results
+from experiments.analyses.presets import ANALYSES
+from experiments.report import page, tables
+from experiments.rows import select
+from experiments.study import run
+from experiments.study.cells import cell_hash
+from experiments.tasks import off_manifold
+from tests.experiments.tiny_study import save_models, study
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> tuple[str, ...]:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, models) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    reproduce.reproduce(study(out, models))
+    return out
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_every_row_has_what_a_reader_needs(finished):
+    rows = rows_of(finished)
+    fields = ["model", "condition", "tokens", "task", "metric", "protocol", "layer", "feature", "value", "ci_low", "ci_high"]
+    fields += ["n", "seed", "seeds", "by_seed", "delta", "p_value", "p_holm", "cell"]
+    uncompared = ("off_manifold", "instrument_check")
+    for row in rows:
+        assert all(field in row for field in fields)
+        # the bootstrap of a mean of ratios is not centred on it, and that of few images less so
+        assert row["ci_low"] <= row["value"] + 1e-9 <= row["ci_high"] + 2e-9 or row["task"] in ("segmentation", "effective_rank")
+        assert row["protocol"]
+        assert len(row["by_seed"]) == row["seeds"] >= 1
+        assert np.mean(row["by_seed"]) == pytest.approx(row["value"])
+        compared = row["condition"] != "full" and row["task"] not in uncompared
+        assert (row["delta"] is None) == (row["p_value"] is None) != compared
+        assert (finished / "cells" / f"{row['cell']}.json").exists()
+    seen = {(r["model"], r["condition"]) for r in rows if r["task"] == "knn"}
+    base = {"full", "zero_cls", "mean_cls", "random_patches"}
+    registers = {"zero_registers", "zero_r1", "zero_r2", "zero_single_mean", "mean_registers", "noise_registers", "shuffle_registers"}
+    registers |= {"fix_reg_mean"}
+    assert {c for m, c in seen if m == "with_registers"} == base | registers
+    assert {c for m, c in seen if m == "without"} == base
+    assert {m for m, _ in seen} == {"with_registers", "without", "with_registers_random", "without_random", "raw_pixels"}
+    probes = {(r["model"], r["layer"], r["feature"]) for r in rows if r["task"] == "layer_probe"}
+    assert len(probes) == 2 * 5 + 2 * 2
+
+
+def test_rows_say_which_tokens_a_condition_ablates_and_count_registers_from_one(finished):
+    rows = rows_of(finished)
+    tokens = {row["condition"]: row["tokens"] for row in rows if row["model"] == "with_registers"}
+    assert tokens == {
+        "full": "",
+        "zero_cls": "cls",
+        "mean_cls": "cls",
+        "zero_cls_last": "cls",
+        "random_patches": "random patches",
+        "zero_r1": "r1",
+        "zero_r2": "r2",
+        "zero_single_mean": "each register alone",
+        **dict.fromkeys(
+            ("zero_registers", "mean_registers", "noise_registers", "shuffle_registers", "fix_reg_mean", "zero_registers_last"), "registers"
+        ),
+    }
+    assert {"r1", "r2"} <= {row["feature"] for row in rows}
+    assert "registers[" not in json.dumps(rows)
+
+
+def test_no_number_stands_twice(finished):
+    names = [(r["model"], r["condition"], r["task"], r["metric"], r["feature"], r["layer"]) for r in rows_of(finished)]
+    assert len(names) == len(set(names))
+
+
+def test_random_conditions_and_read_outs_are_means_over_seeds(finished):
+    rows = rows_of(finished)
+    seeds = {(r["condition"], r["task"], r["metric"]): r["seeds"] for r in rows if r["model"] == "with_registers" and r["feature"] != "x"}
+    assert seeds["random_patches", "knn", "top1_k20"] == seeds["noise_registers", "off_manifold", "patch_cosine"] == 2
+    assert seeds["zero_registers", "knn", "top1_k20"] == 1
+    assert seeds["full", "segmentation", "miou_retrieval"] == seeds["full", "few_shot", "top1_1_shot"] == 2
+    assert seeds["shuffle_registers", "segmentation", "miou_retrieval"] == 2, "a draw of the condition goes with the seed of the memory"
+    noisy = [r for r in rows if r["condition"] == "noise_registers" and r["task"] == "off_manifold"]
+    assert any(len(set(r["by_seed"])) == 2 for r in noisy)
+
+
+def test_the_mean_of_single_lesions_is_their_mean(finished):
+    rows = select(rows_of(finished), model="with_registers", task="knn", metric="top1_k20", feature="cls")
+    by_condition = {r["condition"]: r for r in rows}
+    single = [by_condition[name]["value"] for name in ("zero_r1", "zero_r2")]
+    assert by_condition["zero_single_mean"]["value"] == pytest.approx(np.mean(single))
+    assert by_condition["zero_single_mean"]["delta"] == pytest.approx(np.mean(single) - by_condition["full"]["value"])
+
+
+def test_overwriting_the_last_block_changes_no_other_token(finished):
+    rows = [r for r in rows_of(finished) if r["task"] == "instrument_check"]
+    assert {(r["model"], r["condition"]) for r in rows} == {
+        ("with_registers", "zero_cls_last"),
+        ("with_registers", "zero_registers_last"),
+        ("without", "zero_cls_last"),
+    }
+    assert all(r["value"] == 0 for r in rows)
+
+
+def test_the_mean_at_every_input_is_for_other_tokens_the_mean_at_every_output(finished):
+    """The registers entering block 0 are the same in all images, and what leaves the last block is read by none."""
+    rows = {(r["condition"], r["metric"], r["feature"]): r["value"] for r in rows_of(finished) if r["model"] == "with_registers"}
+    for metric, feature in (("top1_k20", "cls"), ("accuracy", "patches"), ("gram_eigenvalues", "patches")):
+        assert rows["fix_reg_mean", metric, feature] == pytest.approx(rows["mean_registers", metric, feature], abs=1e-6)
+
+
+def test_a_read_out_of_a_constant_token_is_marked_as_by_construction(finished):
+    notes = {(r["condition"], r["task"], r["feature"]) for r in rows_of(finished) if r.get("note")}
+    of_cls = {(c, t, "cls") for c in ("zero_cls", "mean_cls") for t in ("linear_probe", "few_shot", "knn", "retrieval")}
+    of_mean = {(c, t, "register_mean") for c in ("zero_registers", "mean_registers") for t in ("linear_probe", "knn")}
+    zeroed = {"zero_registers": (0, 1), "mean_registers": (0, 1), "zero_r1": (0,), "zero_r2": (1,)}
+    notes = {n for n in notes if n[0] != "zero_single_mean"}
+    of_one = {(c, "linear_probe", f"r{r + 1}") for c, registers in zeroed.items() for r in registers}
+    assert notes == of_cls | of_mean | of_one
+
+
+def test_frozen_read_outs_are_compared_with_the_full_condition(finished):
+    """Of every condition but full; and on features that have not changed they are the refitted ones."""
+    rows = rows_of(finished)
+    for task, metric, feature in (("linear_probe", "top1", "cls"), ("segmentation", "miou", "patches")):
+        read = [r for r in rows if r["task"] == task and r["feature"] == feature]
+        refitted, frozen = ([r for r in read if r["metric"] == m] for m in (metric, f"{metric}_frozen"))
+        ablated = {(r["model"], r["condition"]) for r in refitted if r["condition"] != "full"}
+        assert {(r["model"], r["condition"]) for r in frozen} == ablated
+        full = {r["model"]: r["value"] for r in refitted if r["condition"] == "full"}
+        for row in frozen:
+            assert row["delta"] == pytest.approx(row["value"] - full[row["model"]])
+        assert any(r["value"] != f["value"] for r, f in zip([r for r in refitted if r["delta"] is not None], frozen, strict=False))
+
+
+def test_p_values_are_corrected_over_all_comparisons_of_a_model(finished):
+    """By arithmetic: the smallest of a table times their number, and never below what it was."""
+    rows = rows_of(finished)
+    for model in ("with_registers", "without"):
+        for task, metric in (("knn", "top1_k20"), ("correspondence", "accuracy"), ("linear_probe", "top1_frozen")):
+            tested = [r for r in select(rows, model=model, task=task, metric=metric) if r["p_value"] and not r.get("note")]
+            assert all(r["p_holm"] >= r["p_value"] for r in tested)
+            assert {r["holm_tests"] for r in tested} == {len(tested)}
+            least = min(tested, key=lambda r: r["p_value"])
+            assert least["p_holm"] == pytest.approx(min(1, least["p_value"] * len(tested)))
+    assert all(r["p_holm"] is None for r in rows if r["p_value"] is None or r.get("note"))
+
+
+def test_the_meter_stands_beside_every_condition_at_every_block(finished):
+    rows = [r for r in rows_of(finished) if r["task"] == "off_manifold"]
+    tested = {(r["model"], r["condition"]) for r in rows_of(finished) if r["delta"] is not None} - {("with_registers", "zero_single_mean")}
+    assert {(r["model"], r["condition"], r["metric"], r["layer"]) for r in rows} == {
+        (*who, metric, layer) for who in tested for metric in off_manifold.METRICS for layer in (0, 1)
+    }
+    page = (finished / "report.html").read_text()
+    assert page.count("off manifold, last block: attention divergence") >= len(tested)
+
+
+def test_flow_rows_sum_to_one(finished):
+    """Over single registers, and over the registers together."""
+    flow = [r for r in rows_of(finished) if r["task"] == "attention_flow"]
+    for source in {(r["model"], r["layer"], r["metric"]) for r in flow}:
+        targets = {r["feature"]: r["value"] for r in flow if (r["model"], r["layer"], r["metric"]) == source}
+        together = targets.pop("registers", 0)
+        assert abs(sum(targets.values()) - 1) < 1e-5
+        assert abs(sum(v for name, v in targets.items() if name.startswith("r")) - together) < 1e-5
+
+
+def test_an_interrupted_study_resumes_and_ends_with_the_same_numbers(finished, models, tmp_path, monkeypatch):
+    chosen, run_job, done = study(tmp_path / "again", models), run.run_job, []
+
+    def dying(job, store):
+        if len(done) == 97:
+            raise RuntimeError("the machine goes away")
+        done.append(cell_hash(job.key))
+        return run_job(job, store)
+
+    monkeypatch.setattr(run, "run_job", dying)
+    with pytest.raises(RuntimeError, match="goes away"):
+        reproduce.reproduce(chosen)
+    assert json.loads((chosen.out / "run.json").read_text())["finished"] is False
+    first = set(done)
+    done.clear()
+    done.extend([""] * 1000)  # never 97 again
+    reproduce.reproduce(chosen)
+    second = set(done) - {""}
+    assert first
+    assert second
+    assert not first & second, "no cell runs twice"
+    assert rows_of(chosen.out) == rows_of(finished)
+    done.clear()
+    reproduce.reproduce(chosen)
+    assert not done, "a finished study runs nothing"
+
+
+def counting(monkeypatch) -> list[str]:
+    """Hashes of the cells that are computed from here on."""
+    computed, run_job = [], run.run_job
+
+    def count(job, store):
+        computed.append(cell_hash(job.key))
+        return run_job(job, store)
+
+    monkeypatch.setattr(run, "run_job", count)
+    return computed
+
+
+def test_some_analyses_share_cells_with_the_whole_study(finished, models, tmp_path, monkeypatch):
+    """A part first, then the whole: no cell twice, and the folder ends as if the whole had been run at once."""
+    computed = counting(monkeypatch)
+    part = dataclasses.replace(study(tmp_path / "part", models), only=("register_lesions", "attention_flow"))
+    reproduce.reproduce(part)
+    first = list(computed)
+    assert first
+    assert {row["condition"] for row in rows_of(part.out)} == {"full", "zero_r1", "zero_r2", "zero_single_mean", "zero_registers"}
+    shown = (part.out / "report.html").read_text()
+    assert ANALYSES["attention_flow"].TITLE in shown
+    assert ANALYSES["feature_maps"].TITLE not in shown
+    reproduce.reproduce(dataclasses.replace(part, only=()))
+    assert len(set(computed)) == len(computed), "no cell runs twice"
+    assert rows_of(part.out) == rows_of(finished)
+    headings = re.findall(r"<h2.*?</h2>", (part.out / "report.html").read_text())
+    del computed[:]
+    reproduce.reproduce(part)
+    assert not computed
+    assert rows_of(part.out) == rows_of(finished), "nothing that was run is lost from the results"
+    assert re.findall(r"<h2.*?</h2>", (part.out / "report.html").read_text()) == headings
+    runs = json.loads((part.out / "run.json").read_text())["runs"]
+    assert [entry["only"] for entry in runs] == [["register_lesions", "attention_flow"], [], ["register_lesions", "attention_flow"]]
+
+
+def test_models_tasks_and_conditions_can_be_chosen(models, tmp_path, monkeypatch):
+    computed = counting(monkeypatch)
+    chosen = dataclasses.replace(study(tmp_path / "x", models[:1]), only=("ablation_table",), tasks=("knn",), conditions=("zero_cls",))
+    reproduce.reproduce(chosen)
+    rows = rows_of(chosen.out)
+    assert {row["task"] for row in rows} == {"knn"}
+    assert {row["condition"] for row in rows} == {"full", "zero_cls"}
+    first = list(computed)
+    reproduce.reproduce(dataclasses.replace(chosen, models=models, tasks=("knn", "retrieval")))
+    assert not set(first) & set(computed[len(first) :])
+    assert {row["model"] for row in rows_of(chosen.out)} >= {"with_registers", "without"}
+    assert list(results(chosen.out).models) == ["with_registers", "without"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"only": ("lesions",)}, "--only lesions is unknown; possible are ablation_table, .*register_lesions"),
+        ({"tasks": ("depth",)}, "--tasks depth is unknown; possible are linear_probe"),
+        ({"conditions": ("zero_r9",)}, "--conditions zero_r9 is unknown; possible are full, zero_cls"),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_what_is_possible(models, tmp_path, choice, message):
+    with pytest.raises(ValueError, match=message):
+        reproduce.reproduce(dataclasses.replace(study(tmp_path / "new", models), **choice))
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_model_of_the_same_name_is_refused(finished, models, tmp_path):
+    other = tmp_path / "with_registers"
+    jaxvit.save(jaxvit.create(jaxvit.load(models[0]).config, 2), other)
+    with pytest.raises(ValueError, match="holds numbers of another model named with_registers; choose another --out"):
+        reproduce.reproduce(study(finished, (str(other),)))
+
+
+def test_a_folder_of_another_version_is_refused(finished, models, tmp_path):
+    """Such as one from before conditions, parts and tokens were renamed."""
+    folder = tmp_path / "old"
+    shutil.copytree(finished, folder)
+    manifest = json.loads((folder / "run.json").read_text())
+    for old in (manifest | {"format": 2}, {name: value for name, value in manifest.items() if name != "format"}):
+        (folder / "run.json").write_text(json.dumps(old))
+        for attempt in (lambda: reproduce.reproduce(study(folder, models)), lambda: page.write(folder)):
+            with pytest.raises(ValueError, match=r"was written by another version .*choose another --out, or remove the folder"):
+                attempt()
+
+
+def test_another_study_is_refused_and_nothing_is_written(finished, models, tmp_path):
+    before = sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*"))
+    with pytest.raises(ValueError, match=r"differs in seed.*choose another --out"):
+        reproduce.reproduce(dataclasses.replace(study(finished, models), seed=1))
+    assert sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*")) == before
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "chapter1.tex").write_text("...")
+    with pytest.raises(ValueError, match="holds no study"):
+        reproduce.reproduce(study(foreign, models))
+    assert [p.name for p in foreign.iterdir()] == ["chapter1.tex"]
+
+
+def test_a_batch_size_that_leaves_one_image_alone_is_refused_before_anything_runs(models, tmp_path):
+    with pytest.raises(ValueError, match=r"one image alone in train \(60\).*change --batch-size"):
+        reproduce.reproduce(dataclasses.replace(study(tmp_path / "new", models), batch_size=59))
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_unknown_model_is_refused_before_the_folder_is_made(tmp_path):
+    with pytest.raises(ValueError, match="nonesuch"):
+        reproduce.reproduce(study(tmp_path / "new", ("nonesuch",)))
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_page_is_whole_and_needs_no_network(finished):
+    written = (finished / "report.html").read_text()
+    outside = re.sub(r"<script>.*?</script>", "", written, count=1, flags=re.DOTALL)  # plotly itself, inlined
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:)", outside)
+    maps = 6 * (1 + 4 + 4 + 2) + 6 * (1 + 2 + 2 + 1)  # image, components and norms under each condition, attention
+    assert outside.count("data:image/png;base64,") == maps + 2 * 5  # the patches nearest to each register
+    wanted = [e.TITLE for e in ANALYSES.values() if e.TITLE != "Small against base"]
+    assert [heading for heading in wanted if heading not in written] == []
+    assert page.write(finished).read_text().count("<h2>") == written.count("<h2>")
+
+
+def test_the_readme_table_is_made_of_the_rows(finished, tmp_path):
+    rows = rows_of(finished)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- demo table: begin -->\nold\n<!-- demo table: end -->\nafter\n")
+    tables.fill_readme(readme, rows)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    knn = next(r for r in rows if r["model"] == "raw_pixels" and r["metric"] == "top1_k20")
+    assert f"{100 * knn['value']:.1f} [{100 * knn['ci_low']:.1f}, {100 * knn['ci_high']:.1f}]" in text
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the marks"):
+        tables.fill_readme(readme, rows)

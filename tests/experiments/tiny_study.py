@@ -1,0 +1,35 @@
+"""A study that takes seconds: two tiny models, with registers and without, on a few digit scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jaxvit
+from experiments import reproduce
+from experiments.datasets.base import DataSize
+from experiments.datasets.digits import digit_scenes
+from experiments.study.target import Target
+from experiments.tasks.base import Feature, Readouts
+from jaxvit.sharding import batch_mesh
+
+SIZE = DataSize(train=60, val=20, test=30, pairs=20, segmentation=20, segmentation_test=20, calibration=32, analysis_images=10, gallery=10)
+FEATURES: tuple[Feature, ...] = ("cls", "patch_mean", "register_mean", "registers")
+READOUTS = Readouts(features=FEATURES, solvers=("ridge",), lambdas=(0.01, 1.0), neighbours=(5, 20), shots=(1,), memory=200)
+
+
+def save_models(folder: Path) -> tuple[str, ...]:
+    """A tiny model with two registers and its twin without, for 64-pixel scenes; returns their folders."""
+    for name, registers in (("with_registers", 2), ("without", 0)):
+        config = jaxvit.ViTConfig(8, 24, 2, 3, 48, registers=registers, position="antialias", image_size=64)
+        jaxvit.save(jaxvit.create(config, 1), folder / name)
+    return tuple(str(folder / name) for name in ("with_registers", "without"))
+
+
+def study(out: Path, models: tuple[str, ...]) -> reproduce.Study:
+    return reproduce.Study(out=out, models=models, data=SIZE, batch_size=16, resamples=200, seeds=2, readouts=READOUTS)
+
+
+def targets(models: tuple[str, ...]) -> list[Target]:
+    chosen, mesh, data = study(Path("nowhere"), models), batch_mesh(), digit_scenes(SIZE, 0)
+    settings = reproduce.settings(chosen, data, mesh)
+    return [Target(name, model, mesh, data, settings) for name, model in reproduce.load_models(chosen).items()]
