@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from experiments import demo, reproduce
 from experiments.plotting.columns import Column, plain_heading, refitted_columns
 from experiments.plotting.hover import percent, token_label
 from experiments.plotting.markdown import table
+from experiments.pretrain.recipe import Pretraining, Recipe
 from experiments.pretrain.training import log_lines
 from experiments.program import prepare_devices, run
 from experiments.report.tables import markdown_table
@@ -133,8 +134,13 @@ def read_run(folder: Path) -> TrainingRun:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise ValueError(f"{folder} holds no finished training; run python -m experiments.pretrain --out {folder} to its end first")
-    with safe_open(files[0], "numpy") as file:
-        return TrainingRun(folder, files[0], json.loads(file.metadata()["training"]))
+    return read_run_file(files[0])
+
+
+def read_run_file(path: Path) -> TrainingRun:
+    """The training that made a model's file, from the file's header."""
+    with safe_open(path, "numpy") as file:
+        return TrainingRun(path.parent, path, json.loads(file.metadata()["training"]))
 
 
 def card(name: str, runs: Sequence[TrainingRun], rows: Sequence[Row], scores: Sequence[Row]) -> str:
@@ -153,6 +159,8 @@ def card(name: str, runs: Sequence[TrainingRun], rows: Sequence[Row], scores: Se
         "## Training",
         f"{_OBJECTIVE}\n\n{_DATA}",
         _training_table(bundled.training),
+        "To train it again (about an hour on one core for 3,600 steps; the same command resumes, `--bundle` puts the model here):",
+        training_command(bundled.training),
         "## Curve",
         "k-NN accuracy on held-out training digits (the scenes' val split, never test digits), as trained with the bundled seed.",
         _curve(bundled),
@@ -167,6 +175,24 @@ def card(name: str, runs: Sequence[TrainingRun], rows: Sequence[Row], scores: Se
         _LIMITS,
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def training_command(training: Mapping[str, Any]) -> str:
+    """The command that repeats a training, from what the header of its file says, as a block of Markdown."""
+    name, seed, defaults = training["name"], training["seed"], json.loads(json.dumps(asdict(Recipe())))
+    options = [f"--name {name}", f"--seed {seed}"]
+    if "start" in training:
+        options.append(f"--start runs/pretrain/{training['start']['name']}_{training['start']['seed']}")
+    if training["steps"] != Pretraining(Path()).steps:
+        options.append(f"--steps {training['steps']}")
+    for field, value in training["recipe"].items():
+        default = defaults[field]
+        # older headers have one number where both ends of a range were the same
+        numbers = value if isinstance(value, list) else [value] * (len(default) if isinstance(default, list) else 1)
+        if numbers != (default if isinstance(default, list) else [default]):
+            option = f"--recipe.{field.replace('_', '-')}"
+            options.append(option if value is True else " ".join([option, *(f"{number:g}" for number in numbers)]))
+    return "\n".join(["```bash", f"python -m experiments.pretrain {' '.join(options)} --out runs/pretrain/{name}_{seed}", "```"])
 
 
 def ablation_costs(name: str, rows: Sequence[Row]) -> str:

@@ -25,7 +25,7 @@ def projected(*batch: int) -> jax.Array:
 
 
 def two_masks() -> jax.Array:
-    """Masks of two streams [2, 3, 7, 7]: no query may attend to the last key, and in the first stream later queries not to the first key either."""
+    """Masks of two streams [2, 3, 7, 7]: nothing attends to the last key, nor, in the first stream from query 2 on, to the first key."""
     return jnp.ones((2, 3, 7, 7), bool).at[..., 6].set(False).at[0, :, 2:, 0].set(False)
 
 

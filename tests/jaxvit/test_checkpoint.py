@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import jaxvit
 from jaxvit import checkpoint
 from jaxvit.checkpoint import load, named_leaves, read_manifest, save, weights_hash
 from tests.jaxvit import tiny
@@ -76,6 +78,39 @@ def test_manifest_holds_ours_and_what_the_caller_adds(tmp_path):
     assert manifest["source"] == {"path": "somewhere"}
     assert {"format", "format_version", "config", "dtype", "weights_sha256", "versions"} <= manifest.keys()
     assert "config" in one_line(save, tiny.model(), tmp_path / "n", {"config": 1})
+
+
+def config_before_mlp_dim(config: jaxvit.ViTConfig) -> dict:
+    """The config's entries under the names they had when `mlp_dim` was called `hidden`."""
+    entries = dataclasses.asdict(config)
+    return {"hidden": entries.pop("mlp_dim")} | entries
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_checkpoint_from_before_mlp_dim_still_opens_and_verifies(name, tmp_path):
+    model = tiny.model(CONFIGS[name])
+    folder = save(model, tmp_path / "old")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["manifest_sha256"]
+    manifest["config"] = config_before_mlp_dim(model.config)
+    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"manifest_sha256": seal}, indent=2) + "\n")
+    assert load(folder).config == model.config
+    assert checkpoint.verify(folder) == weights_hash(load(folder)) == weights_hash(model)
+
+
+def test_a_demo_from_before_mlp_dim_still_opens(demo, tmp_path):
+    file = tmp_path / "demo" / "demo_tiny.safetensors"
+    save_file(demo, file, metadata={"config": json.dumps(config_before_mlp_dim(tiny.CONFIG))})
+    assert load("demo_tiny").config == tiny.CONFIG
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in checkpoint.DEMO_FOLDER.glob("*.safetensors")))
+def test_the_bundled_demos_open_and_run(name):
+    model = load(name)
+    assert model.config.mlp_dim == 4 * model.config.width
+    out = jaxvit.forward(model, jnp.zeros((1, model.config.image_size, model.config.image_size, 3)))
+    assert jnp.isfinite(out.tokens).all()
 
 
 def test_entries_that_json_changes_are_sealed_as_they_are_read(tmp_path):

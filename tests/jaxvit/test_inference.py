@@ -9,7 +9,9 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxvit.statistics import (
+
+from jaxvit import inference
+from jaxvit.inference import (
     Scores,
     bootstrap,
     bootstrap_all,
@@ -22,8 +24,6 @@ from jaxvit.statistics import (
     ratio_scores,
     value,
 )
-
-from jaxvit import statistics
 from jaxvit.metrics import mean_iou
 
 RESAMPLES = 10_000
@@ -107,7 +107,7 @@ def test_the_permutation_p_value_is_the_exact_one(metric):
 
 def test_the_median_and_its_resamples_are_medians():
     scores = np.random.default_rng(0).normal(size=15)
-    counts = statistics._counts(15, 200, 3)
+    counts = inference._counts(15, 200, 3)
     resampled = [np.sort(np.repeat(scores, row))[7] for row in counts]
     assert value(median_scores(scores)) == np.median(scores)
     assert value(median_scores(scores[:14])) == np.sort(scores[:14])[6], "of an even number the lower of the two in the middle"
@@ -158,10 +158,10 @@ def test_order_and_padding_do_not_matter(units, random):
     units.append((3, 4, True))
     hits, points, valid = (np.array(column) for column in zip(*units, strict=True))
     scores = ratio_scores(hits, points, valid)
-    kept = ratio_scores(hits[valid], points[valid])
+    without_padding = ratio_scores(hits[valid], points[valid])
     shuffled = ratio_scores(*(np.array(column) for column in zip(*random.sample(units, len(units)), strict=True)))
-    assert value(scores) == value(kept) == value(shuffled) == hits[valid].sum() / points[valid].sum()
-    assert bootstrap(scores, 200) == bootstrap(kept, 200)
+    assert value(scores) == value(without_padding) == value(shuffled) == hits[valid].sum() / points[valid].sum()
+    assert bootstrap(scores, 200) == bootstrap(without_padding, 200)
 
 
 @given(st.integers(0, 5))
@@ -169,8 +169,8 @@ def test_a_table_does_not_depend_on_how_it_is_chunked(seed):
     full, ablated = mean_scores(example_scores(50, seed)), mean_scores(example_scores(50, seed + 10))
     whole = compare(full, ablated, resamples=500, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "CHUNK_BYTES", 8 * 50 * 7)
-        statistics._counts.cache_clear()
+        patch.setattr(inference, "CHUNK_BYTES", 8 * 50 * 7)
+        inference._counts.cache_clear()
         np.testing.assert_allclose(compare(full, ablated, resamples=500, seed=seed), whole, rtol=1e-12)
 
 

@@ -1,14 +1,17 @@
-"""Metrics against plain loops over their definitions."""
+"""Metrics against plain loops over their definitions, torch and hand-made numbers."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import grid_sample
 
-from jaxvit.metrics import confusion, correspondence, mean_iou, recall_at_1, top1
+from jaxvit.inference import mean_scores, ratio_scores, value
+from jaxvit.metrics import confusion, correspondence, match_keypoints, mean_iou, pck, recall_at_1, top1
 
 GRID, PATCH = (4, 5), 14
 HEIGHT, WIDTH = GRID[0] * PATCH, GRID[1] * PATCH
@@ -38,11 +41,16 @@ def looped_correspondence(first, second, warp, tolerance, mask):
         if not (mask[i] and 0 <= x < WIDTH and 0 <= y < HEIGHT):
             continue
         points += 1
-        there = max(range(len(second)), key=lambda j: cosine(first[i], second[j]))
-        back = max(range(len(first)), key=lambda j: cosine(first[j], second[there]))
-        hits += np.hypot(*(centre(there) - (x, y))) <= tolerance * PATCH
+        match = max(range(len(second)), key=lambda j: cosine(first[i], second[j]))
+        back = max(range(len(first)), key=lambda j: cosine(first[j], second[match]))
+        hits += np.hypot(*(centre(match) - (x, y))) <= tolerance * PATCH
         cycles += np.hypot(*(centre(back) - centre(i))) <= tolerance * PATCH
     return hits, cycles, points
+
+
+def counts(matches) -> np.ndarray:
+    """Hits, cycles and points [3, pairs]."""
+    return np.stack([matches.hits, matches.cycles, matches.points])
 
 
 @pytest.mark.parametrize("tolerance", [0.5, 1.0, 2.0])
@@ -51,9 +59,9 @@ def test_correspondence_is_its_definition(tolerance):
     first, second = normal(4, 20, 3), normal(4, 20, 3, seed=1)
     second[:2] = first[:2] + 0.7 * second[:2]
     mask = np.random.default_rng(2).random((4, 20)) < 0.8
-    got = correspondence(jnp.asarray(first), jnp.asarray(second), jnp.asarray(warps), GRID, PATCH, tolerance, jnp.asarray(mask))
+    matches = correspondence(jnp.asarray(first), jnp.asarray(second), jnp.asarray(warps), GRID, PATCH, tolerance, jnp.asarray(mask))
     want = [looped_correspondence(*case, tolerance, m) for *case, m in zip(first, second, warps, mask, strict=True)]
-    np.testing.assert_array_equal(np.stack(got, axis=1), want)
+    np.testing.assert_array_equal(counts(matches).T, want)
     assert 0 < sum(w[0] for w in want) < sum(w[2] for w in want) < mask.sum()
 
 
@@ -61,8 +69,8 @@ def test_a_mirrored_view_is_matched_everywhere():
     first = normal(1, *GRID, 8)
     second = first[:, :, ::-1]
     flat = [jnp.asarray(x.reshape(1, -1, 8)) for x in (first, second)]
-    assert [x.item() for x in correspondence(*flat, jnp.asarray(FLIP)[None], GRID, PATCH, tolerance=0.0)] == [20, 20, 20]
-    # read as an identity, only the middle column is where it should be
+    np.testing.assert_array_equal(counts(correspondence(*flat, jnp.asarray(FLIP)[None], GRID, PATCH, tolerance=0.0)), [[20], [20], [20]])
+    # under the identity only the middle column is in the right place
     assert correspondence(*flat, jnp.asarray(IDENTITY)[None], GRID, PATCH, tolerance=0.5).hits.item() == GRID[0]
 
 
@@ -70,9 +78,9 @@ def test_a_mirrored_view_is_matched_everywhere():
 def test_padded_pairs_have_no_points(valid):
     first, second = jnp.asarray(normal(4, 20, 3)), jnp.asarray(normal(4, 20, 3, seed=1))
     warps = jnp.asarray(np.stack([IDENTITY, FLIP, CROP, TURN]))
-    whole = np.stack(correspondence(first, second, warps, GRID, PATCH))
-    kept = np.stack(correspondence(first, second, warps, GRID, PATCH, valid=jnp.asarray(valid)))
-    np.testing.assert_array_equal(kept, whole * np.array(valid))
+    all_pairs = counts(correspondence(first, second, warps, GRID, PATCH))
+    valid_pairs = counts(correspondence(first, second, warps, GRID, PATCH, valid=jnp.asarray(valid)))
+    np.testing.assert_array_equal(valid_pairs, all_pairs * np.array(valid))
 
 
 def test_correspondence_refuses_another_grid():
@@ -94,14 +102,14 @@ def test_constant_features_retrieve_at_chance():
 
 
 @given(st.integers(1, 12))
-def test_padding_changes_no_recall(kept):
+def test_padding_changes_no_recall(examples):
     first, second = jnp.asarray(normal(12, 3)), jnp.asarray(normal(12, 3, seed=1))
-    valid = jnp.arange(12) < kept
+    valid = jnp.arange(12) < examples
     # padding that would be everybody's nearest neighbour
     padded = jnp.where(valid[:, None], second, first[:1])
     got = recall_at_1(first, padded, valid)
-    want = [max(range(kept), key=lambda j: cosine(np.asarray(first[i]), np.asarray(second[j]))) == i for i in range(kept)]
-    np.testing.assert_array_equal(got, want + [0] * (12 - kept))
+    want = [max(range(examples), key=lambda j: cosine(np.asarray(first[i]), np.asarray(second[j]))) == i for i in range(examples)]
+    np.testing.assert_array_equal(got, want + [0] * (12 - examples))
 
 
 def test_top1_counts_valid_examples():
@@ -148,3 +156,92 @@ def test_mean_iou_is_its_definition():
         assert mean_iou(matrix) == pytest.approx(np.mean(ious), rel=1e-14)
     np.testing.assert_array_equal(mean_iou(counts), [mean_iou(m) for m in counts])
     assert np.isnan(mean_iou(np.zeros((3, 3))))
+
+
+def matched_by_torch(source: np.ndarray, target: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """grid_sample of the feature map (borders clamped), then the patch with the largest cosine."""
+    grids = torch.from_numpy(source).reshape(-1, *GRID, source.shape[-1]).permute(0, 3, 1, 2)
+    places = torch.from_numpy(points / (WIDTH, HEIGHT) * 2 - 1).float()[:, None]
+    features = grid_sample(grids, places, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0].transpose(1, 2)
+    similarity = torch.cosine_similarity(features[:, :, None], torch.from_numpy(target)[:, None], dim=-1)
+    row, column = np.divmod(similarity.argmax(dim=-1).numpy(), GRID[1])
+    return (np.stack([column, row], axis=-1) + 0.5) * PATCH
+
+
+def test_keypoints_are_matched_as_torch_matches_them():
+    source, target = normal(3, 20, 6), normal(3, 20, 6, seed=1)
+    # places anywhere, on patch borders and centres, in corners and just outside
+    points = np.random.default_rng(2).uniform(-3, 3, (3, 40, 2)) + np.random.default_rng(3).uniform(0, (WIDTH, HEIGHT), (3, 40, 2))
+    points[0, :6] = [[0, 0], [WIDTH, HEIGHT], [7, 7], [14, 14], [WIDTH, 0], [35, 28]]
+    got = np.asarray(match_keypoints(jnp.asarray(source), jnp.asarray(target), jnp.asarray(points), GRID, PATCH))
+    want = matched_by_torch(source, target, points)
+    np.testing.assert_array_equal(got, want)
+    assert len(np.unique(want.reshape(-1, 2), axis=0)) == 20
+
+
+def test_a_keypoint_at_a_patch_centre_finds_that_patch_wherever_it_went():
+    features, order = normal(1, 20, 6), np.random.default_rng(0).permutation(20)
+    centres = (np.stack(np.divmod(np.arange(20), GRID[1])[::-1], axis=-1) + 0.5) * PATCH
+    moved = 3.0 * features[:, order]  # a length is no matter
+    got = match_keypoints(jnp.asarray(features), jnp.asarray(moved), jnp.asarray(centres[None]), GRID, PATCH)
+    np.testing.assert_array_equal(got[0], centres[np.argsort(order)])
+
+
+def test_matching_refuses_another_grid():
+    with pytest.raises(ValueError, match="grid of 4 x 5"):
+        match_keypoints(jnp.zeros((1, 20, 3)), jnp.zeros((1, 21, 3)), jnp.zeros((1, 2, 2)), GRID, PATCH)
+
+
+def test_a_hit_lies_within_the_share_of_the_length_border_included():
+    true = np.full((1, 4, 2), 50.0)
+    predicted = np.add(true, [[[3, 4], [3, 4.0001], [0, -5], [5, 5]]])
+    matched = pck(predicted, true, np.ones((1, 4), bool), np.array([50.0]), (0.1, 0.05, 0.2))
+    assert matched.points.tolist() == [4]
+    assert matched.hits.tolist() == [[2, 0, 4]]
+    assert matched.hits.dtype == matched.points.dtype == np.float64
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 3, 0.7, 1.1])
+def test_rounding_does_not_decide_what_is_on_the_border(scale):
+    # a distance of exactly alpha * length, for every alpha in hundredths and many lengths, in whatever unit
+    lengths = np.arange(1, 400) * 1.0
+    alphas = np.arange(1, 50) / 100
+    for alpha in alphas[::6]:
+        predicted = np.zeros((399, 1, 2))
+        predicted[:, 0, 0] = alpha * lengths / scale
+        arguments = (predicted, np.zeros_like(predicted), np.ones((399, 1), bool))
+        assert pck(*arguments, lengths, (alpha,), np.full((399, 2), scale)).hits.sum() == 399
+        assert pck(*arguments, lengths * (1 - 1e-7), (alpha,), np.full((399, 2), scale)).hits.sum() == 0
+
+
+def test_the_averages_of_pck_are_those_of_the_definitions():
+    # pair 0: 1 of 2 points, pair 1: 3 of 4, pair 2: 1 of 1; alpha 0.1 of lengths 10, 20, 30
+    distances = np.array([[1, 1.01, 0, 0], [2, 2, 2, 2.01], [3, 0, 0, 0]])
+    valid = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]], bool)
+    predicted = np.stack([np.full((3, 4), 7.0), 5 + distances], axis=-1)
+    matched = pck(predicted, np.broadcast_to([7.0, 5.0], (3, 4, 2)), valid, np.array([10, 20, 30]), (0.1,))
+    assert matched.hits[:, 0].tolist() == [1, 3, 1]
+    assert matched.points.tolist() == [2, 4, 1]
+    assert value(ratio_scores(matched.hits[:, 0], matched.points)) == pytest.approx(5 / 7)
+    assert value(mean_scores(matched.hits[:, 0] / matched.points)) == pytest.approx((1 / 2 + 3 / 4 + 1) / 3)
+    # the longer side of the image is longer than that of the box: at the same alpha all are hits
+    image = pck(predicted, np.broadcast_to([7.0, 5.0], (3, 4, 2)), valid, np.array([100, 100, 100]), (0.1,))
+    assert image.hits[:, 0].tolist() == [2, 4, 1]
+
+
+def test_distances_are_those_of_the_original_image():
+    # 224 x 224 pixels from an original of 448 x 112: x is doubled, y halved
+    true, moved = np.zeros((1, 2, 2)), np.array([[[5.0, 0], [0, 5.0]]])
+    scale = np.array([[448 / 224, 112 / 224]])
+    for length, hits in ((24.9, 0), (25.0, 1), (99.9, 1), (100.0, 2)):
+        assert pck(moved, true, np.ones((1, 2), bool), np.array([length]), (0.1,), scale).hits.item() == hits
+    original = pck(moved * scale, true, np.ones((1, 2), bool), np.array([25.0]), (0.1,))
+    assert original.hits.item() == 1
+
+
+def test_nonsense_is_refused_by_pck():
+    points, valid = np.zeros((2, 3, 2)), np.ones((2, 3), bool)
+    with pytest.raises(ValueError, match=r"valid \(3, 2\).*do not belong together"):
+        pck(points, points, valid.T, np.ones(2), (0.1,))
+    with pytest.raises(ValueError, match=r"length of pair 1 is 0\.0"):
+        pck(points, points, valid, np.array([1, 0]), (0.1,))

@@ -34,13 +34,13 @@ def test_normalise_is_the_published_rule():
 
 
 def test_a_truncated_model_ends_after_a_block():
-    """Its output is the block's, and its read tokens are those under the whole model's final norm."""
+    """`prenorm` is the output of that block, and `tokens` are the same under the final norm of the whole model."""
     model, images = tiny.model(), tiny.images()
     short = truncated(model, 2)
     outputs = jaxvit.forward(model, images, capture="block_output").captured["block_output"]
-    found = jaxvit.forward(short, images)
-    np.testing.assert_allclose(found.prenorm, outputs[1], atol=1e-6)
-    np.testing.assert_allclose(found.tokens, model.final_norm(outputs[1]), atol=1e-6)
+    out = jaxvit.forward(short, images)
+    np.testing.assert_allclose(out.prenorm, outputs[1], atol=1e-6)
+    np.testing.assert_allclose(out.tokens, model.final_norm(outputs[1]), atol=1e-6)
     assert short.config.depth == 2
     assert model.config.depth == 3
     with pytest.raises(ValueError, match="blocks 0 to 2"):

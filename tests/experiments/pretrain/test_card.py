@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
 import jaxvit.checkpoint
+from convert.commandline import parse
 from experiments import demo, reproduce
 from experiments.plotting.hover import percent
 from experiments.pretrain import card, training
@@ -122,5 +124,23 @@ def test_the_bundled_cards_are_made_of_the_bundled_results():
     for name in demo.CONFIGS:
         text = (ROOT / "jaxvit" / "demo" / f"{name}.md").read_text()
         scores = [r for r in rows if r["model"] in (name, "raw_pixels") or r["model"].endswith("_random")]
-        for part in (markdown_table(scores), card.ablation_costs(name, rows), *card.register_attention(name, rows), demo.NOTES[name]):
+        command = card.training_command(card.read_run_file(ROOT / "jaxvit" / "demo" / f"{name}.safetensors").training)
+        for part in (
+            command,
+            markdown_table(scores),
+            card.ablation_costs(name, rows),
+            *card.register_attention(name, rows),
+            demo.NOTES[name],
+        ):
             assert part in text
+
+
+def test_the_command_of_a_card_repeats_the_recipe():
+    """The control's, with options of every kind, through the parser of the program."""
+    training = card.read_run_file(ROOT / "jaxvit" / "demo" / "demo_reg_read.safetensors").training
+    words = shlex.split(card.training_command(training).splitlines()[1])
+    assert words[:3] == ["python", "-m", "experiments.pretrain"]
+    run = parse(Pretraining, arguments=words[3:])
+    assert (run.name, run.seed, run.steps) == ("demo_reg_read", 0, 1500)
+    assert run.start == Path("runs/pretrain/demo_reg_0")
+    assert json.loads(json.dumps(dataclasses.asdict(run.recipe))) == training["recipe"]
