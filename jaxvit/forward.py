@@ -238,7 +238,7 @@ def _prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: 
             f"these edits are for {edits.layout.registers} registers and a grid of {edits.layout.rows}x{edits.layout.columns} patches, "
             f"the images give {layout.registers} and {layout.rows}x{layout.columns}; lower the ablation for this model and size"
         )
-    if edits.addresses_examples and ids is None:
+    if edits.needs_example_ids and ids is None:
         raise ValueError("noise, shuffle and random patches are drawn per example: pass example_ids, one integer per image")
     if edits.shuffles:
         # under a transformation `valid` is traced and cannot be counted

@@ -175,19 +175,20 @@ def compare_all(
     Raises:
         ValueError: see `compare`; the metrics differ in their number of units.
     """
-    for one, other in zip(full, ablated, strict=True):
-        first, second = _contributions(one).shape, _contributions(other).shape
-        if first != second or one.finish is not other.finish:
+    for first, second in zip(full, ablated, strict=True):
+        shapes = _contributions(first).shape, _contributions(second).shape
+        if shapes[0] != shapes[1] or first.finish is not second.finish:
             raise ValueError(
-                f"the conditions are not paired: contributions {first} and {second}, finish {one.finish} and {other.finish}; "
+                f"the conditions are not paired: contributions {shapes[0]} and {shapes[1]}, finish {first.finish} and {second.finish}; "
                 "compare the same metric on the same units in the same order"
             )
-    first, second = _Columns.of(full), _Columns.of(ablated)
-    total, ablated_total = first.columns.sum(axis=0), second.columns.sum(axis=0)
-    deltas = [float(b - a) for a, b in zip(first.finish(total), second.finish(ablated_total), strict=True)]
+    metrics, ablated_metrics = _Columns.of(full), _Columns.of(ablated)
+    total, ablated_total = metrics.columns.sum(axis=0), ablated_metrics.columns.sum(axis=0)
+    deltas = [float(b - a) for a, b in zip(metrics.finish(total), metrics.finish(ablated_total), strict=True)]
     permuted = [np.empty(resamples) for _ in full]
-    for rows, moved in _products(_swaps(first.units, resamples, seed), second.columns - first.columns, first.units):
-        for values, b, a in zip(permuted, first.finish(ablated_total - moved), first.finish(total + moved), strict=True):
+    swaps = _swaps(metrics.units, resamples, seed)
+    for rows, moved in _products(swaps, ablated_metrics.columns - metrics.columns, metrics.units):
+        for values, b, a in zip(permuted, metrics.finish(ablated_total - moved), metrics.finish(total + moved), strict=True):
             values[rows] = b - a
     comparisons = []
     resampled = _resampled(full, resamples, seed), _resampled(ablated, resamples, seed)
@@ -260,8 +261,8 @@ def _resampled(scores: Sequence[Scores], resamples: int, seed: int) -> list[Floa
 
     Cached, because an interval is followed by a comparison of the same scores, and one full condition is compared with many others.
     """
-    together = _Columns.of(scores)
-    return _resampled_bytes(together.columns.tobytes(), together.units, together.shapes, together.finishes, resamples, seed)
+    metrics = _Columns.of(scores)
+    return _resampled_bytes(metrics.columns.tobytes(), metrics.units, metrics.shapes, metrics.finishes, resamples, seed)
 
 
 @functools.lru_cache(maxsize=32)
@@ -269,14 +270,14 @@ def _resampled_bytes(
     columns: bytes, units: int, shapes: tuple[tuple[int, ...], ...], finishes: tuple[Finish, ...], resamples: int, seed: int
 ) -> list[Float[np.ndarray, "resamples"]]:
     """`_resampled`, with arguments that can be cached."""
-    together = _Columns(np.frombuffer(columns, np.float64).reshape(units, -1), shapes, finishes)
-    values = [np.empty(resamples) for _ in finishes]
-    for rows, totals in _products(_counts(units, resamples, seed), together.columns, None):
-        for metric, metric_values in zip(values, together.finish(totals), strict=True):
-            metric[rows] = metric_values
-    for metric in values:
-        metric.flags.writeable = False
-    return values
+    metrics = _Columns(np.frombuffer(columns, np.float64).reshape(units, -1), shapes, finishes)
+    resampled = [np.empty(resamples) for _ in finishes]
+    for rows, totals in _products(_counts(units, resamples, seed), metrics.columns, None):
+        for values, values_of_rows in zip(resampled, metrics.finish(totals), strict=True):
+            values[rows] = values_of_rows
+    for values in resampled:
+        values.flags.writeable = False
+    return resampled
 
 
 def _products(

@@ -64,7 +64,7 @@ class Edits:
         return any(op.kind == "shuffle" for ops in self.ops.values() for op in ops)
 
     @property
-    def addresses_examples(self) -> bool:
+    def needs_example_ids(self) -> bool:
         """Whether any op draws by example id: noise, shuffle and random patches do."""
         return any(op.kind != "fixed" or op.patches is not None for ops in self.ops.values() for op in ops)
 

@@ -52,10 +52,10 @@ def test_shuffle_moves_only_the_chosen_tokens_and_never_onto_themselves(seed, to
 def test_shuffle_draws_another_order_at_each_layer():
     capture = {"in": lambda s: s.trace.block_input, "out": lambda s: s.stream_out}
     out = run(jaxvit.shuffle("cls", seed=3), 6, capture=capture)
-    x = tiny.model()
+    model = tiny.model()
     orders = []
     for layer in range(3):
-        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], x.blocks)
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], model.blocks)
         unshuffled = block(out.captured["in"][layer], None).block_output[:, 0]
         distance = np.abs(out.captured["out"][layer][:, None, 0] - unshuffled[None]).max(axis=-1)
         orders.append(tuple(np.argmin(distance, axis=1)))

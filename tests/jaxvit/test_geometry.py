@@ -20,8 +20,8 @@ def with_spectrum(values: np.ndarray, rows: int, width: int, seed: int = 0) -> n
 
 
 def entropy_rank(values: np.ndarray) -> float:
-    share = values / values.sum()
-    return float(np.exp(-np.sum(share * np.log(share))))
+    fractions = values / values.sum()
+    return float(np.exp(-np.sum(fractions * np.log(fractions))))
 
 
 @pytest.mark.parametrize("shape", [(30, 12), (12, 30)])
@@ -36,7 +36,7 @@ def test_small_singular_values_are_no_noise():
     values = np.geomspace(1, 1e-5, 64)
     features = jnp.asarray(with_spectrum(values, 200, 64))
     np.testing.assert_allclose(np.sort(singular_values(features))[::-1], values, atol=1e-4)
-    # those below 3e-4 are hidden: 3e-4 of the sum, each about exp(-10) of it, so 3e-3 of the entropy
+    # those below 3e-4 are lost in rounding: 3e-4 of the sum, each about exp(-10) of it, so 3e-3 of the entropy
     assert effective_rank_roy_vetterli(features) == pytest.approx(entropy_rank(values), rel=3e-3)
     low = np.random.default_rng(0).normal(size=(200, 3)) @ np.random.default_rng(1).normal(size=(3, 64))
     exact = np.linalg.svd(low, compute_uv=False)[:3]

@@ -78,7 +78,7 @@ def test_equal_conditions_have_p_value_one():
 
 @pytest.mark.parametrize("metric", ["mean", "miou"])
 def test_the_permutation_p_value_is_the_exact_one(metric):
-    """All 2^n swaps, enumerated; five standard errors of a share of `RESAMPLES` draws."""
+    """All 2^n swaps, enumerated; five standard errors of a fraction of `RESAMPLES` draws."""
     if metric == "mean":
         generator = np.random.default_rng(3)
         full, ablated = (mean_scores(generator.integers(0, 2, 12) + extra) for extra in (0.0, 0.0))

@@ -41,44 +41,44 @@ def big_visions_draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 def test_the_fixed_penalty_gives_the_scores_of_the_original_up_to_what_all_classes_share():
     """Scores without their mean over classes: 2 x ours is the original's; measured: 7e-7 of the largest."""
     (train, labels), (test, truth) = clusters(200, 0), clusters(150, 1)
-    found = few_shot.few_shot(train, labels, test, truth, CLASSES, shots=SHOTS, seeds=SEEDS)
-    assert found.correct.shape == (2, 2, 150)
+    probes = few_shot.few_shot(train, labels, test, truth, CLASSES, shots=SHOTS, seeds=SEEDS)
+    assert probes.correct.shape == (2, 2, 150)
     for i, shots in enumerate(SHOTS):
         for j, seed in enumerate(SEEDS):
             rows = big_visions_draw(labels, shots, seed)
             want = original(train[rows], labels[rows], test, 2.0**10)
-            ours = 2 * np.asarray(ridge.predict(found.at(i, j).readout, jnp.asarray(test)), np.float64)
+            ours = 2 * np.asarray(ridge.predict(probes.at(i, j).readout, jnp.asarray(test)), np.float64)
             centred = want - want.mean(axis=1, keepdims=True)
             np.testing.assert_allclose(ours - ours.mean(axis=1, keepdims=True), centred, atol=3e-6 * np.abs(centred).max())
-            np.testing.assert_array_equal(found.correct[i, j], want.argmax(axis=1) == truth)
-    assert 0.3 < found.correct[0].mean() < found.correct[1].mean() < 0.95
+            np.testing.assert_array_equal(probes.correct[i, j], want.argmax(axis=1) == truth)
+    assert 0.3 < probes.correct[0].mean() < probes.correct[1].mean() < 0.95
 
 
 def test_of_a_grid_the_penalty_is_chosen_on_validation():
-    (train, labels), (choose, chosen_by), (test, truth) = clusters(200, 0), clusters(100, 2), clusters(150, 1)
-    choose, chosen_by = np.concatenate([choose, np.full((3, 16), np.nan, np.float32)]), np.r_[chosen_by, -1, -1, -1]
-    found = few_shot.few_shot(train, labels, test, truth, CLASSES, choose, chosen_by, (5,), (0, 3, 4), PENALTIES)
+    (train, labels), (val, val_labels), (test, truth) = clusters(200, 0), clusters(100, 2), clusters(150, 1)
+    val, val_labels = np.concatenate([val, np.full((3, 16), np.nan, np.float32)]), np.r_[val_labels, -1, -1, -1]
+    probes = few_shot.few_shot(train, labels, test, truth, CLASSES, val, val_labels, (5,), (0, 3, 4), PENALTIES)
     for j, seed in enumerate((0, 3, 4)):
         rows = big_visions_draw(labels, 5, seed)
-        scores = [original(train[rows], labels[rows], choose[:-3], penalty) for penalty in PENALTIES]
-        accuracy = [np.mean(s.argmax(axis=1) == chosen_by[:-3]) for s in scores]
+        scores = [original(train[rows], labels[rows], val[:-3], penalty) for penalty in PENALTIES]
+        accuracy = [np.mean(s.argmax(axis=1) == val_labels[:-3]) for s in scores]
         best = max(range(4), key=lambda p: (accuracy[p], PENALTIES[p]))
-        assert found.chosen[0, j] == best
-        assert found.edge[0, j] == (best in (0, 3))
+        assert probes.chosen[0, j] == best
+        assert probes.edge[0, j] == (best in (0, 3))
         want = original(train[rows], labels[rows], test, PENALTIES[best]).argmax(axis=1) == truth
-        np.testing.assert_array_equal(found.at(0, j).correct, want)
+        np.testing.assert_array_equal(probes.at(0, j).correct, want)
 
 
 def test_the_weights_are_scikit_learns():
     """With fewer examples than channels, and the smallest penalty; measured: 2e-7 of the largest weight."""
     train, labels = clusters(200, 0)
-    found = few_shot.few_shot(train, labels, train, labels, CLASSES, shots=(2,), seeds=(7,), penalties=(2.0**-10,))
+    probes = few_shot.few_shot(train, labels, train, labels, CLASSES, shots=(2,), seeds=(7,), penalties=(2.0**-10,))
     rows = big_visions_draw(labels, 2, 7)
     x = train[rows].astype(np.float64)
     z = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-5)
     reference = Reference(alpha=2.0**-10).fit(z, np.eye(CLASSES)[labels[rows]])
     # divided by 1, not by 1e-5, the constant channel has the weight 0 as well
-    np.testing.assert_allclose(found.readout.weights[0, 0].T, reference.coef_, atol=3e-6 * np.abs(reference.coef_).max())
+    np.testing.assert_allclose(probes.readout.weights[0, 0].T, reference.coef_, atol=3e-6 * np.abs(reference.coef_).max())
 
 
 def test_padding_is_never_drawn():

@@ -23,8 +23,8 @@ def test_softmax_regression_agrees_with_scikit_learn(penalty):
     ours = logistic.fit(jnp.asarray(rows), jnp.eye(10)[np.r_[labels, labels[:7]]], penalty, jnp.asarray(padding), 500, 1e-6)
     z = (features.astype(np.float64) - np.asarray(ours.mean)) / np.asarray(ours.scale)
     theirs = LogisticRegression(C=1 / (penalty * 600), tol=1e-8, max_iter=5000).fit(z, labels)
-    found = jax.nn.softmax(logistic.predict(ours, jnp.asarray(features)))
-    np.testing.assert_allclose(found, theirs.predict_proba(z), atol=3e-5)  # measured: 7e-6
+    predicted = jax.nn.softmax(logistic.predict(ours, jnp.asarray(features)))
+    np.testing.assert_allclose(predicted, theirs.predict_proba(z), atol=3e-5)  # measured: 7e-6
 
 
 def test_without_standardisation_it_is_scikit_learns_on_raw_features():
@@ -49,8 +49,8 @@ def test_softmax_regression_of_soft_targets_is_that_of_repeated_rows():
 
 
 def test_softmax_regression_of_a_constant_gives_the_shares():
-    found = logistic.fit(jnp.ones((40, 3)), jnp.eye(2)[np.arange(40) % 4 // 3])
-    np.testing.assert_allclose(jax.nn.softmax(logistic.predict(found, jnp.ones((1, 3)))), [[0.75, 0.25]], atol=1e-4)
+    readout = logistic.fit(jnp.ones((40, 3)), jnp.eye(2)[np.arange(40) % 4 // 3])
+    np.testing.assert_allclose(jax.nn.softmax(logistic.predict(readout, jnp.ones((1, 3)))), [[0.75, 0.25]], atol=1e-4)
 
 
 CS = tuple(10.0**e for e in range(-6, 6))
@@ -114,7 +114,7 @@ def test_the_logistic_probe_chooses_on_validation_and_scores_on_test():
     assert np.mean(np.asarray(result.correct) != scores[best]) <= 0.002
     assert float(result.readout.penalty) == pytest.approx(1 / (cs[best] * 700))
     narrow = logistic.probe(*arrays, 10, cs[1::-1], iterations=500, tolerance=1e-5)
-    assert cs[1::-1][int(narrow.chosen)] == cs[max(range(2), key=lambda i: (accuracy[i], -cs[i]))], "a position in the grid as it was given"
+    assert cs[1::-1][int(narrow.chosen)] == cs[max(range(2), key=lambda i: (accuracy[i], -cs[i]))], "a position in the grid as passed"
     assert narrow.edge
     padded = [jnp.concatenate([a, jnp.full((5, *a.shape[1:]), jnp.nan if a.ndim == 2 else -1, a.dtype)]) for a in arrays]
     both = [jnp.stack([a, 2 * a]) if a.ndim == 2 else a for a in padded]  # twice the features are the same problem

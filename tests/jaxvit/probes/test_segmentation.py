@@ -1,4 +1,4 @@
-"""Class shares of patches and classes of pixels against plain loops and torch."""
+"""The class fractions of patches and the classes of pixels against plain loops and torch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def test_class_shares_count_pixels():
     generator = np.random.default_rng(0)
     labels = np.where(generator.random((2, 6, 9)) < 0.3, 255, generator.integers(0, CLASSES, (2, 6, 9))).astype(np.uint8)
     labels[0, :3, :3] = 255
-    shares, weights = segmentation.class_shares(jnp.asarray(labels), CLASSES, 3)
+    fractions, weights = segmentation.class_shares(jnp.asarray(labels), CLASSES, 3)
     for image, patch in np.ndindex(2, 6):
         row, column = divmod(patch, 3)
         pixels = labels[image, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3].ravel()
         pixels = pixels[pixels != 255]
         assert weights[image, patch] == pytest.approx(len(pixels) / 9)
         want = np.bincount(pixels, minlength=CLASSES) / max(len(pixels), 1)
-        np.testing.assert_allclose(shares[image, patch], want, atol=1e-6)
+        np.testing.assert_allclose(fractions[image, patch], want, atol=1e-6)
     with pytest.raises(ValueError, match="whole patches"):
         segmentation.class_shares(jnp.asarray(labels), CLASSES, 4)
 

@@ -37,7 +37,7 @@ def test_many_problems_are_a_loop():
         ridge.probe_many(*arrays[:4], arrays[4][:2], arrays[5][:2], CLASSES)
 
 
-def test_two_devices_find_what_one_finds():
+def test_two_devices_give_the_results_of_one():
     """In a process of its own, which has two devices; three problems and seven queries do not divide evenly."""
     script = """
 import jax, numpy as np
@@ -54,10 +54,10 @@ assert len(two.correct.sharding.device_set) == 2
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
 bank, queries = features[0][0], features[1][0, :7]
 np.testing.assert_array_equal(*(knn.classify(bank, labels[0], queries, 3, (1, 5), rows=16, mesh=where) for where in (None, mesh)))
-there = replicate((bank, labels[0], queries), mesh)  # what is on the mesh already
-np.testing.assert_array_equal(knn.classify(*there, 3, (1, 5), mesh=mesh), knn.classify(bank, labels[0], queries, 3, (1, 5)))
-found = (knn.retrieve(where[0], where[0], where[2], 3, mesh=mesh) for where in (there, (bank, labels[0], queries)))
-np.testing.assert_array_equal(*found)
+on_mesh = replicate((bank, labels[0], queries), mesh)
+np.testing.assert_array_equal(knn.classify(*on_mesh, 3, (1, 5), mesh=mesh), knn.classify(bank, labels[0], queries, 3, (1, 5)))
+averages = [knn.retrieve(x[0], x[0], x[2], 3, mesh=mesh) for x in (on_mesh, (bank, labels[0], queries))]
+np.testing.assert_array_equal(*averages)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr

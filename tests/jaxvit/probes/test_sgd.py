@@ -52,8 +52,8 @@ def torchs(features: list[np.ndarray], labels: np.ndarray, settings: sgd.SGD, se
 def test_all_heads_end_where_torchs_do(settings):
     """Measured: 4e-7."""
     features, labels = clusters(50, 0)
-    found = sgd.fit(features, labels, CLASSES, settings, seed=3)
-    for heads, row in zip(found, torchs(features, labels, settings, 3), strict=True):
+    trained = sgd.fit(features, labels, CLASSES, settings, seed=3)
+    for heads, row in zip(trained, torchs(features, labels, settings, 3), strict=True):
         for i, head in enumerate(row):
             np.testing.assert_allclose(heads.weights[i].T, head.weight.detach(), atol=3e-6)
             np.testing.assert_allclose(heads.intercept[i], head.bias.detach(), atol=3e-6)
@@ -63,10 +63,10 @@ def test_a_set_standardised_is_a_set_of_standardised_features_and_sees_no_other_
     features, labels = clusters(50, 0)
     z = (features[0] - features[0].mean(axis=0)) / features[0].std(axis=0)
     want = sgd.fit([z], labels, CLASSES, GRID)[0]
-    found = sgd.fit(features, labels, CLASSES, replace(GRID, standardise=True))[0]
-    np.testing.assert_allclose(found.weights, want.weights, atol=1e-4)
-    np.testing.assert_allclose(found.losses, want.losses, atol=1e-4)
-    np.testing.assert_allclose(sgd.predict(found.at(1), jnp.asarray(features[0])), sgd.predict(want.at(1), jnp.asarray(z)), atol=1e-4)
+    heads = sgd.fit(features, labels, CLASSES, replace(GRID, standardise=True))[0]
+    np.testing.assert_allclose(heads.weights, want.weights, atol=1e-4)
+    np.testing.assert_allclose(heads.losses, want.losses, atol=1e-4)
+    np.testing.assert_allclose(sgd.predict(heads.at(1), jnp.asarray(features[0])), sgd.predict(want.at(1), jnp.asarray(z)), atol=1e-4)
 
 
 def test_minibatches_pass_over_all_rows_before_one_comes_again_and_leave_padding_out():
@@ -81,24 +81,24 @@ def test_minibatches_pass_over_all_rows_before_one_comes_again_and_leave_padding
 
 
 def test_the_best_head_is_chosen_on_validation_and_used_on_test():
-    (train, labels), (choose, chosen_by), (test, truth) = (clusters(90, seed) for seed in range(3))
-    choose, chosen_by = [np.concatenate([part, np.full_like(part[:2], np.nan)]) for part in choose], np.r_[chosen_by, -1, -1]
-    found = sgd.probe(train, labels, choose, chosen_by, test, truth, CLASSES, GRID)
+    (train, labels), (val, val_labels), (test, truth) = (clusters(90, seed) for seed in range(3))
+    val, val_labels = [np.concatenate([part, np.full_like(part[:2], np.nan)]) for part in val], np.r_[val_labels, -1, -1]
+    result = sgd.probe(train, labels, val, val_labels, test, truth, CLASSES, GRID)
     heads = sgd.fit(train, labels, CLASSES, GRID)
     scores = [
         np.asarray(part[:-2], np.float64) @ np.asarray(w, np.float64) + np.asarray(b)
-        for group, part in zip(heads, choose, strict=True)
+        for group, part in zip(heads, val, strict=True)
         for w, b in zip(group.weights, group.intercept, strict=True)
     ]
-    accuracy = [np.mean(score.argmax(axis=1) == chosen_by[:-2]) for score in scores]
+    accuracy = [np.mean(score.argmax(axis=1) == val_labels[:-2]) for score in scores]
     best = int(np.argmax(accuracy))
     assert max(accuracy) > min(accuracy)
-    assert found.chosen == best
-    assert found.readout.feature_set == best // 3
-    assert found.edge == (best % 3 != 1)
-    assert found.readout.learning_rate == pytest.approx(GRID.learning_rates[best % 3])
-    np.testing.assert_array_equal(found.correct, top1(sgd.predict(found.readout, jnp.asarray(test[best // 3])), jnp.asarray(truth)))
-    assert found.correct.mean() > 0.5
+    assert result.chosen == best
+    assert result.readout.feature_set == best // 3
+    assert result.edge == (best % 3 != 1)
+    assert result.readout.learning_rate == pytest.approx(GRID.learning_rates[best % 3])
+    np.testing.assert_array_equal(result.correct, top1(sgd.predict(result.readout, jnp.asarray(test[best // 3])), jnp.asarray(truth)))
+    assert result.correct.mean() > 0.5
 
 
 def test_the_sets_of_dinov2_are_its_linear_inputs():
