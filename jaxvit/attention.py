@@ -98,12 +98,16 @@ def jensen_shannon(p: Float[Array, "*batch outcomes"], q: Float[Array, "*batch o
     return _jensen_shannon(p, q, *(jnp.log(jnp.where(x > 0, x, 1)) for x in (p, q)))
 
 
-def image_by_image(function: Callable[..., Any], *arrays: Any) -> Any:
-    """`function` of arrays [*batch, heads, tokens, ...]: of the whole batch at once, but on a CPU of one image per device at a time.
+_CACHE_BYTES = 2**19
+"""Attention logits of one device that stay in its cache: with more of them, a softmax of small images took up to twice as long."""
 
-    The attention logits of one image stay in a core's cache; those of a batch would be written to memory and read again at every
-    step of the softmax. The last batch axis counts images, and as many are computed together as there are devices, so that a batch
-    that is sharded over them stays sharded. What `function` returns leads with the batch axes.
+
+def image_by_image(function: Callable[..., Any], *arrays: Any) -> Any:
+    """`function` of arrays [*batch, heads, tokens, ...]: of the whole batch at once, but on a CPU of few images per device at a time.
+
+    The attention logits of few images stay in a core's cache; those of a batch would be written to memory and read again at every
+    step of the softmax. The last batch axis counts images, and the images of a device stay on it, so that a batch that is sharded
+    stays sharded. What `function` returns leads with the batch axes.
     """
     axis = arrays[0].ndim - 4
     if axis < 0:
@@ -112,15 +116,19 @@ def image_by_image(function: Callable[..., Any], *arrays: Any) -> Any:
 
 
 def _map_images(function: Callable[..., Any], axis: int, *arrays: Any) -> Any:
-    """`function` by `jax.lax.map` along an axis, as many entries at a time as there are devices (or a divisor of that)."""
-    at_a_time = math.gcd(arrays[0].shape[axis], jax.device_count())
+    """`function` by `jax.lax.map` along an axis, a few entries of each device at a time; its arrays have an axis of devices more."""
+    count, (heads, tokens) = arrays[0].shape[axis], arrays[0].shape[axis + 1 : axis + 3]
+    devices = math.gcd(count, jax.device_count())
+    per_device = count // devices
+    fitting = max(1, _CACHE_BYTES // (4 * heads * tokens**2))
+    at_a_time = max(n for n in range(1, min(fitting, per_device) + 1) if per_device % n == 0)
 
     def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], at_a_time, -1, *x.shape[axis + 1 :]), axis + 1, 0)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], devices, -1, at_a_time, *x.shape[axis + 1 :]), axis + 1, 0)
 
     def join(x: Array) -> Array:
         x = jnp.moveaxis(x, 0, axis + 1)
-        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 3 :])
 
     return jax.tree.map(join, jax.lax.map(lambda step: function(*step), jax.tree.map(split, arrays)))
 

@@ -30,23 +30,50 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 class Batch(NamedTuple):
-    """Consecutive rows of a larger array, padded to the batch size by repeating its last row."""
+    """Consecutive rows of a larger array, padded by repeating the last of them.
+
+    Attributes:
+        rows: [padded, ...].
+        valid: False for padding.
+        example_ids: numbers that address random draws, one per row.
+        start, length: the first row's position in the larger array, and the number of rows that are no padding.
+    """
 
     rows: Array
-    valid: Bool[Array, "batch"]
+    valid: Bool[Array, "padded"]
     example_ids: Array
+    start: int
+    length: int
 
 
 def batches(rows: np.ndarray, size: int, mesh: Mesh, first_id: int = 0) -> Iterator[Batch]:
-    """All rows in batches of exactly `size`, split over the mesh; ids count from `first_id`, padding has `valid` False.
+    """All rows in batches of at most `size`, split over the mesh; ids count from `first_id`.
+
+    The last batch is padded to the shortest of size, size / 2, size / 4, ... that holds it, so that few rows cost little and few
+    programs are compiled. A last row that would be alone takes one from the batch before: an example needs another to shuffle with.
 
     Raises:
         ValueError: `size` is no positive multiple of the number of devices.
     """
     if size < 1 or size % mesh.size:
         raise ValueError(f"batch size {size} is no positive multiple of the {mesh.size} devices; choose one")
-    for start in range(0, len(rows), size):
-        index = np.arange(start, start + size)
-        source = np.minimum(index, len(rows) - 1)
-        batch_rows, valid, example_ids = split((rows[source], index < len(rows), first_id + index), mesh)
-        yield Batch(batch_rows, valid, example_ids)
+    for start, stop in bounds(len(rows), size):
+        index = np.arange(start, start + padded(stop - start, size, mesh.size))
+        source = np.minimum(index, stop - 1)
+        batch_rows, valid, example_ids = split((rows[source], index < stop, first_id + index), mesh)
+        yield Batch(batch_rows, valid, example_ids, start, stop - start)
+
+
+def bounds(count: int, size: int) -> list[tuple[int, int]]:
+    """Where each batch of `count` rows starts and stops: `size` rows each and the rest, which is never a single row if it can help."""
+    stops = [*range(size, count, size), count] if count else []
+    if len(stops) > 1 and size > 2 and stops[-1] - stops[-2] == 1:
+        stops[-2] -= 1
+    return list(zip([0, *stops[:-1]], stops, strict=True)) if stops else []
+
+
+def padded(count: int, size: int, devices: int) -> int:
+    """Rows that a batch of `count` is padded to: the shortest of size, size / 2, size / 4, ..., in multiples of the devices."""
+    while (half := -(-size // 2 // devices) * devices) >= count and half < size:
+        size = half
+    return size

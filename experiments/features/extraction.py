@@ -114,16 +114,19 @@ class Runner:
         patch_count = count if patch_images is None else min(patch_images, count)
         edits, captures = self._edits(ablation, images) if ablation.replacements else None, resolve(capture, CAPTURES)
 
-        def start(number: int, batch: Batch) -> tuple:
+        def start(batch: Batch) -> tuple:
             small, patches, captured = forward_batch(self.model, batch.rows, edits, captures, batch.example_ids, batch.valid, norm)
-            return small, patches if number * self.batch_size < patch_count else None, captured
+            return small, patches if batch.start < patch_count else None, captured
 
-        small, patches, captured = zip(*self._run(start, images, first_id), strict=True)
+        counts, results = zip(*self._run(start, images, first_id), strict=True)
+        small, patches, captured = zip(*results, strict=True)
+        patch_batches = [p for p in patches if p is not None]
         no_patches = {"patches": np.zeros((0, 0, small[0]["cls"].shape[-1]), np.float32), "patch_norms": np.zeros((0, 0), np.float32)}
+        kept = _concatenate(patch_batches, counts[: len(patch_batches)]) if patch_batches else no_patches
         return Features(
-            **_concatenate(small, count),
-            **_concatenate([p for p in patches if p is not None] or [no_patches], patch_count),
-            captured=_concatenate(captured, count, axis=1),
+            **_concatenate(small, counts),
+            **{name: array[:patch_count] for name, array in kept.items()},
+            captured=_concatenate(captured, counts, axis=1),
         )
 
     def map_batches(self, program: Callable[..., Any], images: Images, ablation: Ablation, first_id: int) -> dict[str, np.ndarray]:
@@ -135,10 +138,11 @@ class Runner:
         """
         edits = self._edits(ablation, images)
 
-        def start(number: int, batch: Batch) -> dict[str, Array]:
+        def start(batch: Batch) -> dict[str, Array]:
             return program(self.model, batch.rows, edits, batch.example_ids, batch.valid)
 
-        return _concatenate(list(self._run(start, images, first_id)), len(images), axis=1)
+        counts, results = zip(*self._run(start, images, first_id), strict=True)
+        return _concatenate(results, counts, axis=1)
 
     def calibrate(self, images: Images) -> Moments:
         """Moments of what enters and leaves blocks, over images."""
@@ -148,15 +152,16 @@ class Runner:
     def _edits(self, ablation: Ablation, images: Images) -> Edits:
         return replicate(jaxvit.lower(ablation, self.model, images.shape[1:3]), self.mesh)
 
-    def _run(self, start: Callable[[int, Batch], Any], images: Images, first_id: int) -> Iterator[Any]:
-        """Results of every batch, in order; a few batches are under way while one is fetched."""
-        running: deque[Any] = deque()
-        for number, batch in enumerate(batches(images, self.batch_size, self.mesh, first_id)):
-            running.append(start(number, batch))
+    def _run(self, start: Callable[[Batch], Any], images: Images, first_id: int) -> Iterator[tuple[int, Any]]:
+        """Number of images and results of every batch, in order; a few batches are under way while one is fetched."""
+        running: deque[tuple[int, Any]] = deque()
+        for batch in batches(images, self.batch_size, self.mesh, first_id):
+            running.append((batch.length, start(batch)))
             if len(running) > _IN_FLIGHT:
-                yield _fetch(running.popleft())
-        while running:
-            yield _fetch(running.popleft())
+                count, results = running.popleft()
+                yield count, _fetch(results)
+        for count, results in running:
+            yield count, _fetch(results)
 
 
 def _fetch(tree: Any) -> Any:
@@ -164,7 +169,7 @@ def _fetch(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf, jax.device_get(tree))
 
 
-def _concatenate(parts: Sequence[dict[str, np.ndarray]], count: int, axis: Literal[0, 1] = 0) -> dict[str, np.ndarray]:
-    """Arrays of all batches along the axis of images, without the padding behind the first `count`."""
-    whole = {name: np.concatenate([part[name] for part in parts], axis=axis) for name in parts[0]}
-    return {name: array[:, :count] if axis else array[:count] for name, array in whole.items()}
+def _concatenate(parts: Sequence[dict[str, np.ndarray]], counts: Sequence[int], axis: Literal[0, 1] = 0) -> dict[str, np.ndarray]:
+    """Arrays of all batches along the axis of images, each without the padding behind its `count` images."""
+    cuts = [(slice(None),) * axis + (slice(count),) for count in counts]
+    return {name: np.concatenate([part[name][cut] for part, cut in zip(parts, cuts, strict=True)], axis=axis) for name in parts[0]}

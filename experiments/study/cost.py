@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 import jaxvit
+from experiments.features.conditions import CALIBRATED_SITES
 from experiments.study import grid
 from experiments.study.jobs import Job
 from experiments.study.target import Target
-from jaxvit import ViTConfig
+from jaxvit import Moments, ViTConfig
 from jaxvit.inference import compare_all, mean_scores
 
 _GIB = 2**30
@@ -150,9 +151,10 @@ def _disk(target: Target) -> int:
 
 
 def _seconds(targets: dict[str, Target], images: dict[str, int], jobs: Sequence[Job]) -> float:
-    """Forward passes at a measured speed, probes at the speed that this makes for their products, and resampling as measured."""
+    """Seconds of compiling and of forward passes as measured, of probes at the speed that this makes for their products, and of
+    resampling as measured."""
     total = 0.0
-    measured: dict[str, float] = {}
+    measured: dict[str, tuple[float, float]] = {}
     for name, count in images.items():
         target = targets[name]
         if target.model is None or not count:
@@ -160,7 +162,8 @@ def _seconds(targets: dict[str, Target], images: dict[str, int], jobs: Sequence[
         config, shape = target.model.config, target.data.analysis_images.shape[1:3]
         if str(config) not in measured:
             measured[str(config)] = _time_forward(target)
-        per_image = measured[str(config)]
+            total += measured[str(config)][0] * len(programs(target, jobs))
+        per_image = measured[str(config)][1]
         speed = _flops(config, shape) / per_image
         probes = sum(job.key.get("task") == "linear_probe" and job.key["model"]["name"] == name and job.images > 0 for job in jobs)
         rows, classes = len(target.data.labels["train"]), len(target.data.classes)
@@ -176,16 +179,32 @@ def _flops(config: ViTConfig, shape: tuple[int, ...]) -> float:
     return 2 * tokens * _weight_count(config) + config.depth * 4 * tokens**2 * config.width
 
 
-def _time_forward(target: Target) -> float:
-    """Seconds an image, in a small batch on all devices, after compiling."""
+def programs(target: Target, jobs: Sequence[Job]) -> set[tuple[str, ...]]:
+    """The programs of a model that jobs compile: one for each kind of cell and structure of its condition's edits."""
+    assert target.model is not None
+    config, size = target.model.config, target.data.analysis_images.shape[1:3]
+    zeros = np.zeros((config.depth, 2 + config.registers, config.width), np.float32)
+    moments = Moments(dict.fromkeys(CALIBRATED_SITES, zeros), dict.fromkeys(CALIBRATED_SITES, zeros), 1, (size[0], size[1]))
+    structures = {
+        name: str(jax.tree.structure(jaxvit.lower(condition.build(moments, 0), config, (size[0], size[1]))))
+        for name, condition in target.conditions.items()
+    }
+    run = [job.key for job in jobs if job.images and job.key["model"]["name"] == target.name]
+    return {(key["kind"], structures.get(key.get("condition", ""), "")) for key in run}
+
+
+def _time_forward(target: Target) -> tuple[float, float]:
+    """Seconds of compiling, and seconds an image after that, in a small batch on all devices."""
     assert target.model is not None
     count = _TIMED * target.mesh.size
     images = np.resize(target.data.analysis_images, (count, *target.data.analysis_images.shape[1:]))
     runner = type(target.runner)(target.runner.model, target.mesh, count)
-    runner.extract(images, jaxvit.Ablation(), 0)
-    started = time.monotonic()
-    runner.extract(images, jaxvit.Ablation(), 0)
-    return (time.monotonic() - started) / count
+    seconds = []
+    for _ in range(2):
+        started = time.monotonic()
+        runner.extract(images, jaxvit.Ablation(), 0)
+        seconds.append(time.monotonic() - started)
+    return max(seconds[0] - seconds[1], 0), seconds[1] / count
 
 
 def _time_resampling(target: Target) -> float:

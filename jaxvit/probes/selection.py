@@ -99,7 +99,7 @@ def solve_many(solve: Callable[[Any], Solution], problems: Any, at_a_time: int =
     Args:
         solve: maps one problem to its solution.
         problems: arrays with a common leading axis, along which the problems are stacked.
-        at_a_time: problems that a device solves together; it needs the memory for so many beside inputs and outputs. A CPU core is
+        at_a_time: problems that a device solves together; it needs the memory for so many besides inputs and outputs. A CPU core is
             fastest with 1, because its cache holds one problem.
         mesh: its devices share the problems. Device d solves problems d, d + devices, ...: neighbouring problems (layers, say) take
             about as long, so that the work is balanced. By default all stay where the inputs are.

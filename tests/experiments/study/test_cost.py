@@ -6,7 +6,9 @@ import dataclasses
 
 import pytest
 
-from experiments.study.cost import Cost
+from experiments.study import grid
+from experiments.study.cost import Cost, programs
+from tests.experiments.tiny_study import save_models, targets
 
 GIB = 2**30
 
@@ -21,3 +23,13 @@ def test_a_study_that_does_not_fit_is_refused_before_it_starts():
     with pytest.raises(ValueError, match=r"needs about 2\.0 GiB of disk, 1\.0 GiB are free; choose another --out"):
         dataclasses.replace(cost, device_memory=0, disk=2 * GIB).check()
     dataclasses.replace(cost, device_memory=0).check()
+
+
+def test_conditions_of_one_structure_are_one_program(tmp_path):
+    """Full, constants at block outputs, random patches, noise, shuffle, constants at block inputs: six for fifteen conditions."""
+    target, _ = targets(save_models(tmp_path))
+    jobs = list(grid.jobs(target))
+    assert {kind for kind, _ in programs(target, jobs)} == {"scores"}
+    assert len(programs(target, jobs)) == 6
+    few = list(grid.jobs(target, ("zero_cls", "zero_r1", "mean_cls")))
+    assert len(programs(target, few)) == 2, "full and one program of constants"

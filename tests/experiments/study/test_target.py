@@ -78,3 +78,11 @@ def test_a_study_in_bfloat16_has_bfloat16_models_and_float32_features(models):
             expected = reference.captured[name] if name in reference.captured else getattr(reference, name)
             assert values.dtype == expected.dtype == np.float32
             assert 0 < np.linalg.norm(values - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_a_shuffle_does_not_depend_on_how_far_its_group_is_padded(models):
+    model = jaxvit.load(models[0])
+    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    one, other = (Runner.on(batch_mesh(), model, size).extract(images, jaxvit.shuffle("registers", 3), 0) for size in (8, 128))
+    np.testing.assert_allclose(one.cls, other.cls, atol=1e-5)
+    assert not np.allclose(one.cls, Runner.on(batch_mesh(), model, 8).extract(images, jaxvit.Ablation(), 0).cls, atol=1e-3)
