@@ -25,7 +25,7 @@ def jobs(target: Target, conditions: Iterable[str] | None = None, tasks: Iterabl
     """Cells of the conditions in their order; the full condition of a task comes before those that are compared with it.
 
     Args:
-        conditions: beside "full"; those that the target does not have are left out. By default all.
+        conditions: besides "full"; those that the target does not have are left out. By default all.
         tasks: by default all that can be run.
     """
     names = [name for name in target.conditions if name == "full" or conditions is None or name in set(conditions)]

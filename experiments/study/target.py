@@ -24,7 +24,7 @@ PIXELS = "raw_pixels"
 
 @dataclass(frozen=True)
 class Settings:
-    """What every cell's numbers depend on beside model, condition and data.
+    """What every cell's numbers depend on besides model, condition and data.
 
     Attributes:
         seed: the first one; seeds: with how many of them everything random is drawn.
@@ -92,7 +92,7 @@ class Target:
 
     @property
     def context(self) -> Context:
-        """What tasks work with beside features."""
+        """What tasks work with besides features."""
         return Context(self.data, self.settings.readouts, self.settings.all_seeds, self.mesh, self.settings.seed)
 
     def image_count(self, part: str) -> int:

@@ -1,0 +1,72 @@
+"""How far a run is: a bar on a terminal, a plain line a minute in a log file."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+EVERY = 60.0
+"""Seconds between lines."""
+
+
+class Meter(Protocol):
+    """Told of every cell before and after it is computed."""
+
+    def begin(self, label: str) -> None:
+        """A cell with this label is next."""
+
+    def end(self, weight: float) -> None:
+        """The cell is done; its share of the work was `weight`."""
+
+
+@contextlib.contextmanager
+def meter(console: Console, cells: int, weight: float) -> Iterator[Meter]:
+    """The meter for a run of so many cells and so much work, for as long as the block lasts."""
+    if not console.is_terminal:
+        yield _Lines(console, cells, weight)
+        return
+    columns = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(BarColumn(), TaskProgressColumn(), *columns, console=console) as progress:
+        yield _Bar(progress, weight)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, weight: float):
+        self._progress, self._task = progress, progress.add_task("starting", total=weight)
+
+    def begin(self, label: str) -> None:
+        self._progress.update(self._task, description=label)
+
+    def end(self, weight: float) -> None:
+        self._progress.advance(self._task, weight)
+
+
+class _Lines:
+    """One line every `EVERY` seconds, when a cell ends; none for a run that is shorter."""
+
+    def __init__(self, console: Console, cells: int, weight: float):
+        self._console, self._cells, self._weight = console, cells, weight
+        self._started = self._last = time.monotonic()
+        self._cells_done, self._weight_done, self._label = 0, 0.0, ""
+
+    def begin(self, label: str) -> None:
+        self._label = label
+
+    def end(self, weight: float) -> None:
+        self._cells_done, self._weight_done, now = self._cells_done + 1, self._weight_done + weight, time.monotonic()
+        if now - self._last < EVERY:
+            return
+        self._last, elapsed = now, now - self._started
+        left = elapsed * (self._weight - self._weight_done) / self._weight_done
+        self._console.print(
+            f"{self._cells_done} of {self._cells} cells ({100 * self._weight_done / self._weight:.0f} %), "
+            f"{self._cells_done / elapsed:.1f} a second, about {left / 60:.1f} min left; done: {self._label}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
