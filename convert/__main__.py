@@ -79,10 +79,10 @@ def _run(args: Arguments) -> str:
 
 
 def _check_combination(args: Arguments) -> None:
-    """Refuse arguments that would have no effect beside each other.
+    """Refuse arguments that would have no effect together.
 
     Raises:
-        ValueError: options of a conversion beside one that converts nothing, or not exactly one thing to do.
+        ValueError: options of a conversion together with one that converts nothing, or not exactly one thing to do.
     """
     options = {"--out": args.out, "--heads": args.heads, "--name": args.name, "--oracle": args.oracle}
     conversion_options = [option for option, value in options.items() if value is not None] + ["--dtype"] * (args.dtype != "float32")

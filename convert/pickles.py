@@ -96,7 +96,7 @@ def _torch() -> Any:
 def _unwrap(tree: dict[Any, Any], depth: int = 0) -> tuple[dict[str, Any], str]:
     """The weights in the first wrapper that holds any, else the tensors of this dict; and the path of wrappers.
 
-    Everything else (optimizer, epoch, arguments, scalars) is dropped. A tensor beside a wrapper is included, so that it is
+    Everything else (optimizer, epoch, arguments, scalars) is dropped. A tensor next to a wrapper is included, so that it is
     reported as unknown.
     """
     tensors = {str(key): value for key, value in tree.items() if hasattr(value, "is_floating_point")}

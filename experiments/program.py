@@ -35,11 +35,13 @@ def prepare_devices() -> None:
     """Configure JAX, before any computation.
 
     On a CPU there is one device per core, so that the batch is split over cores as it is over chips; float32 products are computed
-    in full float32 on every device; programs that took long to compile are kept in the cache.
+    in full float32 on every device; compiled programs are kept in the cache folder, also short ones.
     """
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _module_command() -> str | None:

@@ -18,7 +18,7 @@ from rich.console import Console
 import jaxvit
 from experiments import demo
 from experiments.analyses.base import Analysis
-from experiments.analyses.presets import ANALYSES, PRESETS, Preset
+from experiments.analyses.presets import ANALYSES, PRESETS, QUICK, Preset
 from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.digits import digit_scenes
 from experiments.datasets.folders import Folders, folder_data
@@ -37,14 +37,14 @@ from experiments.tasks.base import Readouts
 from experiments.tasks.table import TASKS
 from jaxvit.checkpoint import weights_hash
 from jaxvit.files import write_text
-from jaxvit.sharding import batch_mesh
+from jaxvit.sharding import batch_mesh, bounds
 from jaxvit.vit import cast, truncated
 
 PRECISIONS = {
     "float32": "float32, matmul precision highest",
     "bfloat16": "bfloat16 models with float32 norms, softmax and RoPE; all else float32, matmul precision highest",
 }
-_CHOICES = ("only", "models", "tasks", "conditions", "out", "dry_run")
+_CHOICES = ("only", "models", "tasks", "conditions", "out", "dry_run", "quiet")
 """Fields of a study that may differ between runs in one folder: what is run, and where it is written."""
 
 
@@ -59,13 +59,15 @@ class Study:
 
     Attributes:
         preset: which study; "demo" runs the bundled models on digit scenes, offline. The others read folders of images.
+        quick: the demo study on few images and two models, in about a minute; its page and rows say that it is a quick look.
         only: names of analyses, such as register_lesions attention_flow.
         models: bundled demo models, names in the local cache or checkpoint folders.
         tasks: names of tasks, such as linear_probe knn.
-        conditions: names of conditions beside full, such as zero_registers.
+        conditions: names of conditions besides full, such as zero_registers.
         out: folder of the study. The same command continues there; other choices of models, analyses, tasks and conditions share its
             cells, and the page shows all that has been run.
         dry_run: say what the study costs on this device, and run nothing.
+        quiet: print nothing but the path of the page.
         seed: the first seed.
         seeds: number of seeds. They vary what is random in a condition (noise, shuffle, random patches) and in a read-out (memory of
             the retrieval segmentation, few-shot samples, SGD), never the model, the images or the resampling.
@@ -80,26 +82,38 @@ class Study:
     """
 
     preset: Literal["demo", "parodi2026", "fix-reg-mean", "darcet-norms"] = "demo"
+    quick: bool = False
     only: Annotated[tuple[str, ...], _shown("NAME ...", "all of the preset")] = ()
     models: Annotated[tuple[str, ...], _shown("NAME ...", "the preset's")] = ()
     tasks: Annotated[tuple[str, ...], _shown("NAME ...", "all that the data allow")] = ()
     conditions: Annotated[tuple[str, ...], _shown("NAME ...", "all that a model can run")] = ()
-    out: Annotated[Path | None, _shown("PATH", "runs/PRESET")] = None
+    out: Annotated[Path | None, _shown("PATH", "runs/PRESET, runs/demo-quick")] = None
     dry_run: bool = False
+    quiet: bool = False
     seed: int = 0
     seeds: Annotated[int | None, _shown("INT", "the preset's")] = None
     image_size: Annotated[int | None, _shown("INT", "the preset's")] = None
     batch_size: Annotated[int | None, _shown("INT", "the preset's")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     random_weights: bool = False
-    resamples: int = 10_000
+    resamples: Annotated[int | None, _shown("INT", "the preset's")] = None
     folders: Folders = field(default_factory=Folders)
     data: DataSize = field(default_factory=DataSize)
     readouts: Readouts = field(default_factory=Readouts)
 
+    def __post_init__(self) -> None:
+        if self.quick and self.preset != "demo":
+            raise ValueError(
+                f"--quick is a look at the demo study; leave out --preset {self.preset}, or give small numbers: --data.test 20 ..."
+            )
+
     @property
     def chosen_preset(self) -> Preset:
-        return PRESETS[self.preset]
+        return QUICK if self.quick else PRESETS[self.preset]
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs") / ("demo-quick" if self.quick else self.preset)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -118,9 +132,9 @@ def reproduce(study: Study) -> Path:
     Raises:
         ValueError: an unknown name, a folder that holds something else or another study, or a study that does not fit here.
     """
-    console, mesh = Console(), batch_mesh()
+    console, mesh = Console(quiet=study.quiet), batch_mesh()
     analyses = chosen_analyses(study)
-    out = study.out or Path("runs") / study.preset
+    out = study.folder
     models = load_models(study)
     check_choices(study, models)
     weights = {name: weights_hash(model) for name, model in models.items()}
@@ -208,7 +222,7 @@ def study_data(study: Study) -> StudyData:
     if size is None:
         if any(vars(study.folders).values()):
             raise ValueError(f"the {study.preset} preset reads no folders; choose another --preset, or give --image-size")
-        return digit_scenes(study.data, study.seed)
+        return digit_scenes(study.data, study.seed, study.chosen_preset.size)
     return folder_data(study.folders, study.data, size, study.seed, study.chosen_preset.size)
 
 
@@ -228,7 +242,7 @@ def targets_of(study: Study, models: Mapping[str, jaxvit.ViT], data: StudyData, 
 
 
 def settings(study: Study, data: StudyData, mesh: Mesh) -> Settings:
-    """What the numbers of a study depend on beside models, conditions and data.
+    """What the numbers of a study depend on besides models, conditions and data.
 
     Raises:
         ValueError: a number below 1, or a batch would leave one image alone.
@@ -241,7 +255,7 @@ def settings(study: Study, data: StudyData, mesh: Mesh) -> Settings:
         seed=study.seed,
         seeds=study.seeds or preset.seeds,
         batch_size=_batch_size(study, data, mesh),
-        resamples=study.resamples,
+        resamples=study.resamples or preset.resamples,
         precision=PRECISIONS[study.dtype],
         readouts=study.readouts,
         conditions=study.conditions or preset.conditions,
@@ -253,9 +267,11 @@ def _batch_size(study: Study, data: StudyData, mesh: Mesh) -> int:
     """Images per step: what was asked for, rounded up to the devices. Every batch must have two images to shuffle between."""
     batch = -(-(study.batch_size or study.chosen_preset.batch_size) // mesh.size) * mesh.size
     parts = {name: len(part.images) for name, part in data.parts.items()} | {"analysis_images": len(data.analysis_images)}
-    single = [f"{name} ({count})" for name, count in parts.items() if batch < 2 or count % batch == 1]
+    single = [f"{name} ({count})" for name, count in parts.items() if any(stop - start == 1 for start, stop in bounds(count, batch))]
     if single:
-        raise ValueError(f"batches of {batch} leave one image alone in {', '.join(single)}, which cannot be shuffled; change --batch-size")
+        raise ValueError(
+            f"batches of {batch} leave one image alone in {', '.join(single)}, which cannot be shuffled; give --batch-size 3 or more"
+        )
     return batch
 
 
@@ -266,6 +282,7 @@ def _write_results(
     store, earlier = Store(out / "cells"), folder.read_manifest(out)
     merged = folder.merged_cells(out, store, cells)
     rows = attach_published(add_holm([row for name, _ in merged for row in store.open(name).rows]))
+    rows = [{**row, "quick": True} for row in rows] if study.quick else rows
     write_text(out / "results.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     names = folder.merge(list(earlier["models"]), list(weights))
     choices = {name: list(getattr(study, name)) for name in ("only", "models", "tasks", "conditions")}
@@ -305,13 +322,17 @@ def from_preset() -> Study:
     """What the options of the command line start from: the read-outs of the preset that it names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?", default="demo", const="demo")
-    name = parser.parse_known_args()[0].preset
-    return Study(readouts=PRESETS[name].readouts) if name in PRESETS else Study()
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_known_args()[0]
+    preset = QUICK if options.quick else PRESETS.get(options.preset)
+    return Study(readouts=preset.readouts) if preset else Study()
 
 
 def _main(study: Study) -> None:
     prepare_devices()
-    reproduce(study)
+    written = reproduce(study)
+    if study.quiet and not study.dry_run:
+        print(written)
 
 
 if __name__ == "__main__":

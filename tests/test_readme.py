@@ -29,7 +29,11 @@ def test_the_example_runs_and_is_short(capsys):
 
 @pytest.mark.parametrize(
     ("name", "command"),
-    [("demo", "pip install -e . && python -m experiments.reproduce"), ("tests", "pip install -e '.[test]' && pytest")],
+    [
+        ("quick", "pip install -e . && python -m experiments.reproduce --quick"),
+        ("demo", "pip install -e . && python -m experiments.reproduce"),
+        ("tests", "pip install -e '.[test]' && pytest"),
+    ],
 )
 def test_the_commands_are_found_by_their_marks(name, command):
     """By the function of `.ci/run`, whatever other commands stand above or below."""

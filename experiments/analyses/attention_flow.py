@@ -29,7 +29,7 @@ NOTE = (
 TASK = "attention_flow"
 PROTOCOL = protocol_id("flow", attention="softmax", heads="mean", queries="mean of the source", keys="sum of the target", images="mean")
 ALL_REGISTERS = "registers"
-"""Name of all registers together, in rows beside those of each register."""
+"""Name of all registers together, in rows next to those of each register."""
 
 
 def jobs(target: Target) -> Iterator[Job]:

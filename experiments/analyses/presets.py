@@ -21,7 +21,7 @@ from experiments.analyses import (
 )
 from experiments.analyses.base import Analysis
 from experiments.datasets.base import DataSize
-from experiments.datasets.digits import DEMO_SIZE
+from experiments.datasets.digits import DEMO_SIZE, QUICK_SIZE
 from experiments.datasets.folders import IMAGENET_SIZE
 from experiments.tasks.base import Readouts
 from jaxvit.probes.logistic import DINOV2_CS
@@ -64,6 +64,7 @@ class Preset:
         seeds: number of seeds of everything random.
         baselines: whether random initialisations and raw pixels are measured as well.
         batch_size: images per step.
+        resamples: of bootstrap and permutation tests.
     """
 
     protocol: str
@@ -77,6 +78,7 @@ class Preset:
     seeds: int = 3
     baselines: bool = False
     batch_size: int = 128
+    resamples: int = 10_000
 
 
 PRESETS = {
@@ -121,3 +123,15 @@ PRESETS = {
         batch_size=32,
     ),
 }
+
+QUICK = replace(
+    PRESETS["demo"],
+    protocol="A quick look: the demo study on few images, with one seed, few resamples and short paths of penalties.",
+    models=("demo_reg", "demo_reg_read"),
+    size=QUICK_SIZE,
+    readouts=Readouts(cs=(1e-3, 1e-1, 10.0), neighbours=(10, 20), shots=(1, 5), grid_iterations=0, memory=500),
+    seeds=1,
+    batch_size=32,
+    resamples=1_000,
+)
+"""What `--quick` runs: two models of one shape, of which one has registers that are read."""

@@ -23,14 +23,28 @@ DEMO_SIZE = DataSize(
 )
 
 
-def digit_scenes(requested: DataSize, seed: int) -> StudyData:
-    """Digit scenes of `requested` numbers, by default those of `DEMO_SIZE`. "train" and "val" show training digits on training
+QUICK_SIZE = DataSize(
+    train=256,
+    val=64,
+    test=256,
+    pairs=64,
+    segmentation=64,
+    segmentation_test=64,
+    calibration=128,
+    analysis_images=64,
+    gallery=64,
+)
+"""For a look in a minute: intervals are about twice as wide as those of `DEMO_SIZE`."""
+
+
+def digit_scenes(requested: DataSize, seed: int, default: DataSize = DEMO_SIZE) -> StudyData:
+    """Digit scenes of `requested` numbers, where those are not given of `default`. "train" and "val" show training digits on training
     grounds; "test" and the pairs of views show test digits on test grounds.
 
     Raises:
         ValueError: a subset of a part is larger than the part.
     """
-    size = requested.filled(DEMO_SIZE, (*PARTS_OF, ("segmentation", "train"), ("segmentation_test", "test")))
+    size = requested.filled(default, (*PARTS_OF, ("segmentation", "train"), ("segmentation_test", "test")))
     train, val, test = (scenes.scenes(split, size[split], seed) for split in ("train", "val", "test"))
     pairs = scenes.pairs("test", size["pairs"], seed)
     test_masks = test.masks[: size["segmentation_test"]]

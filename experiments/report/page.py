@@ -23,6 +23,10 @@ th:first-child, td:first-child { text-align: left; } td small { color: #777; dis
 .maps { display: grid; gap: 6px; align-items: center; } .maps img { width: 100%; image-rendering: pixelated; display: block; }
 .maps div { font-size: .85rem; } footer { margin-top: 3rem; color: #777; font-size: .85rem; }
 """
+_QUICK = (
+    "<b>A quick look</b>: few images, one seed, few resamples. Intervals are wide and small effects are missed; run "
+    "<code>python -m experiments.reproduce</code> for the whole demo study."
+)
 _DEMO = (
     "These are demo numbers: tiny models after a short training, on composed scenes of handwritten digits. They exercise "
     "every path of the study with meaningful scores. They do not replicate published results on DINO models, and a register "
@@ -68,6 +72,8 @@ def _cautions(results: StudyResults) -> list[str]:
     texts = []
     if results.manifest["random_weights"]:
         texts.append(_RANDOM_WEIGHTS)
+    if results.manifest["study"].get("quick"):
+        texts.append(_QUICK)
     if results.manifest["study"]["preset"] == "demo":
         texts.append(_DEMO)
     texts += [_INTERVALS, *(f"<b>{label(m)}</b>: {NOTES[m]}" for m in results.models if m in NOTES)]

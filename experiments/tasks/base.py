@@ -87,7 +87,7 @@ class Readouts:
 
 
 def protocol_id(name: str, **settings: Any) -> str:
-    """Everything that defines a number beside model, condition and data, as one readable line."""
+    """Everything that defines a number besides model, condition and data, as one readable line."""
     return f"{name}({', '.join(f'{key}={_short(value)}' for key, value in settings.items())})"
 
 
@@ -135,7 +135,7 @@ class FeatureSource(Protocol):
 
 
 class Context(NamedTuple):
-    """What a task works with beside features.
+    """What a task works with besides features.
 
     Attributes:
         seeds: of everything random in the task: all of the study, or in a random condition the one that it is drawn with.

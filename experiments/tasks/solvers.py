@@ -26,7 +26,7 @@ class Solver(NamedTuple):
         fit: features of train, val and test images, each [problems, images, width], to probes with leading axes [problems, seeds].
         predict: a read-out and features [images, width] to scores of the classes.
         readout: type of the read-out.
-        protocol: settings for the protocol id, beside where features come from.
+        protocol: settings for the protocol id, without where features come from.
         penalty: what is chosen on the val images; "" where nothing is.
         detail: how the fit of a read-out ended, under the first seed.
     """

@@ -305,10 +305,17 @@ def test_another_study_is_refused_and_nothing_is_written(finished, models, tmp_p
     assert [p.name for p in foreign.iterdir()] == ["chapter1.tex"]
 
 
-def test_a_batch_size_that_leaves_one_image_alone_is_refused_before_anything_runs(models, tmp_path):
-    with pytest.raises(ValueError, match=r"one image alone in train \(60\).*change --batch-size"):
-        reproduce.reproduce(dataclasses.replace(study(tmp_path / "new", models), batch_size=59))
+def test_a_batch_size_without_anybody_to_shuffle_with_is_refused_before_anything_runs(models, tmp_path):
+    with pytest.raises(ValueError, match=r"batches of 1 leave one image alone in train \(60\).*give --batch-size 3 or more"):
+        reproduce.reproduce(dataclasses.replace(study(tmp_path / "new", models), batch_size=1))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("batch_size", [4, 59, 128, None])
+def test_no_other_batch_size_is(models, batch_size):
+    """60 images in batches of 59 leave one alone, 30 in batches of 128 are few: neither is refused."""
+    chosen = dataclasses.replace(study(Path("nowhere"), models), batch_size=batch_size)
+    assert reproduce.settings(chosen, digit_scenes(SIZE, 0), batch_mesh()).batch_size == (batch_size or 128)
 
 
 def test_an_unknown_model_is_refused_before_the_folder_is_made(tmp_path):

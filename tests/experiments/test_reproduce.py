@@ -58,3 +58,12 @@ def test_the_command_line_starts_from_the_read_outs_of_its_preset(monkeypatch):
     assert reproduce.from_preset().readouts.cs == DINOV2_CS
     monkeypatch.setattr(sys, "argv", ["reproduce", "--preset=nonesuch"])
     assert reproduce.from_preset() == Study()
+
+
+def test_a_quick_look_is_a_demo_study_of_its_own():
+    quick = Study(quick=True)
+    assert quick.folder == Path("runs/demo-quick")
+    assert quick.identity != Study().identity
+    assert quick.model_names == ("demo_reg", "demo_reg_read")
+    with pytest.raises(ValueError, match="--quick is a look at the demo study; leave out --preset parodi2026"):
+        Study("parodi2026", quick=True)
