@@ -30,14 +30,24 @@ class Report:
     readme: Path | None = None
 
 
-def _main(report: Report) -> None:
+def write(report: Report) -> None:
+    """Write the page, and what else is asked for.
+
+    Raises:
+        ValueError: the folder holds no finished study, or a quick look where tables for a README are asked for.
+    """
+    results = read_results(report.folder)
+    if report.readme and results.manifest["study"]["quick"]:
+        raise ValueError(
+            f"{report.folder} is a quick look, and a README shows a whole study; give the folder of one, or leave out --readme"
+        )
     written = page.write(report.folder)
     if report.readme:
-        rows = shown_rows(read_results(report.folder).rows)
+        rows = shown_rows(results.rows)
         fill_readme(report.readme, rows)
         write_text(report.readme.parent / SHOWN_ROWS, "".join(json.dumps(row) + "\n" for row in rows))
     print(written)
 
 
 if __name__ == "__main__":
-    run(_main, Report, __doc__)
+    run(write, Report, __doc__)

@@ -14,6 +14,7 @@ import pytest
 import jaxvit
 from experiments import reproduce, results
 from experiments.analyses.presets import ANALYSES
+from experiments.report import __main__ as report_program
 from experiments.report import page, tables
 from experiments.rows import select
 from experiments.study import run
@@ -271,6 +272,18 @@ def test_an_unknown_choice_is_refused_with_what_is_possible(models, tmp_path, ch
     with pytest.raises(ValueError, match=message):
         reproduce.reproduce(dataclasses.replace(study(tmp_path / "new", models), **choice))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_quick_look_says_so_on_its_page_and_in_its_rows(models, tmp_path):
+    quick = dataclasses.replace(study(tmp_path / "quick", models[:1]), quick=True, only=("instrument_check",))
+    reproduce.reproduce(quick)
+    assert all(row["quick"] is True for row in rows_of(quick.out))
+    assert "A quick look" in (quick.out / "report.html").read_text()
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- demo table: begin -->\n<!-- demo table: end -->\n")
+    with pytest.raises(ValueError, match="is a quick look, and a README shows a whole study"):
+        report_program.write(report_program.Report(quick.out, readme))
+    assert not (tmp_path / "experiments").exists()
 
 
 def test_another_model_of_the_same_name_is_refused(finished, models, tmp_path):
