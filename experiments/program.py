@@ -27,7 +27,7 @@ def run(program: Callable[[Config], None], config: type[Config], description: st
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        print("interrupted; what was finished is kept, the same command goes on from it", file=sys.stderr)
         raise SystemExit(130) from None
 
 

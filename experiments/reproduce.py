@@ -59,7 +59,7 @@ class Study:
 
     Attributes:
         preset: which study; "demo" runs the bundled models on digit scenes, offline. The others read folders of images.
-        quick: the demo study on few images and two models, in about a minute; its page and rows say that it is a quick look.
+        quick: the demo study on few images and two models, in one to two minutes; its page and rows say that it is a quick look.
         only: names of analyses, such as register_lesions attention_flow.
         models: bundled demo models, names in the local cache or checkpoint folders.
         tasks: names of tasks, such as linear_probe knn.
@@ -127,7 +127,8 @@ class Study:
 
 
 def reproduce(study: Study) -> Path:
-    """Run every cell that is not there yet, then write results.jsonl, run.json and report.html; returns the page's path.
+    """Run every cell that is not there yet, then write results.jsonl, run.json and report.html; returns the page's path (of a
+    dry run the folder's).
 
     Raises:
         ValueError: an unknown name, a folder that holds something else or another study, or a study that does not fit here.
@@ -173,7 +174,7 @@ def chosen_analyses(study: Study) -> list[Analysis]:
 
 
 def check_choices(study: Study, models: Mapping[str, jaxvit.ViT]) -> None:
-    """Whether every task and condition that was asked for exists.
+    """Check that every chosen task and condition exists.
 
     Raises:
         ValueError: an unknown name, or a condition that none of the models can run.
@@ -242,7 +243,7 @@ def targets_of(study: Study, models: Mapping[str, jaxvit.ViT], data: StudyData, 
 
 
 def settings(study: Study, data: StudyData, mesh: Mesh) -> Settings:
-    """What the numbers of a study depend on besides models, conditions and data.
+    """The options of a study as its jobs read them.
 
     Raises:
         ValueError: a number below 1, or a batch would leave one image alone.
@@ -310,7 +311,7 @@ def _manifest(study: Study, title: str) -> dict[str, Any]:
 
 
 def study_of(manifest: Mapping[str, Any]) -> Study:
-    """The study that a run.json tells of, with the preset's choices."""
+    """The study that a run.json records, with the preset's choices of models, analyses, tasks and conditions."""
     entries = dict(manifest["study"])
     paths = {name: Path(path) if path else None for name, path in entries["folders"].items()}
     readouts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entries["readouts"].items()}
@@ -319,7 +320,10 @@ def study_of(manifest: Mapping[str, Any]) -> Study:
 
 
 def from_preset() -> Study:
-    """What the options of the command line start from: the read-outs of the preset that it names."""
+    """A study with the defaults of the command line: the read-outs of the preset that it names.
+
+    They are needed before the command line is parsed, so its two words for a preset are looked up beforehand.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?", default="demo", const="demo")
     parser.add_argument("--quick", action="store_true")

@@ -1,6 +1,6 @@
 """Softmax attention with float32 logits, alone or together with sums over token groups or the divergence between two streams.
 
-Memory stays small without a kernel: a CPU computes one image per device at a time, and long sequences go in chunks of queries. In
+Memory stays small without a kernel: a CPU computes few images per device at a time, and long sequences go in chunks of queries. In
 bfloat16 on NVIDIA GPUs cuDNN's fused kernel is used. In the names of arrays H is heads, T query tokens, S key tokens, K head width,
 G token groups.
 """
@@ -48,7 +48,7 @@ def attend(q: PerHead, k: PerHead, v: PerHead, attention_mask: Bool[Array, "*bat
     """
 
     def unfused(q: PerHead, k: PerHead, v: PerHead) -> PerHead:
-        return _heads_first(image_by_image(_by_query_chunks(_weighted_values), *map(_heads_first, (q, k, v)), attention_mask))
+        return _heads_first(few_images_at_a_time(_by_query_chunks(_weighted_values), *map(_heads_first, (q, k, v)), attention_mask))
 
     if attention_mask is not None or not _fits_kernel(q, q.shape[-1]):
         return unfused(q, k, v)
@@ -71,7 +71,7 @@ def attention_with_groups(
 
     def unfused(q: PerHead, k: PerHead, v: PerHead) -> tuple[PerHead, Array]:
         function = _by_query_chunks(functools.partial(_values_and_groups, groups))
-        values, sums = image_by_image(function, *map(_heads_first, (q, k, v)), attention_mask)
+        values, sums = few_images_at_a_time(function, *map(_heads_first, (q, k, v)), attention_mask)
         return _heads_first(values), _heads_first(sums)
 
     if attention_mask is not None or not _fits_kernel(q, q.shape[-1] + groups.shape[-1]):
@@ -87,9 +87,9 @@ def attention_with_divergence(
     """`attend` of two streams on the first axis, and the Jensen-Shannon divergence between their attention.
 
     The divergence is that of a query's two distributions over keys, averaged over queries; it is returned for both streams, equal.
-    Attention maps exist only for one chunk of queries at a time, on a CPU of one image per device.
+    Attention maps exist only for one chunk of queries at a time, on a CPU of few images per device.
     """
-    values, divergence = image_by_image(_by_query_chunks(_values_and_divergence), *map(_heads_first, (q, k, v)), attention_mask)
+    values, divergence = few_images_at_a_time(_by_query_chunks(_values_and_divergence), *map(_heads_first, (q, k, v)), attention_mask)
     return _heads_first(values), divergence.mean(axis=-1)
 
 
@@ -102,7 +102,7 @@ _CACHE_BYTES = 2**19
 """Attention logits of one device that stay in its cache: with more of them, a softmax of small images took up to twice as long."""
 
 
-def image_by_image(function: Callable[..., Any], *arrays: Any) -> Any:
+def few_images_at_a_time(function: Callable[..., Any], *arrays: Any) -> Any:
     """`function` of arrays [*batch, heads, tokens, ...]: of the whole batch at once, but on a CPU of few images per device at a time.
 
     The attention logits of few images stay in a core's cache; those of a batch would be written to memory and read again at every
@@ -116,7 +116,8 @@ def image_by_image(function: Callable[..., Any], *arrays: Any) -> Any:
 
 
 def _map_images(function: Callable[..., Any], axis: int, *arrays: Any) -> Any:
-    """`function` by `jax.lax.map` along an axis, a few entries of each device at a time; its arrays have an axis of devices more."""
+    """`function` by `jax.lax.map` along an axis, a few entries of each device at a time: it gets arrays with one more axis,
+    of devices, in front of that one."""
     count, (heads, tokens) = arrays[0].shape[axis], arrays[0].shape[axis + 1 : axis + 3]
     devices = math.gcd(count, jax.device_count())
     per_device = count // devices

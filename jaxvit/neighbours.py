@@ -36,7 +36,7 @@ def nearest(
 
     Args:
         chunk: queries that a device searches at a time.
-        rows: rows of the bank that it searches at a time (at least `k`), keeping a running list of the nearest. Beside inputs and
+        rows: rows of the bank that it searches at a time (at least `k`), keeping a running list of the nearest. Besides inputs and
             outputs a device needs memory for about 3 x chunk x rows + rows x width floats, and for the queries in float32.
         mesh: its devices share the queries, and each holds the whole bank. By default all stay where the inputs are.
 

@@ -65,7 +65,8 @@ def batches(rows: np.ndarray, size: int, mesh: Mesh, first_id: int = 0) -> Itera
 
 
 def bounds(count: int, size: int) -> list[tuple[int, int]]:
-    """Where each batch of `count` rows starts and stops: `size` rows each and the rest, which is never a single row if it can help."""
+    """(start, stop) of every batch of `count` rows: `size` rows each, then the rest; where size > 2, a rest of one row takes another from
+    the batch before."""
     stops = [*range(size, count, size), count] if count else []
     if len(stops) > 1 and size > 2 and stops[-1] - stops[-2] == 1:
         stops[-2] -= 1

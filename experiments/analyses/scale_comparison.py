@@ -11,7 +11,7 @@ from experiments.study.jobs import Job
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
 
-TITLE = "Small against base"
+TITLE = "Model size within a family"
 NOTE = (
     "Difference from the full condition in points, with 95 % intervals of the paired difference, for models of one family that differ in "
     "size. Teachers, training data and patch sizes differ between families: compare models within one family only."

@@ -34,7 +34,7 @@ QUICK_SIZE = DataSize(
     analysis_images=64,
     gallery=64,
 )
-"""For a look in a minute: intervals are about twice as wide as those of `DEMO_SIZE`."""
+"""For a look in one to two minutes: intervals are about twice as wide as those of `DEMO_SIZE`."""
 
 
 def digit_scenes(requested: DataSize, seed: int, default: DataSize = DEMO_SIZE) -> StudyData:

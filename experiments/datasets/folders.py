@@ -68,7 +68,7 @@ def folder_data(folders: Folders, requested: DataSize, image_size: int, seed: in
     }
     view_sources = layouts.any_images(folders.views) if folders.views else split["test"].paths
     views = _views(view_sources, size, image_size, seed, parts) if size["pairs"] else None
-    masks = _masks(folders, size, image_size, seed, parts) if folders.voc or folders.masks else None
+    masks = _masks(folders, size, image_size, seed, parts) if folders.voc or folders.mask_images or folders.masks else None
     keypoints = _keypoints(folders.spair, size, image_size, parts) if folders.spair else None
     labels = {part: members.labels for part, members in split.items()}
     classes = split["train"].classes

@@ -106,7 +106,7 @@ class Runner:
 
         Args:
             first_id: example id of the first image; ids count from here.
-            capture: what is read out of every block beside the tokens of the last.
+            capture: what is read out of every block besides the tokens of the last.
             norm: whether tokens are read after the final norm.
             patch_images: leading images whose patches are kept; by default all. Of the others only the mean patch stays.
         """
@@ -122,10 +122,10 @@ class Runner:
         small, patches, captured = zip(*results, strict=True)
         patch_batches = [p for p in patches if p is not None]
         no_patches = {"patches": np.zeros((0, 0, small[0]["cls"].shape[-1]), np.float32), "patch_norms": np.zeros((0, 0), np.float32)}
-        kept = _concatenate(patch_batches, counts[: len(patch_batches)]) if patch_batches else no_patches
+        patch_arrays = _concatenate(patch_batches, counts[: len(patch_batches)]) if patch_batches else no_patches
         return Features(
             **_concatenate(small, counts),
-            **{name: array[:patch_count] for name, array in kept.items()},
+            **{name: array[:patch_count] for name, array in patch_arrays.items()},
             captured=_concatenate(captured, counts, axis=1),
         )
 

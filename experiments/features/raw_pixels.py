@@ -10,9 +10,9 @@ from experiments.features.extraction import Features
 
 def raw_pixels(images: UInt8[np.ndarray, "images height width 3"]) -> Features:
     """Features made of pixels alone: those averaged over 16 x 16 cells in the place of CLS, and as patches the pixels of squares of side
-    8 (of a larger side in images that 8 does not divide)."""
+    8, or 14, or single pixels where neither divides the image."""
     n, height, width, _ = images.shape
-    side = next(s for s in (8, 14, 16, 1) if height % s == 0 and width % s == 0)
+    side = next(s for s in (8, 14, 1) if height % s == 0 and width % s == 0)
 
     def cells(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
         return pixels.reshape(n, rows, height // rows, columns, width // columns, 3)

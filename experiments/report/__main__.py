@@ -37,7 +37,7 @@ def write(report: Report) -> None:
         ValueError: the folder holds no finished study, or a quick look where tables for a README are asked for.
     """
     results = read_results(report.folder)
-    if report.readme and results.manifest["study"]["quick"]:
+    if report.readme and results.manifest["study"].get("quick"):
         raise ValueError(
             f"{report.folder} is a quick look, and a README shows a whole study; give the folder of one, or leave out --readme"
         )

@@ -16,7 +16,7 @@ from jaxvit.files import replacing, write_text
 
 Key = Mapping[str, Any]
 FORMAT = 2
-"""Part of every hash: raised when the rows or arrays of a cell are made otherwise."""
+"""Part of every hash: increase it when rows or arrays of cells are computed differently."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -32,7 +32,7 @@ class Cost:
         cells: to be computed.
         images: that go through models.
         seconds: estimate; None where it was not asked for.
-        host_memory, free_host_memory: for images and, twice, for features; what is free.
+        host_memory, free_host_memory: twice that of images and features, for copies on their way; what is free.
         device_memory, free_device_memory: for weights and one batch; what is free (None where devices use the host's memory).
         disk, free_disk: for cells; what is free.
     """
@@ -116,7 +116,7 @@ def _token_count(config: ViTConfig, shape: tuple[int, ...]) -> int:
 
 
 def _host_memory(target: Target) -> int:
-    """Bytes of features of the parts that are read under one condition, a second copy while a task works on them, and of images."""
+    """Bytes of images and of features of the parts that are read under one condition, and a second copy while tasks work on them."""
     if target.model is None:
         return 0
     config, total = target.model.config, 0
@@ -151,8 +151,8 @@ def _disk(target: Target) -> int:
 
 
 def _seconds(targets: dict[str, Target], images: dict[str, int], jobs: Sequence[Job]) -> float:
-    """Seconds of compiling and of forward passes as measured, of probes at the speed that this makes for their products, and of
-    resampling as measured."""
+    """Estimated seconds: compiling, forward passes and resampling as timed here, linear probes from their matrix products at the FLOP/s of
+    the timed forward pass."""
     total = 0.0
     measured: dict[str, tuple[float, float]] = {}
     for name, count in images.items():
@@ -198,7 +198,7 @@ def _time_forward(target: Target) -> tuple[float, float]:
     assert target.model is not None
     count = _TIMED * target.mesh.size
     images = np.resize(target.data.analysis_images, (count, *target.data.analysis_images.shape[1:]))
-    runner = type(target.runner)(target.runner.model, target.mesh, count)
+    runner = replace(target.runner, batch_size=count)
     seconds = []
     for _ in range(2):
         started = time.monotonic()

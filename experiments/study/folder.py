@@ -32,17 +32,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or "study" not in manifest:
-        raise ValueError(f"{path} is not a study's run.json; choose another --out")
+        raise ValueError(f"{path} is not a study's run.json; give the folder of a study, or a new one")
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{folder} was written by another version (format {manifest.get('format')}, this one reads and writes {FORMAT}: names of "
-            "conditions, tokens and parts differ); choose another --out, or remove the folder and run the study again"
+            "conditions, tokens and parts differ); choose another folder, or remove this one and run the study again"
         )
     return manifest
 
 
 def check_run_folder(folder: Path, identity: Mapping[str, Any], weights: Mapping[str, str]) -> None:
-    """Whether a folder can be this study's: an absent or empty one, or one in which the same study has begun.
+    """Check that a folder can hold this study: it is absent, empty, or holds the same study.
 
     A study is its data and settings (`identity`). Which models, analyses, tasks and conditions are chosen may differ from run to run.
 
@@ -67,7 +67,7 @@ def check_run_folder(folder: Path, identity: Mapping[str, Any], weights: Mapping
 
 
 def init_run_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Make a folder a study's before its first cell is computed; one that is a study's already stays as it is."""
+    """Create the folder with its run.json before the first cell is computed, unless it has one."""
     if not (folder / _MANIFEST).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_manifest(folder, manifest)

@@ -15,7 +15,7 @@ EVERY = 60.0
 
 
 class Meter(Protocol):
-    """Told of every cell before and after it is computed."""
+    """Receives the label of every cell before it is computed, and its weight after."""
 
     def begin(self, label: str) -> None:
         """A cell with this label is next."""

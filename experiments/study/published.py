@@ -63,7 +63,7 @@ def published() -> tuple[Published, ...]:
 
 
 def attach_published(rows: Iterable[Row]) -> list[Row]:
-    """Rows of a study; those that have a published counterpart have a field `published` more.
+    """Rows of a study; those with a published counterpart get an additional field `published`.
 
     A counterpart has the same model, condition, task, metric, feature and layer; layer "last" is the model's last block.
 

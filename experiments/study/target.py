@@ -24,7 +24,7 @@ PIXELS = "raw_pixels"
 
 @dataclass(frozen=True)
 class Settings:
-    """What every cell's numbers depend on besides model, condition and data.
+    """The options of a study as its jobs read them; `key` is the part that numbers depend on.
 
     Attributes:
         seed: the first one; seeds: with how many of them everything random is drawn.

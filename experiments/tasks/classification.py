@@ -36,7 +36,8 @@ _LAYER_FEATURES: tuple[Feature, ...] = ("cls", "patch_mean", "registers", "regis
 
 
 def linear_probe(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
-    """Top-1 of linear read-outs of every feature: refitted for the condition and, beside it, of the full condition's read-out unchanged."""
+    """Top-1 of linear probes of every feature, refitted under the condition; under an ablation also of the full condition's probes,
+    applied unchanged."""
     parts = [token_features(features[part], context.readouts.features) for part in PARTS]
     results = []
     for solver in context.readouts.solvers:
@@ -110,7 +111,8 @@ def nearest_neighbours(features: FeatureSource, context: Context, frozen_readout
 
 
 def layer_probes(captured: Sequence[Mapping[str, np.ndarray]], context: Context) -> Iterator[tuple[int, MetricResult]]:
-    """Top-1 of linear read-outs of CLS, patch mean and registers at every layer, as (layer, result); a few layers in one program.
+    """Top-1 of linear read-outs of CLS, patch mean and registers at every layer, as (layer, result), by the first two solvers; a few
+    layers in one program.
 
     Args:
         captured: "cls" [L, n, D], "patch_mean" [L, n, D] and "registers" [L, n, R, D] of train, val and test, as blocks leave them.

@@ -193,7 +193,7 @@ def probe_many(
 
     Args:
         train_labels, validation_labels, test_labels: of every problem or, without that axis, shared by all.
-        at_a_time, mesh: see `selection.solve_many`. Beside inputs and outputs a device needs memory for `at_a_time` problems, about
+        at_a_time, mesh: see `selection.solve_many`. Besides inputs and outputs a device needs memory for `at_a_time` problems, about
             3 train x width floats each, and (cs + 20) x width x classes for the path and the history of L-BFGS.
 
     Raises:

@@ -167,7 +167,7 @@ def probe_many(
 
     Args:
         train_labels, validation_labels, test_labels: of every problem or, without that axis, shared by all.
-        at_a_time, mesh: see `selection.solve_many`. Beside inputs and outputs a device needs memory for `at_a_time` problems, about
+        at_a_time, mesh: see `selection.solve_many`. Besides inputs and outputs a device needs memory for `at_a_time` problems, about
             (2 train + 3 width) width floats each.
 
     Raises:

@@ -144,7 +144,7 @@ def fit(
 ) -> tuple[Heads, ...]:
     """Trained heads of every feature set, with an axis of learning rates; all heads see the same minibatches. Float32.
 
-    Each minibatch is read once for all heads. Memory beside the features: three times the heads (weights, velocity, gradient),
+    Each minibatch is read once for all heads. Memory besides the features: three times the heads (weights, velocity, gradient),
     batch x classes x heads floats of scores, and iterations x batch integers. Rows labelled -1 are padding.
 
     Raises:

@@ -301,7 +301,7 @@ def test_a_folder_of_another_version_is_refused(finished, models, tmp_path):
     for old in (manifest | {"format": 2}, {name: value for name, value in manifest.items() if name != "format"}):
         (folder / "run.json").write_text(json.dumps(old))
         for attempt in (lambda: reproduce.reproduce(study(folder, models)), lambda: page.write(folder)):
-            with pytest.raises(ValueError, match=r"was written by another version .*choose another --out, or remove the folder"):
+            with pytest.raises(ValueError, match=r"was written by another version .*choose another folder, or remove this one"):
                 attempt()
 
 
@@ -343,7 +343,7 @@ def test_the_page_is_whole_and_needs_no_network(finished):
     assert not re.findall(r"(?:src|href)=[\"'](?!data:)", outside)
     maps = 6 * (1 + 4 + 4 + 2) + 6 * (1 + 2 + 2 + 1)  # image, components and norms under each condition, attention
     assert outside.count("data:image/png;base64,") == maps + 2 * 5  # the patches nearest to each register
-    wanted = [e.TITLE for e in ANALYSES.values() if e.TITLE != "Small against base"]
+    wanted = [e.TITLE for e in ANALYSES.values() if e.TITLE != "Model size within a family"]
     assert [heading for heading in wanted if heading not in written] == []
     assert page.write(finished).read_text().count("<h2>") == written.count("<h2>")
 

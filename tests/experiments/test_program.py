@@ -85,7 +85,7 @@ def test_an_interrupted_program_says_how_to_go_on_and_ends_with_code_130(monkeyp
     with pytest.raises(SystemExit) as end:
         run(program, Settings, None)
     assert end.value.code == 130
-    assert capsys.readouterr().err == "interrupted; the same command continues where this one stopped\n"
+    assert capsys.readouterr().err == "interrupted; what was finished is kept, the same command goes on from it\n"
 
 
 def test_the_help_shows_the_description_and_all_options_and_ends_with_code_0(monkeypatch, capsys):

@@ -12,7 +12,7 @@ import scipy.spatial
 import torch
 
 from jaxvit import attention
-from jaxvit.attention import attend, attention_with_divergence, attention_with_groups, image_by_image, jensen_shannon, probabilities
+from jaxvit.attention import attend, attention_with_divergence, attention_with_groups, few_images_at_a_time, jensen_shannon, probabilities
 from tests.jaxvit import tiny
 
 GROUPS = jax.nn.one_hot(np.array([0, 1, 1, 2, 2, 2, 2]), 3)
@@ -140,7 +140,7 @@ def test_chunks_of_queries_give_what_all_queries_together_give(monkeypatch):
     np.testing.assert_allclose(attend(q, k, v), torch_attention(q, k, v), atol=5e-6)
 
 
-def test_a_cpu_goes_image_by_image_and_a_tpu_does_not():
+def test_a_cpu_takes_few_images_at_a_time_and_a_tpu_does_not():
     """As many steps as images share out over the devices; other platforms get the function itself."""
     q, k, v = (jax.ShapeDtypeStruct((3 * jax.device_count(), 7, 2, 8), jnp.float32) for _ in range(3))
     traced = jax.jit(attend).trace(q, k, v)
@@ -148,9 +148,9 @@ def test_a_cpu_goes_image_by_image_and_a_tpu_does_not():
     assert "stablehlo.while" not in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
-def test_image_by_image_keeps_trees_and_axes():
+def test_few_images_at_a_time_keep_trees_and_axes():
     q = projected(2, 3)[0]
-    output = image_by_image(lambda x, y: {"sum": (x + y).sum((-1, -2)), "same": y}, q, q)
+    output = few_images_at_a_time(lambda x, y: {"sum": (x + y).sum((-1, -2)), "same": y}, q, q)
     np.testing.assert_allclose(output["sum"], 2 * q.sum((-1, -2)), atol=1e-5)
     np.testing.assert_array_equal(output["same"], q)
 

@@ -140,3 +140,11 @@ def test_real_folders_are_read():
     assert data.keypoints.categories == ("car", "winebottle")
     visible = data.keypoints.source_points[data.keypoints.valid]
     assert ((visible >= 0) & (visible <= 32)).all()
+
+
+@pytest.mark.parametrize("missing", ["mask_images", "masks"])
+def test_one_of_two_plain_folders_of_masks_is_refused(folders, missing):
+    """Masks are not left out in silence, whichever of the two is named."""
+    plain = dataclasses.replace(folders, voc=None, mask_images=folders.images, masks=folders.images)
+    with pytest.raises(ValueError, match="images and their masks belong together; name both"):
+        folder_data(dataclasses.replace(plain, **{missing: None}), SIZE, 16, seed=0)
