@@ -14,13 +14,14 @@ import pytest
 import jaxvit
 from experiments import reproduce, results
 from experiments.analyses.presets import ANALYSES
+from experiments.datasets.digits import digit_scenes
 from experiments.report import __main__ as report_program
 from experiments.report import page, tables
 from experiments.rows import select
 from experiments.study import run
 from experiments.study.cells import cell_hash
 from experiments.tasks import off_manifold
-from tests.experiments.tiny_study import save_models, study
+from tests.experiments.tiny_study import SIZE, save_models, study
 
 
 @pytest.fixture(scope="module")
