@@ -21,6 +21,7 @@ from experiments.rows import select
 from experiments.study import run
 from experiments.study.cells import cell_hash
 from experiments.tasks import off_manifold
+from jaxvit.sharding import batch_mesh
 from tests.experiments.tiny_study import SIZE, save_models, study
 
 
