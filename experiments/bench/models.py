@@ -18,8 +18,8 @@ from experiments.bench.opponents import (
     hooked,
     no_gradient,
     optional,
+    paired_models,
     pixels,
-    rivals,
     zero_registers,
 )
 from experiments.bench.rows import BenchRow, Case, Goal, Size
@@ -108,7 +108,7 @@ def _attention_rows() -> list[BenchRow]:
 
 def forward(name: str, size: Size) -> Case:
     """A forward pass to the tokens after the final norm."""
-    theirs, ours = rivals(name, size.small)
+    theirs, ours = paired_models(name, size.small)
     images, tensor = pixels(size, size.pick(16, 2), ours.config)
     return Case(
         lambda: jaxvit.forward(ours, images).tokens,
@@ -122,11 +122,11 @@ def forward(name: str, size: Size) -> Case:
 def half_forward(name: str, size: Size) -> Case:
     """`forward` in bfloat16; theirs is compiled where there is a GPU to compile for."""
     torch = optional("torch")
-    theirs, ours = rivals(name, size.small)
+    theirs, ours = paired_models(name, size.small)
     ours = cast(ours, jnp.bfloat16)
     images, tensor = pixels(size, size.pick(256, 2), ours.config)
     images = images.astype(jnp.bfloat16)
-    rivals.cache_clear()  # `to` changes the module in place
+    paired_models.cache_clear()  # `to` changes the module in place
     theirs, tensor = theirs.to(torch.bfloat16), tensor.to(torch.bfloat16)
     program = torch.compile(theirs) if device() == "cuda" else theirs
 
@@ -154,7 +154,7 @@ def flop_per_image(config: jaxvit.ViTConfig, side: int) -> float:
 
 def all_conditions(size: Size) -> Case:
     """One run of the model for every condition, on the same batch; constant-valued conditions share a program, "full" among them."""
-    theirs, ours = rivals(VIT_S, size.small)
+    theirs, ours = paired_models(VIT_S, size.small)
     images, tensor = pixels(size, _batch(size, 8), ours.config)
     statistics = jaxvit.calibrate(ours, [(images, None)], CALIBRATED_SITES)
     study = conditions(ours.config)
@@ -187,7 +187,7 @@ def all_conditions(size: Size) -> Case:
 
 def layer_sweep(size: Size) -> Case:
     """The clean run, and for every block a run with its registers zeroed: on their side depth + 1 full runs."""
-    theirs, ours = rivals(VIT_S, size.small)
+    theirs, ours = paired_models(VIT_S, size.small)
     images, tensor = pixels(size, _batch(size, 8), ours.config)
     edits = replicate(jaxvit.lower(jaxvit.zero("registers"), ours, images.shape[1]), batch_mesh())
 
@@ -212,7 +212,7 @@ def _group_indicators(config: jaxvit.ViTConfig, side: int) -> np.ndarray:
 
 def attention_flow(size: Size) -> Case:
     """Attention by token group of every layer and head."""
-    theirs, ours = rivals(VIT_S, size.small, "eager")
+    theirs, ours = paired_models(VIT_S, size.small, "eager")
     images, tensor = pixels(size, _batch(size, 16), ours.config)
     targets = optional("torch").from_numpy(_group_indicators(ours.config, images.shape[1])).to(device())
     sources = targets / targets.sum(0)
@@ -246,7 +246,7 @@ def flow_overhead(dtype: Any, size: Size) -> Case:
 
 def attention_divergence(size: Size) -> Case:
     """Jensen-Shannon divergence of clean and ablated attention, by layer and head."""
-    theirs, ours = rivals(VIT_S, size.small, "eager")
+    theirs, ours = paired_models(VIT_S, size.small, "eager")
     images, tensor = pixels(size, _batch(size, 8), ours.config)
     edits = replicate(jaxvit.lower(jaxvit.zero("registers"), ours, images.shape[1]), batch_mesh())
     torch = optional("torch")

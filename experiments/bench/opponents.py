@@ -47,7 +47,7 @@ def cores() -> int:
 
 
 @functools.cache
-def rivals(name: str, small: bool, attention: str = "sdpa") -> tuple[Any, jaxvit.ViT]:
+def paired_models(name: str, small: bool, attention: str = "sdpa") -> tuple[Any, jaxvit.ViT]:
     """A model of transformers with random weights, and ours with the same weights on all devices."""
     torch, transformers = optional("torch"), optional("transformers")
     torch.set_num_threads(cores())
