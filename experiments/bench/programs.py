@@ -20,6 +20,7 @@ from experiments.features.extraction import forward_batch
 from experiments.tasks import keypoints, off_manifold
 from experiments.tasks.segmentation import L2, NEIGHBOURS, TEMPERATURE
 from jaxvit import ViTConfig, calibration, geometry, metrics
+from jaxvit.capture import group_columns
 from jaxvit.forward import sweep_layers
 from jaxvit.neighbours import nearest
 from jaxvit.probes import few_shot, knn, logistic, ridge, segmentation, sgd
@@ -209,7 +210,7 @@ def _patches(config: ViTConfig) -> tuple[int, int]:
 
 def _flow_by_maps(state: Any) -> jax.Array:
     """Attention flow from full maps of attention, as a model that returns them allows."""
-    columns = jax.nn.one_hot(state.layout.group_of(), len(state.layout.groups))
+    columns = group_columns(state.layout)
     return jnp.einsum("bhtu,us,tr->bhrs", state.attention, columns, columns / columns.sum(axis=0))
 
 

@@ -26,6 +26,7 @@ import jaxvit
 from experiments.bench.programs import NAMES, SIDE, Call, Program, Shapes, model_programs, readout_programs
 from experiments.bench.rows import BenchRow, Goal, Size
 from jaxvit.attention import attend, attention_with_groups, probabilities
+from jaxvit.capture import group_columns
 
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 SLICES = {"v5e": ("v5e:2x4", "v5litepod-8", 16e9), "v4": ("v4:2x2x1", "v4-8", 32e9)}
@@ -173,7 +174,7 @@ def _attention_estimates(shapes: Shapes, size: Size) -> Iterator[dict[str, Any]]
     heads = shapes.split(count, layout.tokens, config.heads, config.head_width, dtype=jnp.bfloat16)
     split = functools.partial(jax.shard_map, mesh=shapes.mesh, in_specs=PartitionSpec("batch"), out_specs=PartitionSpec("batch"))
     kernels = {name: split(kernel, check_vma=False) for name, kernel in _pallas().items()}
-    groups = jax.nn.one_hot(layout.group_of(), len(layout.groups))
+    groups = group_columns(layout)
     for route, function in (_attentions(groups) | kernels).items():
         program = _compiled((function, (heads, heads, heads)))
         flops = program.cost_analysis()["flops"]

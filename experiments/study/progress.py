@@ -14,7 +14,7 @@ EVERY = 60.0
 """Seconds between lines."""
 
 
-class Meter(Protocol):
+class ProgressReporter(Protocol):
     """Receives the label of every cell before it is computed, and its weight after."""
 
     def begin(self, label: str) -> None:
@@ -25,8 +25,8 @@ class Meter(Protocol):
 
 
 @contextlib.contextmanager
-def meter(console: Console, cells: int, weight: float) -> Iterator[Meter]:
-    """The meter for a run of so many cells and so much work, for as long as the block lasts."""
+def report_progress(console: Console, cells: int, weight: float) -> Iterator[ProgressReporter]:
+    """The reporter of a run of so many cells and so much work, for as long as the block lasts."""
     if not console.is_terminal:
         yield _Lines(console, cells, weight)
         return

@@ -15,11 +15,11 @@ def lines(monkeypatch, seconds_per_cell: float, cells: int) -> list[str]:
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     written = io.StringIO()
-    with progress.meter(Console(file=written), cells, 2.0 * cells) as meter:
+    with progress.report_progress(Console(file=written), cells, 2.0 * cells) as reporter:
         for number in range(cells):
-            meter.begin(f"cell {number}")
+            reporter.begin(f"cell {number}")
             clock[0] += seconds_per_cell
-            meter.end(2.0)
+            reporter.end(2.0)
     return written.getvalue().splitlines()
 
 
