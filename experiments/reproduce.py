@@ -104,7 +104,7 @@ class Study:
     def __post_init__(self) -> None:
         if self.quick and self.preset != "demo":
             raise ValueError(
-                f"--quick is a look at the demo study; leave out --preset {self.preset}, or give small numbers with it, such as --data.test 20"
+                f"--quick is a look at the demo study; leave out --preset {self.preset}, or add small numbers to it: --data.test 20"
             )
 
     @property
