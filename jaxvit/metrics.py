@@ -48,6 +48,7 @@ class KeypointHits(NamedTuple):
     points: Float[np.ndarray, "pairs"]
 
 
+@jax.jit
 def top1(
     scores: Shaped[Array, "examples classes"], labels: Int[Array, "examples"], valid: Bool[Array, "examples"] | None = None
 ) -> Float[Array, "examples"]:
@@ -55,6 +56,7 @@ def top1(
     return _scores(jnp.argmax(scores, axis=-1) == labels, valid)
 
 
+@jax.jit
 def recall_at_1(
     first: Shaped[Array, "examples width"], second: Shaped[Array, "examples width"], valid: Bool[Array, "examples"] | None = None
 ) -> Float[Array, "examples"]:

@@ -75,6 +75,17 @@ def bounds(count: int, size: int) -> list[tuple[int, int]]:
 
 def padded(count: int, size: int, devices: int) -> int:
     """Rows that a batch of `count` is padded to: the shortest of size, size / 2, size / 4, ..., in multiples of the devices."""
-    while (half := -(-size // 2 // devices) * devices) >= count and half < size:
+    while (half := _half(size, devices)) >= count and half < size:
         size = half
     return size
+
+
+def halved(size: int, most: int, devices: int) -> int:
+    """The largest of size, size / 2, size / 4, ..., in multiples of the devices, that is at most `most`; the smallest where none is."""
+    while size > most and (half := _half(size, devices)) < size:
+        size = half
+    return size
+
+
+def _half(size: int, devices: int) -> int:
+    return -(-size // 2 // devices) * devices

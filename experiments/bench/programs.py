@@ -132,7 +132,7 @@ def _classification(shapes: Shapes, size: Size, counts: dict[str, int]) -> Itera
         yield f"{tokens} {name} probes, {train:,} rows", (functools.partial(probes, classes=classes, mesh=mesh), problems)
     shots = size.pick(25, 2)
     penalties = few_shot.BIG_VISION_PENALTY / (shots * classes)
-    drawn = one(3, shots * classes, width), one(3, shots * classes, dtype=jnp.int32)
+    drawn = one(train, width), one(train, dtype=jnp.int32), one(3, shots * classes, dtype=jnp.int32)
     few = functools.partial(few_shot.probe_draws, classes=classes, lambdas=(penalties,))
     yield f"3 few-shot probes, {shots * classes:,} rows", (few, (*drawn, None, None, one(test, width), one(test, dtype=jnp.int32)))
     for name, settings, widths in (("plain SGD", sgd.PARODI, (1,)), ("DINOv2's grid of heads", sgd.DINOV2_GRID, (1, 2, 4, 5))):

@@ -97,4 +97,4 @@ def _rows_job(target: Target, condition: str, task: str, runs: Runs, tokens: str
         return compared_rows(target, condition, task, metadata, scores, full, tokens), {}
 
     key = cell_key(target, "rows", task=task, condition=condition, runs=runs, resamples=target.settings.resamples)
-    return Job(key, f"{target.name}, {condition}: {task}, intervals", 0.5, compute)
+    return Job(key, f"{target.name}, {condition}: {task}, intervals", 0.5, compute, host_only=True)

@@ -29,6 +29,7 @@ class Job:
         weight: its share of the study's time, for the progress bar.
         compute: rows and arrays of the cell; may load cells of earlier jobs.
         images: that go through the model, for the estimate of cost.
+        host_only: it leaves devices alone, so that it may run beside the jobs that follow; none of those may load its cell.
     """
 
     key: Key
@@ -36,6 +37,7 @@ class Job:
     weight: float
     compute: Callable[[Store], tuple[list[Row], Arrays]]
     images: int = 0
+    host_only: bool = False
 
 
 def cell_key(target: Target, kind: str, **more: Any) -> dict[str, Any]:

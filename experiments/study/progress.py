@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -28,7 +29,8 @@ class ProgressReporter(Protocol):
 def report_progress(console: Console, cells: int, weight: float) -> Iterator[ProgressReporter]:
     """The reporter of a run of so many cells and so much work, for as long as the block lasts."""
     if not console.is_terminal:
-        yield _Lines(console, cells, weight)
+        with _Lines(console, cells, weight) as lines:
+            yield lines
         return
     columns = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(BarColumn(), TaskProgressColumn(), *columns, console=console) as progress:
@@ -47,25 +49,44 @@ class _Bar:
 
 
 class _Lines:
-    """One line every `EVERY` seconds, when a cell ends; none for a run that is shorter."""
+    """One line every `EVERY` seconds, also while a cell takes longer; none for a run that is shorter."""
 
     def __init__(self, console: Console, cells: int, weight: float):
         self._console, self._cells, self._weight = console, cells, weight
         self._started = self._last = time.monotonic()
-        self._cells_done, self._weight_done, self._label = 0, 0.0, ""
+        self._cells_done, self._weight_done, self._label = 0, 0.0, "starting"
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> _Lines:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopped.set()
 
     def begin(self, label: str) -> None:
         self._label = label
 
     def end(self, weight: float) -> None:
-        self._cells_done, self._weight_done, now = self._cells_done + 1, self._weight_done + weight, time.monotonic()
-        if now - self._last < EVERY:
-            return
-        self._last, elapsed = now, now - self._started
-        left = elapsed * (self._weight - self._weight_done) / self._weight_done
+        self._cells_done, self._weight_done = self._cells_done + 1, self._weight_done + weight
+        self._print_if_due()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(1):
+            self._print_if_due()
+
+    def _print_if_due(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last < EVERY:
+                return
+            self._last, elapsed = now, now - self._started
+        left = "time left unknown"
+        if self._weight_done:
+            left = f"about {elapsed * (self._weight - self._weight_done) / self._weight_done / 60:.1f} min left"
         self._console.print(
             f"{self._cells_done} of {self._cells} cells ({100 * self._weight_done / self._weight:.0f} %), "
-            f"{self._cells_done / elapsed:.1f} a second, about {left / 60:.1f} min left; done: {self._label}",
+            f"{self._cells_done / elapsed:.1f} a second, {left}; now {self._label}",
             soft_wrap=True,
             highlight=False,
             markup=False,

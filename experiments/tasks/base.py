@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -218,4 +217,4 @@ def pack_readout(name: str, readout: Any) -> dict[str, np.ndarray]:
 
 def unpack_readout(name: str, frozen_readouts: FrozenReadouts, kind: type[Any]) -> Any:
     """The read-out of `pack_readout`, of type `kind`."""
-    return kind(**{field: jnp.asarray(frozen_readouts[f"{name}.{field}"]) for field in kind._fields})
+    return kind(**{field: frozen_readouts[f"{name}.{field}"] for field in kind._fields})

@@ -58,7 +58,7 @@ def dinov2_grid(features: FeatureSource, context: Context, frozen_readouts: Froz
     readable = context.readouts.norm == "final" and parts[0].block_cls.shape[1] == 4
     if context.ablated or not iterations or not readable:
         return []
-    train, val, test = (sgd.dinov2_sets(jnp.asarray(p.block_cls).swapaxes(0, 1), jnp.asarray(p.patch_mean)) for p in parts)
+    train, val, test = (sgd.dinov2_sets(jnp.asarray(p.block_cls.swapaxes(0, 1)), jnp.asarray(p.patch_mean)) for p in parts)
     train_labels, val_labels, test_labels = (jnp.asarray(context.data.labels[part]) for part in PARTS)
     batch = min(sgd.DINOV2_GRID.batch, len(train_labels))
     settings = dataclasses.replace(sgd.DINOV2_GRID, iterations=iterations, batch=batch)
@@ -96,7 +96,7 @@ def few_shot(features: FeatureSource, context: Context, frozen_readouts: FrozenR
 def nearest_neighbours(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
     """Top-1 of DINO's weighted k-NN; its bank is train and val together."""
     bank_labels = np.concatenate([context.data.labels[part] for part in ("train", "val")])
-    test_labels = jnp.asarray(context.data.labels["test"])
+    test_labels = context.data.labels["test"]
     ks = tuple(k for k in context.readouts.neighbours if k <= len(bank_labels))
     train, val, test = (token_features(features[part], ("cls", "patch_mean", "register_mean")) for part in PARTS)
     results = []
@@ -174,7 +174,7 @@ def _refit(
     solver, train = SOLVERS[name], parts[0]
     probes = solver.fit(parts, context)
     for i, feature in enumerate(features):
-        probe = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), probes)
+        probe = jax.tree.map(lambda leaf, i=i: leaf[i], probes)
         note = constant_note(train[i])
         yield MetricResult(
             "top1" if name == context.readouts.solvers[0] else f"top1_{name}",
@@ -192,7 +192,7 @@ def _evaluate_frozen(
     name: SolverName, refitted: MetricResult, test: np.ndarray, context: Context, frozen_readouts: FrozenReadouts
 ) -> MetricResult:
     """Top-1 of the full condition's read-out on test features of another condition."""
-    solver, labels = SOLVERS[name], jnp.asarray(context.data.labels["test"])
+    solver, labels = SOLVERS[name], context.data.labels["test"]
     readout = unpack_readout(f"{name}/{refitted.feature}", frozen_readouts, solver.readout)
     deterministic = len(readout.mean) == 1
     positions = range(len(refitted.scores)) if deterministic else [seed - context.first_seed for seed in context.seeds]

@@ -54,10 +54,12 @@ def _fit_sgd(parts: Sequence[np.ndarray], context: Context) -> Probe:
     train, _, test = parts
     train_labels, test_labels = (jnp.asarray(context.data.labels[part]) for part in ("train", "test"))
     settings = _sgd_settings(context)
-    heads_of_seeds = [sgd.fit(list(train), train_labels, len(context.data.classes), settings, seed) for seed in context.seeds]
+    # on the host, where taking arrays apart and stacking them compiles nothing
+    heads_of_seeds = [jax.device_get(sgd.fit(list(train), train_labels, len(context.data.classes), settings, s)) for s in context.seeds]
 
     def score(problem: int, head: sgd.Heads) -> Probe:
-        return Probe(metrics.top1(sgd.predict(head, test[problem]), test_labels), jnp.int32(0), jnp.bool_(False), head)
+        correct = metrics.top1(sgd.predict(head, test[problem]), test_labels)
+        return jax.device_get(Probe(correct, jnp.int32(0), jnp.bool_(False), head))
 
     return _stack([_stack([score(problem, heads[problem].at(0)) for heads in heads_of_seeds]) for problem in range(len(train))])
 
@@ -76,12 +78,12 @@ def _problems(parts: Sequence[np.ndarray], context: Context) -> list[Any]:
 
 
 def _add_seed_axis(probes: Probe) -> Probe:
-    """Probes [problems, ...] of a deterministic solver as [problems, 1, ...]."""
-    return jax.tree.map(lambda leaf: leaf[:, None], probes)
+    """Probes [problems, ...] of a deterministic solver as [problems, 1, ...], on the host."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:, None], probes)
 
 
 def _stack(probes: Sequence[Probe]) -> Probe:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *probes)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *probes)
 
 
 def _logistic_protocol(context: Context) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,9 +87,8 @@ def few_shot(
     for count in shots:
         rows = np.stack([draw(train_labels, classes, count, seed) for seed in seeds])
         lambdas = tuple(penalty / (count * classes) for penalty in penalties)
-        examples = jnp.asarray(train)[rows], jnp.asarray(train_labels)[rows]
-        probes.append(probe_draws(*examples, validation, validation_labels, test, test_labels, classes, lambdas))
-    stacked: Probe[Ridge] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *probes)
+        probes.append(probe_draws(train, train_labels, rows, validation, validation_labels, test, test_labels, classes, lambdas))
+    stacked: Probe[Ridge] = _stack(probes)
     return FewShot(stacked.correct, stacked.chosen, stacked.edge, stacked.readout)
 
 
@@ -111,8 +110,9 @@ def draw(labels: Int[Array, "rows"], classes: int, shots: int, seed: int) -> Int
 
 @functools.partial(jax.jit, static_argnames=("classes", "lambdas"))
 def probe_draws(
-    examples: Shaped[Array, "seeds examples width"],
-    labels: Int[Array, "seeds examples"],
+    train: Shaped[Array, "train width"],
+    train_labels: Int[Array, "train"],
+    rows: Int[Array, "seeds examples"],
     validation: Shaped[Array, "validation width"] | None,
     validation_labels: Int[Array, "validation"] | None,
     test: Shaped[Array, "test width"],
@@ -123,16 +123,21 @@ def probe_draws(
     """One probe for every draw of examples, with one number of shots, as one program.
 
     Args:
+        rows: of the examples that each seed draws.
         lambdas: as in `ridge.fit`; several need a validation split.
     """
 
-    def probe(draw: tuple[Array, Array]) -> Probe[Ridge]:
-        features, draw_labels = draw
-        path: Ridge = ridge.fit(features, one_hot(draw_labels, classes), lambdas, epsilon=_EPSILON)
+    def probe(drawn: Array) -> Probe[Ridge]:
+        path: Ridge = ridge.fit(train[drawn], one_hot(train_labels[drawn], classes), lambdas, epsilon=_EPSILON)
         if validation is None or validation_labels is None:
             readout = path.at(0)
             return Probe(top1(ridge.predict(readout, test), test_labels), jnp.int32(0), jnp.bool_(True), readout)
         return choose_and_score(path, ridge.predict, path.lambdas, validation, validation_labels, test, test_labels, classes)
 
-    probes: Probe[Ridge] = jax.lax.map(probe, (examples, labels))
+    probes: Probe[Ridge] = jax.lax.map(probe, rows)
     return probes
+
+
+@jax.jit
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -51,6 +51,7 @@ def classify(
     return by_query(predict, queries, (bank, labels), mesh).T
 
 
+@jax.jit
 def correct(predicted: Int[Array, "*ks queries"], labels: Int[Array, "queries"]) -> Float[Array, "*ks queries"]:
     """1 where the prediction is the label, else 0; also 0 for a query labelled -1, which is padding."""
     return ((predicted == labels) & (labels >= 0)).astype(jnp.float32)

@@ -133,6 +133,7 @@ def minibatches(labels: Int[Array, "rows"], batch: int, iterations: int, seed: i
     return np.concatenate(permutations)[: batch * iterations].reshape(iterations, batch)
 
 
+@functools.partial(jax.jit, static_argnames=("width", "classes", "settings"))
 def start(width: int, classes: int, settings: SGD, seed: int, feature_set: int = 0) -> Float[Array, "rates width classes"]:
     """Initial weights, normal with standard deviation 0.01 as in DINOv2 (intercepts start at 0)."""
     key = jax.random.fold_in(jax.random.key(seed), feature_set)
@@ -151,7 +152,7 @@ def fit(
         ValueError: a feature set is not [rows, width] with the labels' rows, there is none, or all rows are padding.
     """
     _check(features, labels)
-    order = jnp.asarray(minibatches(labels, settings.batch, settings.iterations, seed))
+    order = minibatches(labels, settings.batch, settings.iterations, seed)
     starts = tuple(start(part.shape[1], classes, settings, seed, i) for i, part in enumerate(features))
     heads: tuple[Heads, ...] = train(tuple(features), labels, order, starts, settings)
     return heads
@@ -268,7 +269,8 @@ def _hits(heads: Heads, features: Shaped[Array, "rows width"], labels: Int[Array
     """The number of rows that each head classifies right."""
 
     def count(rate: Int[Array, ""]) -> Float[Array, ""]:
-        return top1(predict(heads.at(rate), features), labels).sum()
+        hits: Array = top1(predict(heads.at(rate), features), labels).sum()
+        return hits
 
     hits: Array = jax.lax.map(count, jnp.arange(len(heads.learning_rate)))
     return hits

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxvit.sharding import batch_mesh, batches, bounds, padded
+from jaxvit.sharding import batch_mesh, batches, bounds, halved, padded
 
 
 @given(st.integers(0, 300), st.integers(1, 40))
@@ -48,3 +48,15 @@ def test_batches_say_where_their_rows_come_from():
 def test_a_size_that_the_devices_do_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"batch size 0 is no positive multiple of the \d+ devices"):
         list(batches(np.arange(3), 0, batch_mesh()))
+
+
+@given(st.integers(1, 100), st.integers(1, 200), st.integers(1, 8))
+def test_a_size_is_halved_until_it_is_small_enough(multiple, most, devices):
+    size = multiple * devices
+    step = halved(size, most, devices)
+    assert step % devices == 0
+    assert step <= size
+    half = -(-step // 2 // devices) * devices
+    assert step <= most or half == step, "too large only where there is no shorter one"
+    assert step == size or halved(size, 2 * step * devices, devices) >= step
+    assert step in {padded(n, size, devices) for n in range(1, size + 1)}, "one of the shapes that short batches have, too"
