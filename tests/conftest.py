@@ -1,9 +1,11 @@
-"""What all tests share: where the fixtures beside the checkout lie, and the parity table printed at the end of a run."""
+"""What all tests share: the compiled programs of a run, the fixtures beside the checkout, and the parity table printed at its end."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,21 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 settings.register_profile("jaxvit", deadline=None, derandomize=True, max_examples=15)
 settings.load_profile("jaxvit")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+COMPILED = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for the compiled programs of this run, which its workers and their processes share: most of its time is compiling."""
+    if not hasattr(config, "workerinput"):  # a worker inherits the environment
+        config.stash[COMPILED] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvit-compiled-")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (folder := config.stash.get(COMPILED, None)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def golden_names() -> list[str]:
