@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jaxvit
@@ -13,14 +14,14 @@ from experiments.tasks.base import Feature, Readouts
 from jaxvit.sharding import batch_mesh
 
 SIZE = DataSize(train=60, val=16, test=30, pairs=16, segmentation=20, segmentation_test=20, calibration=32, analysis_images=10, gallery=10)
+CONFIG = jaxvit.ViTConfig(8, 24, 2, 3, 48, registers=2, position="antialias", image_size=64)
 FEATURES: tuple[Feature, ...] = ("cls", "patch_mean", "register_mean", "registers")
 READOUTS = Readouts(features=FEATURES, solvers=("ridge",), lambdas=(0.01, 1.0), neighbours=(5, 20), shots=(1,), memory=200)
 
 
 def save_models(folder: Path) -> tuple[str, ...]:
     """A tiny model with two registers and its twin without, for 64-pixel scenes; returns their folders."""
-    for name, registers in (("with_registers", 2), ("without", 0)):
-        config = jaxvit.ViTConfig(8, 24, 2, 3, 48, registers=registers, position="antialias", image_size=64)
+    for name, config in (("with_registers", CONFIG), ("without", dataclasses.replace(CONFIG, registers=0))):
         jaxvit.save(jaxvit.create(config, 1), folder / name)
     return tuple(str(folder / name) for name in ("with_registers", "without"))
 

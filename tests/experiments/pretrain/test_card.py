@@ -20,10 +20,8 @@ from experiments.pretrain.recipe import Pretraining, init_run_folder
 from experiments.report.tables import SHOWN_ROWS, markdown_table
 from experiments.rows import select
 from experiments.study.results import read_results
-from experiments.tasks.base import Readouts
 from jaxvit.sharding import batch_mesh
-from tests.experiments.pretrain.tiny_training import TINY
-from tests.experiments.tiny_study import SIZE
+from tests.experiments.tiny_study import CONFIG, READOUTS, SIZE
 
 ROOT = Path(__file__).parents[3]
 
@@ -43,10 +41,11 @@ def finished_training(folder: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory) -> Cards:
-    """A tiny model bundled in a folder of its own, its two seeds, its study, and the cards made of them."""
+    """A tiny model bundled in a folder of its own, its two seeds, its study, and the cards made of them. Sizes are those of the tiny
+    study, whose compiled programs it shares."""
     folder = tmp_path_factory.mktemp("cards")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(demo.CONFIGS, "demo_reg", TINY)
+        patch.setitem(demo.CONFIGS, "demo_reg", CONFIG)
         for module in (card, training, jaxvit.checkpoint):
             patch.setattr(module, "DEMO_FOLDER", folder / "demo")
         (folder / "demo").mkdir()
@@ -59,7 +58,7 @@ def cards(tmp_path_factory) -> Cards:
             batch_size=16,
             resamples=200,
             seeds=1,
-            readouts=Readouts(solvers=("ridge",), neighbours=(20,), shots=(1,), memory=200),
+            readouts=READOUTS,
         )
         reproduce.reproduce(study)
         written = Cards(folder / "study", runs, folder / "demo")
@@ -84,7 +83,7 @@ def test_the_card_says_what_logs_and_study_say(cards):
     assert f"| {last['step']} | {percent(last['knn'])} |" in text
     (row,) = select(rows, model="demo_reg", condition="zero_registers", task="segmentation", metric="miou")
     assert f"{100 * row['delta']:+.1f}" in text
-    assert "| block | r1 | all registers |" in text
+    assert "| block | r1 | r2 | all registers |" in text
 
 
 def test_every_seed_stands_in_the_card_with_the_spread(cards):
