@@ -25,7 +25,7 @@ def test_composition_applies_the_second_after_the_first(first, second):
     one = run(first).prenorm
     ops = jaxvit.lower(second, tiny.model(), tiny.SIZE).ops["block_output"]
     context = BlockContext(jnp.asarray(2), jnp.asarray(tiny.ids()), None, tiny.LAYOUT)
-    in_order = apply(jax.tree.map(lambda leaf: leaf[2], ops), one, context)
+    in_order = jax.jit(apply)(jax.tree.map(lambda leaf: leaf[2], ops), one, context)
     np.testing.assert_allclose(both, in_order, atol=1e-6)
 
 
@@ -37,7 +37,7 @@ def _at_the_end(r):
     return moved
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["cls", "registers", "patches[0]", [1, 4]]), st.integers(2, 6))
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["cls", "registers", "patches[0]", [1, 4]]), st.sampled_from([2, 3, 6]))
 def test_shuffle_moves_only_the_chosen_tokens_and_never_onto_themselves(seed, tokens, batch):
     clean, moved = run(None, batch).prenorm, run(jaxvit.shuffle(tokens, seed, [2]), batch).prenorm
     chosen = list(tiny.LAYOUT.positions(tokens))

@@ -13,6 +13,7 @@ import torch
 
 from jaxvit import attention
 from jaxvit.attention import attend, attention_with_divergence, attention_with_groups, few_images_at_a_time, jensen_shannon, probabilities
+from tests.draws import normal
 from tests.jaxvit import tiny
 
 GROUPS = jax.nn.one_hot(np.array([0, 1, 1, 2, 2, 2, 2]), 3)
@@ -21,7 +22,7 @@ GROUPS = jax.nn.one_hot(np.array([0, 1, 1, 2, 2, 2, 2]), 3)
 @functools.cache
 def projected(*batch: int) -> jax.Array:
     """Queries, keys and values [3, *batch, 7, 2, 8]."""
-    return 2 * jax.random.normal(jax.random.key(0), (3, *batch, 7, 2, 8))
+    return 2 * normal(0, 3, *batch, 7, 2, 8)
 
 
 def two_masks() -> jax.Array:
@@ -63,8 +64,8 @@ def test_attention_of_large_logits_under_vmap_is_torchs():
 
 
 def test_masked_attention_is_torchs_and_gives_masked_keys_no_weight() -> None:
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 7, 3, 8))
-    mask = ~jax.random.bernoulli(jax.random.key(1), 0.4, (2, 7, 7)).at[..., 0].set(False)
+    q, k, v = normal(0, 3, 2, 7, 3, 8)
+    mask = ~jax.random.bernoulli(jax.random.key(1), 0.4, (98,)).reshape(2, 7, 7).at[..., 0].set(False)
     output = attend(q, k, v, mask)
     per_head = [torch.from_numpy(np.array(x).swapaxes(1, 2)) for x in (q, k, v)]
     torch_mask = torch.from_numpy(np.array(mask)[:, None])
@@ -76,7 +77,7 @@ def test_masked_attention_is_torchs_and_gives_masked_keys_no_weight() -> None:
 
 def test_a_mask_that_allows_everything_changes_nothing_in_a_block() -> None:
     block = jax.tree.map(lambda leaf: leaf[0], tiny.model().blocks)
-    x = jax.random.normal(jax.random.key(0), (2, 5, tiny.CONFIG.width))
+    x = normal(0, 2, 5, tiny.CONFIG.width)
     allowed = jnp.ones((2, 5, 5), bool)
     np.testing.assert_array_equal(block(x, None).block_output, block(x, None, attention_mask=allowed).block_output)
 

@@ -16,11 +16,11 @@ CAPTURES = {
 
 @pytest.mark.parametrize("site", ["block_input", "attention_output", "mlp_output", "block_output"])
 def test_calibration_equals_numpy_over_all_valid_examples(site):
-    model, images = tiny.model(), tiny.images(7) * 3 + 1
-    batches = [(images[:4], None), (images[4:8], np.array([True, False, True])), (tiny.images(2, seed=1), np.zeros(2, bool))]
+    model, images = tiny.model(), tiny.images(8) * 3 + 1
+    batches = [(images[:4], None), (images[4:], np.array([True, False, True, False])), (tiny.images(4, seed=1), np.zeros(4, bool))]
     statistics = jaxvit.calibrate(model, batches, sites=(site,))
     valid_images = images[np.array([0, 1, 2, 3, 4, 6])]
-    streams = jaxvit.forward(model, valid_images, capture={"x": CAPTURES[site]}).captured["x"]
+    streams = jaxvit.forward(model, valid_images, capture=CAPTURES).captured[site]
     streams = np.asarray(streams, np.float64)
     patches = streams[:, :, 3:].reshape(3, -1, 24)
     mean = np.concatenate([streams[:, :, :3].mean(axis=1), patches.mean(axis=1)[:, None]], axis=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxvit import geometry
 from jaxvit.geometry import effective_rank, effective_rank_roy_vetterli, pairwise_cosine, pca_rgb, singular_values, unit
+from tests.draws import normal
 
 
 def with_spectrum(values: np.ndarray, rows: int, width: int, seed: int = 0) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_rank_ignores_scale_order_and_rotation(seed, factor):
 
 @pytest.mark.parametrize("rank", [effective_rank, effective_rank_roy_vetterli])
 def test_a_batch_is_a_loop(rank):
-    features = jax.random.normal(jax.random.key(0), (3, 12, 6))
+    features = normal(0, 3, 12, 6)
     want = [rank(x) for x in features]
     np.testing.assert_allclose(rank(features), want, rtol=1e-5)
     np.testing.assert_allclose(rank(features[None]), [want], rtol=1e-5)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import jaxvit
+from tests.draws import normal
 
 CONFIG = jaxvit.ViTConfig(patch_size=4, width=24, depth=3, heads=3, mlp_dim=48, registers=2, position="antialias", image_size=16)
 ROPE = dataclasses.replace(CONFIG, position="rope", feed_forward="swiglu", untied_norm=True)
@@ -23,7 +24,7 @@ def model(config: jaxvit.ViTConfig = CONFIG, seed: int = 0) -> jaxvit.ViT:
 
 
 def images(batch: int = 4, seed: int = 0, size: tuple[int, int] = SIZE) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), (batch, *size, 3))
+    return normal(seed, batch, *size, 3)
 
 
 def statistics(config: jaxvit.ViTConfig = CONFIG, sites: tuple[str, ...] = ("block_output",)) -> jaxvit.Moments:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import pytest
 
 import jaxvit
 from experiments.bench import opponents
 from experiments.features.conditions import CALIBRATED_SITES, conditions
+from tests.draws import normal
 
 
 def test_a_missing_package_is_named_with_what_installs_it():
@@ -17,7 +17,7 @@ def test_a_missing_package_is_named_with_what_installs_it():
 
 def test_every_condition_of_the_study_has_a_hook():
     model = jaxvit.create(opponents.SMALL)
-    images = jax.random.normal(jax.random.key(0), (2, 70, 70, 3))
+    images = normal(0, 2, 70, 70, 3)
     statistics = jaxvit.calibrate(model, [(images, None)], CALIBRATED_SITES)
     assert opponents.condition_hooks(opponents.SMALL, statistics, 2).keys() == conditions(opponents.SMALL).keys()
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.pretrain import backbone
 from jaxvit.forward import forward
-from jaxvit.vit import create
+from jaxvit.vit import create, truncated
+from tests.draws import normal
 from tests.experiments.pretrain.tiny_training import TINY
 
 
 def test_tokens_are_those_of_the_model() -> None:
     model = create(TINY)
-    images = jax.random.normal(jax.random.key(0), (3, 64, 64, 3))
+    images = normal(0, 3, 64, 64, 3)
     tokens, run = backbone.encode(model, images), forward(model, images)
     np.testing.assert_allclose(tokens.cls, run.cls, atol=1e-5)
     np.testing.assert_allclose(tokens.patches, run.patches, atol=1e-5)
@@ -24,9 +22,8 @@ def test_tokens_are_those_of_the_model() -> None:
 
 def test_registers_attend_to_hidden_keys_and_nothing_else_does() -> None:
     """With every patch key hidden in the one block there is, CLS and patches depend on no other patch, the register on all."""
-    config = replace(TINY, depth=1)
-    model = create(config)
-    images = jax.random.normal(jax.random.key(0), (2, 1, 64, 64, 3))
+    model = truncated(create(TINY), 1)
+    images = normal(0, 2, 1, 64, 64, 3)
     masks = backbone.StudentMasks(jnp.zeros((2, 1, 64), bool), jnp.ones((2, 1, 64), bool))
     changed = images.at[..., :8, :8, :].add(1.0)  # the first patch
     before, after = (backbone.encode(model, x, masks, jnp.zeros(16)) for x in (images, changed))
@@ -44,7 +41,7 @@ def test_registers_attend_to_hidden_keys_and_nothing_else_does() -> None:
 
 def test_with_no_key_hidden_a_view_in_a_group_of_its_own_runs_as_without_masks() -> None:
     model = create(TINY)
-    images = jax.random.normal(jax.random.key(0), (2, 1, 64, 64, 3))
+    images = normal(0, 2, 1, 64, 64, 3)
     nothing = backbone.StudentMasks(jnp.zeros((2, 1, 64), bool), jnp.zeros((2, 1, 64), bool))
     assert backbone.attention_mask(nothing.hidden_keys, 1).all()
     for masked, plain in zip(backbone.encode(model, images, nothing), backbone.encode(model, images), strict=True):
@@ -54,8 +51,8 @@ def test_with_no_key_hidden_a_view_in_a_group_of_its_own_runs_as_without_masks()
 def test_foreign_keys_are_those_of_the_other_view() -> None:
     """In one block, CLS and patches of a view depend on its own patch only through itself, and on the other view's patches but for those
     whose keys are hidden; registers attend to their own view."""
-    model = create(replace(TINY, depth=1))
-    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    model = truncated(create(TINY), 1)
+    images = normal(0, 2, 64, 64, 3)
     hidden_keys = jnp.zeros((2, 64), bool).at[:, 1].set(True)
     masks = backbone.StudentMasks(jnp.zeros((2, 64), bool), hidden_keys)
 

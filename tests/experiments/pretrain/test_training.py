@@ -20,6 +20,7 @@ from experiments.pretrain.recipe import Pretraining, Recipe
 from experiments.pretrain.training import train
 from jaxvit.checkpoint import named_leaves
 from jaxvit.vit import abstract, create
+from tests.draws import normal
 from tests.experiments.pretrain.tiny_training import TINY
 
 
@@ -119,7 +120,7 @@ def test_a_second_run_starts_from_the_weights_of_the_first(run: Pretraining, tmp
 def test_muon_takes_every_block_matrix_by_itself() -> None:
     weights = {"backbone": named_leaves(create(TINY)), "heads": objective.create_heads(TINY.width, jax.random.key(0))}
     run = Pretraining(Path(), steps=10, recipe=Recipe(warmup=0, clip=1e9))
-    gradient = jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape), weights)
+    gradient = jax.tree.map(lambda w: normal(1, *w.shape), weights)
     name = "blocks.attention.out.kernel"
 
     @jax.jit
