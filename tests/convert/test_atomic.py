@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.numpy import save_file
 
@@ -61,7 +62,8 @@ def _start(program: str, *arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("before", [False, True], ids=["new", "replacing"])
 def test_a_conversion_killed_at_any_moment_leaves_a_whole_checkpoint_or_none(moment, before, tmp_path):
-    source, out = write(tmp_path / "w.pth", dinov2(4)), tmp_path / "out"
+    source, out = tmp_path / "w.safetensors", tmp_path / "out"
+    safetensors.torch.save_file(dinov2(4), source)  # read without torch, whose import would take longer than the conversion
     if before:
         save(tiny.model(), out)
     process = _start(KILLED, *MOMENTS[moment], str(source), "--out", str(out), "--heads", str(HEADS))
@@ -85,7 +87,7 @@ def test_a_conversion_killed_at_any_moment_leaves_a_whole_checkpoint_or_none(mom
         for file in (*leftover.rglob("*"), leftover):
             os.utime(file, (0, 0))
     convert(source, out, heads=HEADS)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "w.pth"], "folders that nobody has touched for a day are removed"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "w.safetensors"], "folders that nobody has touched for a day are removed"
 
 
 def _interrupt(*_: object) -> None:
@@ -141,7 +143,9 @@ def test_a_folder_that_appears_meanwhile_and_is_no_checkpoint_is_left_as_it_is(t
 def test_processes_that_convert_to_one_name_at_once_all_end_well(tmp_path):
     """Each converts another source three times over; the checkpoint that stays is one of them, and nothing else stays."""
     program = "import sys\nfrom convert import convert\nfor _ in range(3): convert(sys.argv[1], sys.argv[2], heads=2)"
-    sources = [write(tmp_path / f"{seed}.pth", dinov2(4, seed)) for seed in range(2)]
+    sources = [tmp_path / f"{seed}.safetensors" for seed in range(2)]
+    for seed, source in enumerate(sources):
+        safetensors.torch.save_file(dinov2(4, seed), source)
     expected = {read_manifest(convert(s, tmp_path / f"{s.stem}.out", heads=HEADS))["weights_sha256"] for s in sources}
     out = tmp_path / "out"
     running = [_start(program, str(source), str(out)) for source in sources]
@@ -254,7 +258,7 @@ def test_memory_stays_below_the_written_size_and_a_leaf(kind, tmp_path):
     a checkpoint that is copied before it is written, takes twice the written size."""
     shapes = meta_shapes(ViTConfig(14, 512, 24, 8, 2048))
     random = np.random.default_rng(0)
-    weights = {key: random.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+    weights = {key: random.standard_normal(shape, np.float32) for key, shape in shapes.items()}
     source = tmp_path / f"w.{kind}"
     if kind == "pth":
         write(source, {key: torch.from_numpy(value) for key, value in weights.items()})
