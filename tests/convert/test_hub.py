@@ -21,9 +21,12 @@ from tests.convert.sources import dinov2
 REPOSITORY = "someone/tiny"
 LARGE = 24 * 2**20  # bytes; huggingface_hub writes a download in pieces of ten megabytes
 
-# A released model of the sizes of `sources.dinov2(4)`, then the command line.
+# A released model of the sizes of `sources.dinov2(4)`, then the command line. huggingface_hub makes all its attempts, but waits a
+# hundredth of the time (half a minute in all) between them.
 PROGRAM = f"""
-import sys, jaxvit
+import sys, time, jaxvit
+wait = time.sleep
+time.sleep = lambda seconds: wait(seconds / 100)
 from convert import hub
 from convert.__main__ import main
 jaxvit.MODELS["tiny"] = jaxvit.ViTConfig(4, 16, 2, 2, 32, registers=4, position="antialias", image_size=12)
