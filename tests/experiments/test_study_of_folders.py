@@ -13,6 +13,7 @@ from experiments.rows import select
 from experiments.study.results import read_results
 from experiments.tasks.base import Readouts
 from tests.experiments.tiny_folders import SIZE, write_folders
+from tests.experiments.tiny_study import CONFIG
 
 READOUTS = Readouts(features=("cls",), solvers=("ridge",), lambdas=(0.1, 1.0), neighbours=(5,), shots=(1,), memory=8)
 
@@ -24,8 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def study(tmp_path) -> Study:
-    config = jaxvit.ViTConfig(8, 16, 1, 2, 32, registers=0, position="antialias", image_size=16)
-    jaxvit.save(jaxvit.create(config, 0), tmp_path / "tiny")
+    jaxvit.save(jaxvit.create(dataclasses.replace(CONFIG, registers=0), 0), tmp_path / "tiny")
     return Study(
         "parodi2026",
         only=("ablation_table",),

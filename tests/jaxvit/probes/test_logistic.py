@@ -39,18 +39,28 @@ def test_without_standardisation_it_is_scikit_learns_on_raw_features():
     np.testing.assert_allclose(jax.nn.softmax(logistic.predict(readout, x)), reference.predict_proba(features), atol=1e-4)
 
 
+def fit_800_rows(features, targets, weights, penalty: float) -> logistic.Logistic:
+    """Of one shape, and so of one program: rows of five features and targets of three classes, some of weight 0."""
+    arrays = (jnp.asarray(array, jnp.float32) for array in (features, targets))
+    return logistic.fit(*arrays, penalty, jnp.asarray(weights, jnp.float32), tolerance=1e-5)
+
+
 def test_softmax_regression_of_soft_targets_is_that_of_repeated_rows():
     generator = np.random.default_rng(0)
     features = generator.normal(size=(200, 5)).astype(np.float32)
     labels = generator.integers(0, 3, (200, 4))
-    soft = logistic.fit(jnp.asarray(features), jnp.eye(3)[labels].mean(axis=1), 1e-2, tolerance=1e-5)
-    hard = logistic.fit(jnp.asarray(np.repeat(features, 4, axis=0)), jnp.eye(3)[labels.ravel()], 1e-2, tolerance=1e-5)
+    rows, targets = np.repeat(features, 4, axis=0), np.eye(3, dtype=np.float32)[labels]
+    hard = fit_800_rows(rows, targets.reshape(800, 3), np.ones(800), 1e-2)
+    padding = np.arange(800) >= 200
+    soft = fit_800_rows(
+        np.where(padding[:, None], 100, np.resize(features, (800, 5))), np.resize(targets.mean(axis=1), (800, 3)), ~padding, 1e-2
+    )
     np.testing.assert_allclose(soft.weights, hard.weights, atol=1e-4)
 
 
 def test_softmax_regression_of_a_constant_gives_the_shares():
-    readout = logistic.fit(jnp.ones((40, 3)), jnp.eye(2)[np.arange(40) % 4 // 3])
-    np.testing.assert_allclose(jax.nn.softmax(logistic.predict(readout, jnp.ones((1, 3)))), [[0.75, 0.25]], atol=1e-4)
+    readout = fit_800_rows(np.ones((800, 5)), np.eye(3)[[0, 0, 0, 0, 0, 1, 1, 2] * 100], np.ones(800), 1e-4)
+    np.testing.assert_allclose(jax.nn.softmax(logistic.predict(readout, jnp.ones((1, 5)))), [[0.625, 0.25, 0.125]], atol=1e-4)
 
 
 CS = tuple(10.0**e for e in range(-6, 6))
@@ -92,8 +102,8 @@ def test_a_warm_start_saves_iterations_and_changes_no_solution():
     train, labels, *_ = digits()
     features, targets = jnp.asarray(train), jnp.eye(10)[labels]
     penalties = jnp.asarray([3e-3, 1e-3])
-    path = logistic.fit_path(features, targets, penalties, tolerance=1e-6)
-    cold = logistic.fit(features, targets, 1e-3, tolerance=1e-6)
+    path = logistic.fit_path(features, targets, penalties, iterations=500, tolerance=1e-6)
+    cold = logistic.fit(features, targets, 1e-3, iterations=500, tolerance=1e-6)
     assert path.iterations[1] < cold.iterations
     np.testing.assert_allclose(path.weights[1], cold.weights, atol=1e-3)
     assert path.loss[1] == pytest.approx(float(cold.loss), rel=1e-5)
@@ -105,7 +115,7 @@ def test_the_logistic_probe_chooses_on_validation_and_scores_on_test():
     result = logistic.probe(*arrays, 10, cs, iterations=500, tolerance=1e-5)
     accuracy, scores = [], []
     for c in cs:
-        one = logistic.fit(arrays[0], one_hot(arrays[1], 10), 1 / (c * 700), iterations=500, tolerance=1e-5)
+        one = logistic.fit(arrays[0], one_hot(arrays[1], 10), 1 / (c * 700), iterations=500, tolerance=1e-6)
         accuracy.append(np.mean(np.argmax(logistic.predict(one, arrays[2]), axis=-1) == arrays[3]))
         scores.append(np.argmax(logistic.predict(one, arrays[4]), axis=-1) == arrays[5])
     best = max(range(4), key=lambda i: (accuracy[i], -cs[i]))
