@@ -21,6 +21,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 COMPILED = pytest.StashKey[str]()
 
+SLOW_FILES = (
+    "experiments/test_end_to_end.py",
+    "convert/test_transformers_parity.py",
+    "experiments/pretrain/test_training.py",
+    "jaxvit/test_lowering.py",
+    "convert/test_atomic.py",
+    "jaxvit/probes/test_logistic.py",
+    "jaxvit/test_forward.py",
+    "convert/test_hub.py",
+    "convert/test_oracles.py",
+    "jaxvit/test_ablation.py",
+    "jaxvit/test_apply.py",
+)
+"""Files that take longest, slowest first. A worker gets a file at a time: the long ones must not be left to the end, and the files that
+share compiled programs with one of these come after it."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """A folder for the compiled programs of this run, which its workers and their processes share: most of its time is compiling."""
@@ -28,6 +44,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[COMPILED] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvit-compiled-")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        if getattr(config.option, "numprocesses", None):  # threads of several workers would wait for one another, spinning
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        return SLOW_FILES.index(name) if name in SLOW_FILES else len(SLOW_FILES)
+
+    items.sort(key=place)  # all else stays in its order
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -14,8 +14,8 @@ from tests.experiments.tiny_study import save_models
 def test_the_meter_measures_what_it_says(tmp_path):
     """Against the same numbers from two plain runs: the last block's output is what `prenorm` returns."""
     model = jaxvit.load(save_models(tmp_path)[0])
-    images = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8)
-    runner = Runner.on(batch_mesh(), model, 4)
+    images = np.random.default_rng(0).integers(0, 256, (28, 64, 64, 3), np.uint8)
+    runner = Runner.on(batch_mesh(), model, 16)  # as the tiny study, whose programs it shares
     statistics = runner.calibrate(images)
     ablation = jaxvit.zero("registers")
     measured = off_manifold.measure(runner, images, ablation, statistics, 0)
