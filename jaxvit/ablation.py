@@ -1,7 +1,12 @@
-"""`Ablation` and its constructors. An ablation is data, not a hook: composed with `&`, compared, hashed, written to JSON."""
+"""`Ablation` and its constructors. An ablation is data, not a hook: composed with `&`, compared, hashed, written to JSON.
+
+Every constructor takes `layers` in one of three forms: "all", a list of block numbers from 0, or a string of numbers and ranges that
+include both ends, such as "6-11" or "0-2, 5, 8-11". List and string of the same blocks give equal ablations.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,7 +52,11 @@ class Ablation:
 
 
 def zero(tokens: Selector | RandomPatches, layers: Layers = "all", at: str = "block_output") -> Ablation:
-    """Replace tokens by zero. A zeroed token still takes part in attention: LayerNorm maps it to its bias."""
+    """Replace tokens by zero. A zeroed token still takes part in attention: LayerNorm maps it to its bias.
+
+    Raises:
+        ValueError: `layers` has none of its forms (see this module), or `at` is not one of `jaxvit.sites.SITES`; so in all constructors.
+    """
     return _single("zero", tokens, layers, at)
 
 
@@ -109,11 +118,30 @@ def random_patches(count: int, seed: int = 0) -> RandomPatches:
 
 def _single(kind: Kind, tokens: Selector | RandomPatches, layers: Layers, at: str, **fields: Any) -> Ablation:
     """The ablation of one replacement, with its arguments in hashable form."""
-    if isinstance(layers, str) and layers != "all":
-        raise ValueError(f'layers is "all" or a list of block numbers, got "{layers}"')
-    blocks: Literal["all"] | tuple[int, ...] = "all" if isinstance(layers, str) else tuple(sorted({int(layer) for layer in layers}))
     selector = tokens if isinstance(tokens, (str, RandomPatches)) else _hashable(tokens)
-    return Ablation((Replacement(kind, selector, blocks, at, **fields),))
+    return Ablation((Replacement(kind, selector, _blocks(layers), at, **fields),))
+
+
+def _blocks(layers: Layers) -> Literal["all"] | tuple[int, ...]:
+    """ "all", or block numbers in order, each once."""
+    if not isinstance(layers, str):
+        return tuple(sorted({int(layer) for layer in layers}))
+    if layers.strip() == "all":
+        return "all"
+    return tuple(sorted({block for entry in layers.split(",") for block in _range(entry.strip(), layers)}))
+
+
+def _range(entry: str, layers: str) -> range:
+    """The blocks of one entry, a number or a range, of the string `layers`."""
+    match = re.fullmatch(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?", entry)  # four digits: a slip of the pen fills no memory
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+    if last < first:
+        where = "" if entry == layers else f", where {entry!r} " + ("runs backwards" if match else "is no number and no range")
+        raise ValueError(
+            'layers is "all", a list of block numbers, or a string of numbers from 0 to 9999 and ranges, low to high, such as '
+            f'"0-2,5,8-11"; got {layers!r}{where}'
+        )
+    return range(first, last + 1)
 
 
 def _hashable(tokens: Any) -> int | tuple[str | int, ...]:

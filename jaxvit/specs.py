@@ -12,7 +12,9 @@ import numpy as np
 from jaxvit.sites import SITES
 
 Kind = Literal["zero", "constant", "mean", "noise", "shuffle"]
-Layers = Literal["all"] | Sequence[int]
+Layers = str | Sequence[int]
+"""Which blocks an ablation applies to: "all", a list of block numbers from 0, or a string of numbers and ranges that include both ends,
+such as "6-11" or "0-2, 5, 8-11"."""
 
 
 @dataclass(frozen=True)

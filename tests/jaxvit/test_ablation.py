@@ -149,6 +149,54 @@ def test_bad_ablations_say_what_is_wrong_in_one_line(make, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [
+        ("6-11", [6, 7, 8, 9, 10, 11]),
+        ("3", [3]),
+        ("0-2,5,8-11", [0, 1, 2, 5, 8, 9, 10, 11]),
+        (" 8 - 9 , 0 ", [0, 8, 9]),
+        ("5,3-6,5-5", [3, 4, 5, 6]),
+        ("all", "all"),
+    ],
+)
+def test_a_string_of_layers_equals_the_list(text, blocks):
+    makers = (
+        jaxvit.zero,
+        jaxvit.shuffle,
+        lambda tokens, layers: jaxvit.constant(tokens, np.ones(24), layers=layers),
+        lambda tokens, layers: jaxvit.mean(tokens, statistics(), layers=layers),
+        lambda tokens, layers: jaxvit.noise(tokens, statistics(), layers=layers),
+    )
+    for make in makers:
+        from_text, from_list = make("cls", layers=text), make("cls", layers=blocks)
+        assert from_text == from_list
+        assert hash(from_text) == hash(from_list)
+        assert from_text.to_json() == from_list.to_json()
+
+
+@given(st.sets(st.integers(0, 9999), min_size=1, max_size=5))
+def test_any_block_numbers_can_be_written_as_a_string(blocks):
+    assert jaxvit.zero("cls", layers=",".join(map(str, blocks))) == jaxvit.zero("cls", layers=list(blocks))
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", ",", "11-6", "a-b", "-1", "6-", "1,,2", "1,", "0-2,all", "1-2-3", "1.5", "²", "12345", "0-99999", "1\n,x"]
+)
+def test_a_bad_string_of_layers_is_refused_in_one_line(text):
+    with pytest.raises(ValueError, match="a string of numbers from 0 to 9999 and ranges") as error:
+        jaxvit.zero("cls", layers=text)
+    assert "\n" not in str(error.value)
+    assert repr(text) in str(error.value)
+
+
+def test_the_entry_of_a_string_of_layers_that_is_wrong_is_named():
+    with pytest.raises(ValueError, match="got '0-2,11-6', where '11-6' runs backwards"):
+        jaxvit.zero("cls", layers="0-2,11-6")
+    with pytest.raises(ValueError, match="where 'x' is no number and no range"):
+        jaxvit.zero("cls", layers="0-2,x")
+
+
 def test_statistics_of_another_size_are_taken_when_allowed():
     ablation = jaxvit.mean("registers", statistics(), any_size=True)
     jaxvit.forward(tiny.model(), tiny.images(2, size=(8, 8)), ablation=ablation)
