@@ -1,7 +1,7 @@
 """`Ablation` and its constructors. An ablation is data, not a hook: composed with `&`, compared, hashed, written to JSON.
 
-Every constructor takes `layers` in one of three forms: "all", a list of block numbers from 0, or a string of numbers and ranges that
-include both ends, such as "6-11" or "0-2, 5, 8-11". List and string of the same blocks give equal ablations.
+Every constructor takes `layers` in one of the forms of `jaxvit.specs.Layers`: "all", [6, 7, 8] or "6-8". List and string of the same
+blocks give equal ablations.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def zero(tokens: Selector | RandomPatches, layers: Layers = "all", at: str = "bl
     """Replace tokens by zero. A zeroed token still takes part in attention: LayerNorm maps it to its bias.
 
     Raises:
-        ValueError: `layers` has none of its forms (see this module), or `at` is not one of `jaxvit.sites.SITES`; so in all constructors.
+        ValueError: as every constructor, where `layers` has none of its forms, no model has such tokens, or `at` is no site.
     """
     return _single("zero", tokens, layers, at)
 
@@ -123,7 +123,7 @@ def _single(kind: Kind, tokens: Selector | RandomPatches, layers: Layers, at: st
 
 
 def _blocks(layers: Layers) -> Literal["all"] | tuple[int, ...]:
-    """ "all", or block numbers in order, each once."""
+    """Block numbers in order, each once, or "all"."""
     if not isinstance(layers, str):
         return tuple(sorted({int(layer) for layer in layers}))
     if layers.strip() == "all":

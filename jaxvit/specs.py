@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxvit.sites import SITES
+from jaxvit.tokens import split_name
 
 Kind = Literal["zero", "constant", "mean", "noise", "shuffle"]
 Layers = str | Sequence[int]
@@ -54,7 +55,7 @@ class Replacement:
         image_size: height and width in pixels that the moments were measured at, or None where any is allowed.
 
     Raises:
-        ValueError: an unknown site, or a seed outside 0 to 2^32 - 1.
+        ValueError: an unknown site, a token name that no model has, or a seed outside 0 to 2^32 - 1.
     """
 
     kind: Kind
@@ -69,6 +70,9 @@ class Replacement:
     def __post_init__(self) -> None:
         if self.at not in SITES:
             raise ValueError(f'unknown site "{self.at}"; at is one of {", ".join(SITES)}')
+        for token in self.tokens if isinstance(self.tokens, tuple) else (self.tokens,):
+            if isinstance(token, str):
+                split_name(token)
         for seed in (self.seed, self.tokens.seed if isinstance(self.tokens, RandomPatches) else 0):
             if not 0 <= seed < 2**32:
                 raise ValueError(f"seed {seed} is out of range; use 0 to 2^32 - 1")

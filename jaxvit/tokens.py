@@ -74,16 +74,26 @@ class TokenLayout:
         return tuple(sorted({position for entry in selector for position in self.positions(entry)}))
 
     def _named(self, name: str) -> tuple[int, ...]:
-        match = re.fullmatch(r"(cls|registers|patches)(?:\[(\d+)\])?", name)
-        if not match:
-            raise ValueError(
-                f'unknown token name "{name}"; use "cls", "registers", "registers[1]", "patches", "patches[7]", positions or a list'
-            )
-        start, count = {"cls": (0, 1), "registers": (1, self.registers), "patches": (self.prefix, self.patches)}[match[1]]
-        if match[1] == "registers" and not count:
+        group, number = split_name(name)
+        start, count = {"cls": (0, 1), "registers": (1, self.registers), "patches": (self.prefix, self.patches)}[group]
+        if group == "registers" and not count:
             raise ValueError(f'"{name}" selects registers, but this model has none; choose "cls", "patches" or a model with registers')
-        if match[2] is None:
+        if number is None:
             return tuple(range(start, start + count))
-        if int(match[2]) >= count:
-            raise ValueError(f'"{name}" is out of range; {match[1]} are numbered 0 to {count - 1}')
-        return (start + int(match[2]),)
+        if number >= count:
+            raise ValueError(f'"{name}" is out of range; {group} are numbered 0 to {count - 1}')
+        return (start + number,)
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """The group of a token name, and the number in its brackets if any: "registers[1]" is ("registers", 1).
+
+    Raises:
+        ValueError: the name is of no model's tokens.
+    """
+    match = re.fullmatch(r"(cls|registers|patches)(?:\[(\d+)\])?", name)
+    if not match:
+        raise ValueError(
+            f'unknown token name "{name}"; use "cls", "registers", "registers[1]", "patches", "patches[7]", positions or a list'
+        )
+    return match[1], None if match[2] is None else int(match[2])

@@ -122,7 +122,9 @@ def test_constant_valued_conditions_of_different_sizes_share_one_compile():
     [
         (lambda: jaxvit.lower(jaxvit.zero("registers"), tiny.PLAIN, 16), "this model has none"),
         (lambda: jaxvit.lower(jaxvit.zero("registers[2]"), tiny.CONFIG, 16), "numbered 0 to 1"),
-        (lambda: jaxvit.lower(jaxvit.zero("register"), tiny.CONFIG, 16), "unknown token name"),
+        (lambda: jaxvit.zero("register"), "unknown token name"),
+        (lambda: jaxvit.zero(["cls", "registers[a]"]), "unknown token name"),
+        (lambda: jaxvit.lower(jaxvit.zero("cls"), tiny.CONFIG, 16).layout.positions("register"), "unknown token name"),
         (lambda: jaxvit.lower(jaxvit.zero([99]), tiny.CONFIG, 16), "position 99"),
         (lambda: jaxvit.lower(jaxvit.zero("cls", [3]), tiny.CONFIG, 16), "blocks 0 to 2"),
         (lambda: jaxvit.zero("cls", "last"), "list of block numbers"),
