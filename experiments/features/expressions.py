@@ -186,9 +186,9 @@ def _value(node: ast.expr, study: _Study) -> Any:
         case ast.Constant(str() | bool() as value):
             return value
         case ast.Constant(int() | float() as number):
-            return _number(number, node)
+            return _number(number)
         case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as number)) if not isinstance(number, bool):
-            return -_number(number, node)
+            return -_number(number)
         case ast.Name(name):
             hint = f"write {name}(...)" if name in FUNCTIONS else "put words in double quotes, and the whole condition in single quotes"
             raise ValueError(f"{_piece(node)} stands alone; {hint}; {_FORM}")
@@ -196,7 +196,7 @@ def _value(node: ast.expr, study: _Study) -> Any:
             raise ValueError(f"{_piece(node)} is not possible; {_FORM}, with strings, numbers and lists of them as arguments")
 
 
-def _number(number: float, node: ast.expr) -> float:
+def _number(number: float) -> float:
     if abs(number) > _LARGEST_NUMBER:
         raise ValueError(f"a number beyond {_LARGEST_NUMBER:g} is not possible; use a smaller one")
     return number
