@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -173,3 +174,8 @@ class StudyData:
 def first_id(part: str) -> int:
     """The example id of the first image of a part; ranges do not overlap, so that no two parts share a random draw."""
     return _FIRST_IDS[part]
+
+
+def first_ids(parts: Iterable[str]) -> dict[str, int]:
+    """`first_id` of each part, for the key of the data: the random draws of a study depend on them."""
+    return {part: first_id(part) for part in parts}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.datasets import scenes
-from experiments.datasets.base import PARTS_OF, DataSize, Masks, Part, StudyData, Views
+from experiments.datasets.base import PARTS_OF, DataSize, Masks, Part, StudyData, Views, first_ids
 
 SCENES_VERSION = 2  # raise it when the same seed gives other scenes
 
@@ -48,15 +48,16 @@ def digit_scenes(requested: DataSize, seed: int, default: DataSize = DEMO_SIZE) 
     train, val, test = (scenes.scenes(split, size[split], seed) for split in ("train", "val", "test"))
     pairs = scenes.pairs("test", size["pairs"], seed)
     test_masks = test.masks[: size["segmentation_test"]]
+    parts = {
+        "train": Part(train.images, size["segmentation"]),
+        "val": Part(val.images),
+        "test": Part(test.images, max(size["segmentation_test"], size["analysis_images"], size["gallery"])),
+        "first": Part(pairs.first, len(pairs.first)),
+        "second": Part(pairs.second, len(pairs.second)),
+    }
     return StudyData(
         title="digit scenes",
-        parts={
-            "train": Part(train.images, size["segmentation"]),
-            "val": Part(val.images),
-            "test": Part(test.images, max(size["segmentation_test"], size["analysis_images"], size["gallery"])),
-            "first": Part(pairs.first, len(pairs.first)),
-            "second": Part(pairs.second, len(pairs.second)),
-        },
+        parts=parts,
         labels={"train": train.labels, "val": val.labels, "test": test.labels},
         classes=tuple(str(digit) for digit in range(10)),
         views=Views(pairs.warp, {"digit_patches": pairs.digit}),
@@ -71,5 +72,12 @@ def digit_scenes(requested: DataSize, seed: int, default: DataSize = DEMO_SIZE) 
         keypoints=None,
         size=size,
         protocols={"views": "rotation, scale, translation", "masks": "64 px", "labels": "digits apart"},
-        key={"name": "digit_scenes", "version": SCENES_VERSION, "seed": seed, **vars(size)},
+        key={
+            "name": "digit_scenes",
+            "version": SCENES_VERSION,
+            "seed": seed,
+            "first_ids": first_ids(parts),
+            "scenes": {split: scenes.definition(split) for split in ("train", "val", "test")},
+            **vars(size),
+        },
     )

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from experiments.datasets import images, layouts
-from experiments.datasets.base import PARTS_OF, DataSize, Keypoints, Masks, Part, StudyData, Views
+from experiments.datasets.base import PARTS_OF, DataSize, Keypoints, Masks, Part, StudyData, Views, first_ids
 from experiments.datasets.pairs import PairRecipe, view_pairs
 
 FOLDERS_VERSION = 1  # raise it when the same folders give other data
@@ -99,6 +99,7 @@ def folder_data(folders: Folders, requested: DataSize, image_size: int, seed: in
             "version": FOLDERS_VERSION,
             "image_size": image_size,
             "seed": seed,
+            "first_ids": first_ids(parts),
             "classes": classes,
             "content": content,
             **vars(size),

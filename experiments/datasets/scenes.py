@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +130,17 @@ def training_views(
         return jax.vmap(view)(jnp.stack(view_keys))
 
     return jax.vmap(views_of_scene)(indices)
+
+
+def definition(split: str) -> dict[str, Any]:
+    """The constants that the scenes of a split are drawn with, as JSON: scenes with another definition are other data."""
+    return {
+        "fold": _FOLDS[split],
+        "digits": [DIGITS[split].start, DIGITS[split].stop],
+        "train_columns": _TRAIN_COLUMNS,
+        "tile": TILE,
+        "size": SIZE,
+    }
 
 
 @functools.cache

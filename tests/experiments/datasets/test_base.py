@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.datasets.base import PARTS_OF, DataSize, first_id
+from experiments.datasets.base import PARTS_OF, DataSize, first_id, first_ids
 
 DEFAULT = DataSize(train=100, val=30, test=50, calibration=40, analysis_images=20, gallery=10)
 
@@ -34,3 +34,4 @@ def test_a_subset_larger_than_its_whole_is_refused(subset: str, whole: str):
 def test_every_part_has_ten_million_example_ids_of_its_own():
     parts = ("train", "val", "test", "first", "second", "segmentation_train", "segmentation_test", "keypoints")
     assert [first_id(part) for part in parts] == [10_000_000 * number for number in range(8)]
+    assert first_ids(("test", "train")) == {"test": 20_000_000, "train": 0}

@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from experiments.datasets import base
+from experiments.datasets import scenes as scenes_module
 from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.digits import digit_scenes
 from experiments.datasets.scenes import pairs, scenes
@@ -49,6 +51,15 @@ def test_the_key_holds_the_seed_and_every_number_of_images(data: StudyData) -> N
     key = json.loads(json.dumps(data.key))
     assert key["seed"] == 3
     assert {name: key[name] for name in vars(SIZE)} == vars(SIZE)
+
+
+def test_the_key_holds_the_constants_that_random_draws_depend_on(data: StudyData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant that changes is another study: cells of the old one are not read again."""
+    assert set(data.key["first_ids"]) == set(data.parts)
+    for table, entry in ((base._FIRST_IDS, "second"), (scenes_module._FOLDS, "val")):
+        with monkeypatch.context() as patch:
+            patch.setitem(table, entry, 7)
+            assert digit_scenes(SIZE, 3).key != data.key, entry
 
 
 def test_more_masks_than_images_are_refused() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.datasets import base, pairs
 from experiments.datasets.base import DataSize
 from experiments.datasets.folders import Folders, folder_data
 from tests.conftest import SHARED
@@ -72,6 +73,17 @@ def test_the_key_follows_content_and_not_place(folders, tmp_path):
     write_picture(images / "val" / "ant" / "0.png", 12345)
     write_picture(images / "val" / "ant" / "1.png", 12346)
     assert folder_data(moved, SIZE, 16, seed=0).key != key
+
+
+def test_the_key_holds_what_random_draws_and_views_are_made_with(folders, monkeypatch):
+    """A constant that changes is another study: cells of the old one are not read again."""
+    data = folder_data(folders, SIZE, 16, seed=0)
+    assert set(data.key["first_ids"]) == set(data.parts)
+    with monkeypatch.context() as patch:
+        patch.setitem(base._FIRST_IDS, "keypoints", 7)
+        assert folder_data(folders, SIZE, 16, seed=0).key != data.key
+    monkeypatch.setattr(pairs, "_FREE_DRAWS", 0)
+    assert folder_data(folders, SIZE, 16, seed=0).key != data.key, "views are drawn in another way"
 
 
 def test_every_part_has_its_share_of_uneven_classes(tmp_path):
