@@ -146,9 +146,10 @@ class StudyData:
 
     Attributes:
         title: what the images are, for the page.
-        parts: "train", "val" and "test" have labels; "first" and "second" are views; the others belong to masks and keypoints.
-        labels: class of every image of the parts that have one.
-        classes: names of the classes.
+        parts: "train", "val" and "test" have labels, if any have; "first" and "second" are views; the others belong to masks and
+            keypoints.
+        labels: class of every image of the parts that have one; empty where images have no classes.
+        classes: names of the classes; empty likewise.
         size: numbers of images, none left open.
         protocols: how images were resized and pairs were drawn, by kind of annotation; stands in the protocol ids.
         key: what determines the data, as JSON.
@@ -164,6 +165,11 @@ class StudyData:
     size: DataSize
     protocols: dict[str, str]
     key: dict[str, Any]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the parts train, val and test have labels."""
+        return bool(self.labels)
 
     @property
     def analysis_images(self) -> UInt8[np.ndarray, "images height width 3"]:

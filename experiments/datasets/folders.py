@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
 from experiments.datasets import images, layouts
-from experiments.datasets.base import PARTS_OF, DataSize, Keypoints, Masks, Part, StudyData, Views, first_ids
-from experiments.datasets.pairs import PairRecipe, view_pairs
+from experiments.datasets.base import DataSize, Keypoints, Masks, Part, StudyData, first_ids
+from experiments.datasets.parts import IMAGENET_SIZE, add_views, complete_size, draw_parts, hashes, labelled_parts, view_protocol
 
 FOLDERS_VERSION = 1  # raise it when the same folders give other data
-IMAGENET_SIZE = DataSize(
-    train=35_000, val=5_000, test=10_000, pairs=2_000, segmentation=1_464, segmentation_test=1_449, keypoints=12_234,
-    calibration=5_000, analysis_images=200, gallery=500,
-)  # fmt: skip
-"""40,000 images to fit and choose on and 10,000 to report; the full splits of VOC 2012 and SPair-71k."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +21,8 @@ class Folders:
     """Folders of images; tasks whose folder is not given are left out.
 
     Attributes:
-        images: class folders (ImageNet's layout): in train/ (to fit and choose on) and val/ (to report), or all in one place, to be split.
+        images: class folders (ImageNet's layout), or images without classes: in train/ (to fit and choose on) and val/ (to report), or
+            all in one place, to be split.
         views: any folder of images that pairs of views are made from; by default the test images.
         voc: Pascal VOC's layout; its split train is fitted on, val is reported.
         mask_images: instead of `voc`, a plain folder of images that have masks; a fifth of them is reported.
@@ -49,38 +43,33 @@ class Folders:
 
 
 def folder_data(folders: Folders, requested: DataSize, image_size: int, seed: int, default: DataSize = IMAGENET_SIZE) -> StudyData:
-    """Classes, views, masks and keypoints from folders. Images are divided into parts at random by the seed, stratified by class.
+    """Classes, views, masks and keypoints from folders. Images are divided into parts at random by the seed, stratified by class where
+    they have one.
 
     Raises:
         ValueError: no images are named, a folder does not have its layout, or more images are requested than there are.
     """
     if folders.images is None:
-        raise ValueError("no images are given; name a folder of class folders: --folders.images PATH")
+        raise ValueError("no images are given; name a folder of class folders or of images: --folders.images PATH")
     split = _split_images(folders.images, requested, default, seed)
     counts = {part: len(members.paths) for part, members in split.items()}
-    parts_of = PARTS_OF if folders.views else (*PARTS_OF, ("pairs", "test"))
-    size = replace(requested, **counts).filled(replace(default, **counts), parts_of)
-    pixels = {part: images.load(members.paths, image_size, "crop")[0] for part, members in split.items()}
-    parts = {
-        "train": Part(pixels["train"]),
-        "val": Part(pixels["val"]),
-        "test": Part(pixels["test"], max(size["analysis_images"], size["gallery"])),
-    }
+    size = complete_size(requested, default, counts, pairs_of_test=folders.views is None)
+    parts = labelled_parts({part: images.load(members.paths, image_size, "crop")[0] for part, members in split.items()}, size)
     view_sources = layouts.any_images(folders.views) if folders.views else split["test"].paths
-    views = _views(view_sources, size, image_size, seed, parts) if size["pairs"] else None
+    views = add_views(parts, view_sources, size["pairs"], image_size, seed) if size["pairs"] else None
     masks = _masks(folders, size, image_size, seed, parts) if folders.voc or folders.mask_images or folders.masks else None
     keypoints = _keypoints(folders.spair, size, image_size, parts) if folders.spair else None
-    labels = {part: members.labels for part, members in split.items()}
     classes = split["train"].classes
+    labels = {part: members.labels for part, members in split.items()} if classes else {}
     content = {
-        **_hashes("images", {name: part.images for name, part in parts.items()}),
-        **_hashes("labels", labels),
-        **(_hashes("views", {"warp": views.warp}) if views else {}),
-        **(_hashes("masks", masks._asdict()) if masks else {}),
-        **(_hashes("keypoints", keypoints._asdict()) if keypoints else {}),
+        **hashes("images", {name: part.images for name, part in parts.items()}),
+        **hashes("labels", labels),
+        **(hashes("views", {"warp": views.warp}) if views else {}),
+        **(hashes("masks", masks._asdict()) if masks else {}),
+        **(hashes("keypoints", keypoints._asdict()) if keypoints else {}),
     }
     return StudyData(
-        title=f"images of {' and '.join(path.name for path in vars(folders).values() if path)}",
+        title=_title(folders, labelled=bool(classes)),
         parts=parts,
         labels=labels,
         classes=classes,
@@ -90,7 +79,7 @@ def folder_data(folders: Folders, requested: DataSize, image_size: int, seed: in
         size=size,
         protocols={
             "labels": f"crop {image_size}",
-            "views": f"{PairRecipe()} {image_size}",
+            "views": view_protocol(image_size),
             "masks": f"stretch {image_size}",
             "keypoints": f"stretch {image_size}",
         },
@@ -107,69 +96,50 @@ def folder_data(folders: Folders, requested: DataSize, image_size: int, seed: in
     )
 
 
+def _title(folders: Folders, labelled: bool) -> str:
+    """What the images are, as it stands in a sentence: "images of photos without classes, of VOC2012"."""
+    assert folders.images is not None
+    named = [path.resolve().name for path in (folders.images, folders.views, folders.voc, folders.mask_images, folders.spair) if path]
+    first, *others = dict.fromkeys(named)
+    return ", of ".join([f"images of {first}{'' if labelled else ' without classes'}", *others])
+
+
 def _split_images(root: Path, requested: DataSize, default: DataSize, seed: int) -> dict[str, layouts.ImageList]:
     """The images of the parts train, val and test. Folders train/ and val/ on disk are for fitting and for reporting: the parts train
     and val both come from train/, the part test from val/.
 
     Raises:
-        ValueError: more images are requested than there are, or a class has no train image.
+        ValueError: a folder does not have its layout, more images are requested than there are, or a class has no train image.
     """
     if (root / "train").is_dir() and (root / "val").is_dir():
-        train_folder, test_folder = root / "train", root / "val"
-        fitting = layouts.image_folders(train_folder)
-        reporting = layouts.image_folders(test_folder, fitting.classes)
-        remaining, test = _stratified_order(fitting.labels, seed), _stratified_order(reporting.labels, seed)
+        folders = {"train": root / "train", "test": root / "val"}
+        fitting = layouts.class_or_plain_folder(folders["train"])
+        listed = {"train": fitting, "test": _reporting(folders["test"], fitting.classes)}
     else:
-        train_folder = test_folder = root
-        fitting = reporting = layouts.image_folders(root)
-        order = _stratified_order(fitting.labels, seed)
-        # the leading fifth is as evenly divided between the classes as the rest
-        test, remaining = order[: len(order) // 5], order[len(order) // 5 :]
-    test = test[: _count("test", requested, default, len(test), test_folder)]
-    usual = max(2, len(remaining) // 8)
-    val_count = _count("val", requested, default, len(remaining) - 2, train_folder, usual)
-    train_count = _count("train", requested, default, len(remaining) - val_count, train_folder)
-    train, val = remaining[:train_count], remaining[train_count : train_count + val_count]
-    split = {"train": _subset(fitting, train), "val": _subset(fitting, val), "test": _subset(reporting, test)}
-    present = np.unique(np.concatenate([members.labels for members in split.values()]))
-    if missing := [fitting.classes[label] for label in present if label not in split["train"].labels]:
-        raise ValueError(
-            f"none of the {len(train)} images of part train is of {', '.join(missing[:5])}; raise --data.train, or take the class out"
-        )
-    return split
+        folders = {"train": root}
+        listed = {"train": layouts.class_or_plain_folder(root)}
+    labels = {name: members.labels for name, members in listed.items()}
+    places = {name: f'the folder "{folder}"' for name, folder in folders.items()}
+    drawn = draw_parts(labels, listed["train"].classes, requested, default, seed, places, "--data.")
+    return {part: _subset(listed.get(part, listed["train"]), indices) for part, indices in drawn.items()}
+
+
+def _reporting(folder: Path, classes: tuple[str, ...]) -> layouts.ImageList:
+    """The images to report on, with the classes of those to fit on.
+
+    Raises:
+        ValueError: they have other classes, or only one of the two folders has any.
+    """
+    if classes:
+        return layouts.image_folders(folder, classes)
+    listed = layouts.class_or_plain_folder(folder)
+    if listed.classes:
+        raise ValueError(f'"{folder}" has class folders, "{folder.parent / "train"}" has none; use one layout for both')
+    return listed
 
 
 def _subset(members: layouts.ImageList, indices: Int[np.ndarray, "images"]) -> layouts.ImageList:
     return members._replace(paths=[members.paths[i] for i in indices], labels=members.labels[indices])
-
-
-def _count(part: str, requested: DataSize, default: DataSize, available: int, folder: Path, usual: int | None = None) -> int:
-    """The requested number of images; else the default, but no more than `usual`, which by default is all that are available.
-
-    Raises:
-        ValueError: more are requested than are available.
-    """
-    if requested[part] > available:
-        raise ValueError(f'{part} is {requested[part]}, but the folder has {available} images for it ("{folder}"); lower --data.{part}')
-    return requested[part] or min(default[part], available if usual is None else usual)
-
-
-def _stratified_order(labels: Int[np.ndarray, "images"], seed: int) -> Int[np.ndarray, "images"]:
-    """A random order of all images in which every class has its share of any number of leading ones."""
-    generator = np.random.default_rng((seed, len(labels)))
-    order = generator.permutation(len(labels))
-    quantile = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return order[np.argsort(quantile[order], kind="stable")]
-
-
-def _views(paths: list[Path], size: DataSize, image_size: int, seed: int, parts: dict[str, Part]) -> Views:
-    """Pairs of views, each of an image of its own; adds the parts first and second."""
-    pairs = view_pairs(paths, size["pairs"], image_size, seed, PairRecipe())
-    parts["first"], parts["second"] = Part(pairs.first, len(pairs.first)), Part(pairs.second, len(pairs.second))
-    return Views(pairs.warp, {})
 
 
 def _mask_lists(folders: Folders, seed: int) -> tuple[layouts.MaskList, layouts.MaskList]:
@@ -234,16 +204,3 @@ def _keypoints(root: Path, size: DataSize, image_size: int, parts: dict[str, Par
 
 def _transform(affine: Float[np.ndarray, "pairs 2 3"], points: Float[np.ndarray, "pairs points 2"]) -> Float[np.ndarray, "pairs points 2"]:
     return np.einsum("pij,pkj->pki", affine[:, :, :2], points) + affine[:, None, :, 2]
-
-
-def _hashes(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """What stands in the key for these fields: arrays by their hash, anything else as it is."""
-    return {f"{kind} {name}": _hash(value) if isinstance(value, np.ndarray) else value for name, value in fields.items()}
-
-
-def _hash(array: np.ndarray) -> str:
-    """A hash of an array's content, read in pieces: the array may be mapped from a file larger than memory."""
-    digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
-    for start in range(0, len(array), 256):
-        digest.update(array[start : start + 256].tobytes())
-    return digest.hexdigest()[:20]

@@ -23,11 +23,12 @@ VOC_CLASSES = (
     *("motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 _LOSSLESS = frozenset((".png", ".bmp", ".tif", ".tiff"))
+_SPLITS = frozenset(("train", "val", "valid", "validation", "test"))  # names of folders that hold a split, never images of one class
 _LISTED = 3  # names that an error message lists before it says how many more there are
 
 
 class ImageList(NamedTuple):
-    """Images with one class each; `labels` index `classes`."""
+    """Images with one class each; `labels` index `classes`. Images without classes have none there, and 0 for their labels."""
 
     paths: list[Path]
     labels: Int[np.ndarray, "images"]
@@ -81,7 +82,10 @@ def image_folders(root: Path, classes: Sequence[str] | None = None) -> ImageList
     """
     root = _folder(root)
     if loose := [path for path in _visible(root) if _is_image(path)]:
-        raise ValueError(f'"{root}" has images outside any class folder ({_some(p.name for p in loose)}); the layout is <class>/<image>')
+        raise ValueError(
+            f'"{root}" has images outside any class folder ({_some(p.name for p in loose)}); the layout is <class>/<image>, or one folder '
+            "of images without classes"
+        )
     folders = [path for path in _visible(root) if path.is_dir()]
     if not folders:
         raise ValueError(f'"{root}" has no class folders; the layout is <class>/<image>')
@@ -98,6 +102,32 @@ def image_folders(root: Path, classes: Sequence[str] | None = None) -> ImageList
     order = tuple(names if classes is None else classes)
     labels = np.repeat([order.index(name) for name in names], [len(paths) for paths in images])
     return ImageList([path for paths in images for path in paths], labels.astype(np.int64), order)
+
+
+def class_or_plain_folder(root: Path) -> ImageList:
+    """List the images of class folders, or without classes all images in a folder that has no class folders and in those below it.
+
+    Raises:
+        ValueError: there is no such folder or no image; only one class; class folders do not have their layout (`image_folders`); or
+            images lie in folders that are named like splits.
+    """
+    root = _folder(root)
+    class_folders = [path for path in _visible(root) if path.is_dir() and any(map(_is_image, _visible(path)))]
+    if not class_folders:
+        paths = any_images(root)
+        if splits := [path.parent for path in paths if _SPLITS & {name.lower() for name in path.relative_to(root).parts[:-1]}]:
+            raise ValueError(f'"{root}" has images in "{splits[0]}", a split; name the folder that holds train/ and val/, or one of these')
+        return ImageList(paths, np.zeros(len(paths), np.int64), ())
+    names = [folder.name for folder in class_folders]
+    if _SPLITS.issuperset(map(str.lower, names)):
+        raise ValueError(f'"{root}" has {_some(names)}, which are splits and no classes; name two of them train and val, or give one alone')
+    listed = image_folders(root)
+    if len(names) == 1:
+        raise ValueError(
+            f'"{root}" has one class folder, {names[0]}: a probe of one class is always right; add classes, or name "{class_folders[0]}" '
+            "itself, whose images then have no classes"
+        )
+    return listed
 
 
 def any_images(root: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Pairs of views of photographs with exact correspondence: two crops of one image, rotated, scaled, mirrored and recoloured.
+"""Pairs of views of images with exact correspondence: two crops of one image, rotated, scaled, mirrored and recoloured.
 
 A view is a square wholly inside the image, given by centre, side and angle. It is resampled in two steps that keep sub-pixel
 positions: PIL's antialiased resize brings the region around it to the view's scale, and bicubic interpolation rotates it. Both put
@@ -64,7 +64,7 @@ class ViewPairs(NamedTuple):
         first, second: RGB pixels of the two views.
         warp: affine map from pixel coordinates (x, y) of the first view to those of the second, in pixels; the centre of the top left
             pixel is (0.5, 0.5).
-        source: file of each pair; no two pairs share one.
+        source: file of each pair's image, or its number in the array; no two pairs share one.
     """
 
     first: UInt8[np.ndarray, "n size size 3"]
@@ -73,13 +73,19 @@ class ViewPairs(NamedTuple):
     source: tuple[str, ...]
 
 
-def view_pairs(paths: Sequence[Path], count: int, size: int, seed: int = 0, recipe: PairRecipe | None = None) -> ViewPairs:
-    """Two views of each of `count` images, taken from `paths` in an order that the seed determines.
+def view_pairs(
+    images: Sequence[Path] | UInt8[np.ndarray, "images height width 3"],
+    count: int,
+    size: int,
+    seed: int = 0,
+    recipe: PairRecipe | None = None,
+) -> ViewPairs:
+    """Two views of each of `count` images, taken in an order that the seed determines.
 
-    Pair i is drawn from default_rng((seed, i)) and its image from the whole list, so that it does not depend on `count`.
+    Pair i is drawn from default_rng((seed, i)) and its image from all that are given, so that it does not depend on `count`.
 
     Args:
-        paths: images; they are shuffled, so that their order by class or folder does not matter.
+        images: files or pixels; they are shuffled, so that their order by class or folder does not matter.
         count: number of pairs, each from an image of its own.
         size: pixels of a view's side.
         recipe: how the views differ; the default of `PairRecipe` by default.
@@ -89,15 +95,17 @@ def view_pairs(paths: Sequence[Path], count: int, size: int, seed: int = 0, reci
     """
     if count < 1 or size < 1:
         raise ValueError(f"{count} pairs of {size} pixels do not exist; use at least 1 of each")
-    if count > len(paths):
-        raise ValueError(f"{count} pairs need as many images, there are {len(paths)}; lower the count or add images")
-    sources = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:count]]
+    if count > len(images):
+        raise ValueError(f"{count} pairs need as many images, there are {len(images)}; lower the count or add images")
+    order = np.random.default_rng(seed).permutation(len(images))[:count].tolist()
     make = functools.partial(_pair, size=size, seed=seed, recipe=recipe or PairRecipe())
     first, second = (np.empty((count, size, size, 3), np.uint8) for _ in range(2))
     warps = np.empty((count, 2, 3), np.float32)
-    for i, views_and_warp in enumerate(in_threads(make, enumerate(sources), "making pairs of views")):
+    chosen = [images[i] for i in order]
+    for i, views_and_warp in enumerate(in_threads(make, enumerate(chosen), "making pairs of views")):
         first[i], second[i], warps[i] = views_and_warp
-    return ViewPairs(first, second, warps, tuple(str(path) for path in sources))
+    source = tuple(str(i if isinstance(images, np.ndarray) else images[i]) for i in order)
+    return ViewPairs(first, second, warps, source)
 
 
 class _View(NamedTuple):
@@ -110,10 +118,10 @@ class _View(NamedTuple):
     mirrored: bool = False
 
 
-def _pair(item: tuple[int, Path], size: int, seed: int, recipe: PairRecipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pair(item: tuple[int, Path | np.ndarray], size: int, seed: int, recipe: PairRecipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First view, second view and the warp between them, of a pair given by its number and its image."""
-    index, path = item
-    image = read_rgb(path)
+    index, source = item
+    image = Image.fromarray(source) if isinstance(source, np.ndarray) else read_rgb(source)
     random = np.random.default_rng((seed, index))
     first, second = _draw_views(random, *image.size, recipe)
     warp = np.linalg.inv(_to_image(second, size)) @ _to_image(first, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,8 +128,8 @@ def test_one_folder_is_split_so_that_no_image_is_in_two_parts(folders):
     ("change", "message"),
     [
         ({"folders": Folders()}, r"no images are given.*--folders\.images"),
-        ({"data": DataSize(test=99)}, r'test is 99, but the folder has 8 images.*images/val"\); lower --data\.test'),
-        ({"data": DataSize(val=19)}, r'val is 19, but the folder has 18 images.*images/train"\); lower --data\.val'),
+        ({"data": DataSize(test=99)}, r'test is 99, but the folder ".*images/val" has 8 images for it; lower --data\.test'),
+        ({"data": DataSize(val=19)}, r'val is 19, but the folder ".*images/train" has 18 images for it; lower --data\.val'),
         ({"data": dataclasses.replace(SIZE, analysis_images=7)}, r"analysis_images \(7\) is more than test \(6\)"),
     ],
 )
@@ -160,3 +161,90 @@ def test_one_of_two_plain_folders_of_masks_is_refused(folders, missing):
     plain = dataclasses.replace(folders, voc=None, mask_images=folders.images, masks=folders.images)
     with pytest.raises(ValueError, match="images and their masks belong together; name both"):
         folder_data(dataclasses.replace(plain, **{missing: None}), SIZE, 16, seed=0)
+
+
+SMALL = DataSize(pairs=2, calibration=2, analysis_images=2, gallery=2)
+
+
+def write_plain(root, names, first=0):
+    for number, name in enumerate(names):
+        write_picture(root / f"{name}.png", first + number)
+    return root
+
+
+def pixels_of(data, part) -> set[bytes]:
+    return {image.tobytes() for image in data.parts[part].images}
+
+
+@pytest.mark.parametrize("names", ["abcdefghijkl", [f"{year}/{month}/{i}" for year in (2020, 2021) for month in "ab" for i in range(3)]])
+def test_images_without_classes_are_divided_at_random(tmp_path, names):
+    plain = Folders(write_plain(tmp_path / "plain", names))
+    data = folder_data(plain, SMALL, 16, seed=0)
+    assert not data.labelled
+    assert (data.labels, data.classes) == ({}, ())
+    assert [len(data.parts[part].images) for part in ("train", "val", "test")] == [8, 2, 2]
+    assert len(pixels_of(data, "train") | pixels_of(data, "val") | pixels_of(data, "test")) == 12
+    assert len(data.views.warp) == 2
+    assert data.title == "images of plain without classes"
+    assert json.loads(json.dumps(data.key))["classes"] == []
+    assert pixels_of(folder_data(plain, SMALL, 16, seed=1), "test") != pixels_of(data, "test")
+
+
+def test_images_directly_in_train_and_val_are_for_fitting_and_for_reporting(tmp_path):
+    write_plain(tmp_path / "train", "abcdef")
+    write_plain(tmp_path / "val", "abc", first=50)
+    data = folder_data(Folders(tmp_path), SMALL, 16, seed=0)
+    assert [len(data.parts[part].images) for part in ("train", "val", "test")] == [4, 2, 3]
+    assert not pixels_of(data, "test") & (pixels_of(data, "train") | pixels_of(data, "val"))
+    assert not data.labelled
+
+
+def test_images_without_classes_have_masks_and_keypoints_all_the_same(folders, tmp_path):
+    plain = dataclasses.replace(folders, images=write_plain(tmp_path / "plain", "abcdefghijkl"))
+    data = folder_data(plain, dataclasses.replace(SIZE, train=None, val=None, test=None, pairs=2, analysis_images=2, gallery=2), 16, seed=0)
+    labelled = folder_data(folders, SIZE, 16, seed=0)
+    assert labelled.labelled
+    assert set(data.parts) == set(labelled.parts)
+    np.testing.assert_array_equal(data.masks.test, labelled.masks.test)
+    np.testing.assert_array_equal(data.keypoints.source_points, labelled.keypoints.source_points)
+
+
+def test_titles_name_the_folders(folders, tmp_path, monkeypatch):
+    assert folder_data(folders, SIZE, 16, seed=0).title == "images of images, of voc, of spair"
+    plain = write_plain(tmp_path / "plain", "abcdefghijkl")
+    size = dataclasses.replace(SMALL, segmentation=3, segmentation_test=2)
+    data = folder_data(Folders(plain, views=plain, voc=folders.voc), size, 16, seed=0)
+    assert data.title == "images of plain without classes, of voc"
+    monkeypatch.chdir(plain)
+    assert folder_data(Folders(Path(".")), SMALL, 16, seed=0).title == "images of plain without classes"
+
+
+def test_folders_that_have_neither_classes_nor_plain_images_are_refused(tmp_path):
+    def refused(match: str, *paths: str) -> None:
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for number, path in enumerate(paths):
+            write_picture(root / path, number)
+        with pytest.raises(ValueError, match=match) as error:
+            folder_data(Folders(root), SMALL, 16, seed=0)
+        assert "\n" not in str(error.value)
+
+    refused(r'one class folder, ant: a probe of one class is always right; add classes, or name ".*/ant" itself', "ant/1.png", "ant/2.png")
+    refused("images outside any class folder .*one folder of images without classes", "loose.png", "ant/1.png", "bee/1.png")
+    refused(r"has test, train, which are splits and no classes", "train/1.png", "test/1.png")
+    refused(r'has images in ".*/set/train/ant", a split', "set/train/ant/1.png", "set/val/ant/1.png")
+    refused(r'val" has class folders, ".*train" has none; use one layout for both', "train/1.png", "val/ant/1.png", "val/bee/1.png")
+    refused("val.* has images outside any class folder", "train/ant/1.png", "train/bee/1.png", "val/1.png")
+    refused(r"too few images for part test \(1 of at least 2\); add images", *(f"{i}.png" for i in range(9)))
+
+
+def test_real_photographs_are_read_without_their_classes(tmp_path):
+    root = SHARED / "data" / "photos"
+    if not root.exists():
+        pytest.skip(f"needs the photographs beside the checkout ({root})")
+    for split, count in (("train", 8), ("val", 4)):
+        (tmp_path / split).mkdir()
+        for path in sorted((root / split).rglob("*.jpg"))[:count]:
+            shutil.copy(path, tmp_path / split / f"{path.parent.name}-{path.name}")
+    data = folder_data(Folders(tmp_path), SMALL, 32, seed=0)
+    assert [len(data.parts[part].images) for part in ("train", "val", "test", "first")] == [6, 2, 4, 2]
+    assert not data.labelled
