@@ -119,7 +119,7 @@ def _checked_images(part: str, pixels: Any) -> Images:
     if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
         raise ValueError(f"images of part {part} have the shape {images.shape}, not (images, height, width, 3); {_to_rgb(images.shape)}")
     if len(images) < 2:
-        raise ValueError(f"part {part} has {len(images)} images; give at least 2")
+        raise ValueError(f"part {part} has too few images ({len(images)}); give at least 2")
     if images.dtype != np.uint8:
         low, high = (f"{bound:.6g}" for bound in (images.min(), images.max())) if images.dtype.kind in "fiu" else ("?", "?")
         values = f"{images.dtype} from {low} to {high}, not uint8 from 0 to 255"
@@ -154,7 +154,9 @@ def _to_bytes(images: np.ndarray) -> str:
 def _checked_labels(part: str, entries: Any, count: int) -> Labels:
     labels = _array(f"labels of part {part}", entries)
     if labels.dtype.kind not in "iufb":
-        remedy = "number them: labels = np.searchsorted(classes, labels) with classes = np.unique(train_labels), and pass classes too"
+        remedy = (
+            "number them: labels = [classes.index(label) for label in labels] with classes = sorted(set(train_labels)), and pass classes"
+        )
         raise ValueError(f"labels of part {part} are strings or objects, not integers; {remedy}")
     if labels.ndim == 2:
         remedy = "use labels[:, 0]" if labels.shape[1] == 1 else "use labels.argmax(axis=1)"

@@ -184,3 +184,11 @@ def test_real_photographs_agree_along_the_warp() -> None:
         assert visible.mean() > 0.4
     assert np.mean(right) < 6, "no more than resampling at another scale, in 0..255"
     assert np.mean(wrong) > 5 * np.mean(right)
+
+
+def test_pixels_have_the_views_of_their_files(tmp_path: Path) -> None:
+    pictures = np.stack([noise(24, 20, seed=i) for i in range(5)])
+    files, arrays = view_pairs(write_images(tmp_path, [*pictures]), 4, 16, seed=2), view_pairs(pictures, 4, 16, seed=2)
+    for name in ("first", "second", "warp"):
+        np.testing.assert_array_equal(getattr(files, name), getattr(arrays, name))
+    assert [Path(path).stem for path in files.source] == list(arrays.source)
