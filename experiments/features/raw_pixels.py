@@ -9,8 +9,8 @@ from experiments.features.extraction import Features
 
 
 def raw_pixels(images: UInt8[np.ndarray, "images height width 3"]) -> Features:
-    """Features made of pixels alone: those averaged over 16 x 16 cells in the place of CLS, and as patches the pixels of squares of side
-    8, or 14, or single pixels where neither divides the image."""
+    """Features made of pixels alone: those averaged over 16 x 16 cells (fewer, where 16 does not divide a side) in the place of CLS, and
+    as patches the pixels of squares of side 8, or 14, or single pixels where neither divides the image."""
     n, height, width, _ = images.shape
     side = next(s for s in (8, 14, 1) if height % s == 0 and width % s == 0)
 
@@ -18,7 +18,8 @@ def raw_pixels(images: UInt8[np.ndarray, "images height width 3"]) -> Features:
         return pixels.reshape(n, rows, height // rows, columns, width // columns, 3)
 
     pixels = images.astype(np.float32) / 255
-    small = cells(pixels, 16, 16).mean(axis=(2, 4)).reshape(n, -1)
+    most = [max(count for count in range(1, 17) if length % count == 0) for length in (height, width)]
+    small = cells(pixels, *most).mean(axis=(2, 4)).reshape(n, -1)
     patches = cells(pixels, height // side, width // side).swapaxes(2, 3).reshape(n, -1, side * side * 3)
     return Features(
         cls=small,

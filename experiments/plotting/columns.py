@@ -1,4 +1,4 @@
-"""The scores that tables and bars show, in the order of their columns."""
+"""Columns of the tables and bars that show scores."""
 
 from __future__ import annotations
 
@@ -7,45 +7,47 @@ from typing import NamedTuple
 
 from experiments.rows import Row
 
+ScoreKey = tuple[str, str, str | None, str | None]
+"""Task, metric, feature and read-out of a score."""
+
 
 class Column(NamedTuple):
-    """One score of a table: the task, metric and feature of its rows, and its heading (HTML); the score is a share of 1."""
+    """One score of the tables; declared by its task (`experiments.tasks.base.Task.columns`).
 
-    task: str
+    Attributes:
+        metric, feature, readout: of its rows.
+        heading: as HTML.
+        primary: whether it is one of the study's main scores.
+        task: name of the task, which the table of tasks fills in.
+    """
+
     metric: str
     feature: str
     heading: str
+    readout: str | None = None
+    primary: bool = False
+    task: str = ""
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """Task, metric and feature."""
-        return self.task, self.metric, self.feature
+    def key(self) -> ScoreKey:
+        """What its rows have in common."""
+        return self.task, self.metric, self.feature, self.readout
 
 
-SCORE_COLUMNS = (
-    Column("linear_probe", "top1", "cls", "linear probe<br>CLS"),
-    Column("linear_probe", "top1_frozen", "cls", "frozen probe<br>CLS"),
-    Column("linear_probe", "top1", "patch_mean", "linear probe<br>patch mean"),
-    Column("knn", "top1_k20", "cls", "k-NN (k 20)<br>CLS"),
-    Column("retrieval", "recall_at_1", "cls", "Recall@1<br>CLS"),
-    Column("correspondence", "accuracy", "patches", "corre-<br>spondence<br>all patches"),
-    Column("correspondence", "accuracy", "digit_patches", "corre-<br>spondence<br>digit patches"),
-    Column("spair", "pck_0.1", "patches", "keypoints<br>PCK@0.1 box"),
-    Column("segmentation", "miou", "patches", "mIoU<br>linear head"),
-    Column("segmentation", "miou_frozen", "patches", "mIoU<br>frozen head"),
-    Column("segmentation", "miou_retrieval", "patches", "mIoU<br>retrieval"),
-)
+def score_key(row: Row) -> ScoreKey:
+    """The key of the column that a row belongs to."""
+    return row["task"], row["metric"], row["feature"], row["readout"]
 
 
-def columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that a study has scores for."""
-    keys = {(r["task"], r["metric"], r["feature"]) for r in rows}
-    return [column for column in SCORE_COLUMNS if column.key in keys]
+def filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """The columns that rows have scores for."""
+    keys = {score_key(row) for row in rows}
+    return [column for column in columns if column.key in keys]
 
 
-def refitted_columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that a study has scores for, without those of frozen read-outs."""
-    return [column for column in columns(rows) if not column.metric.endswith("_frozen")]
+def refitted(columns: Sequence[Column]) -> list[Column]:
+    """The columns without those of frozen read-outs."""
+    return [column for column in columns if column.readout != "frozen"]
 
 
 def plain_heading(heading: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
 from experiments.plotting.colours import FONT
+from experiments.plotting.hover import scaled
 from experiments.rows import Row
 
 
@@ -40,8 +41,9 @@ def grid(lines: Sequence[tuple[str, Sequence[str]]]) -> str:
     return f'<div class="maps" style="grid-template-columns: 8rem repeat({across}, 1fr)">{cells}</div>'
 
 
-def interval_cell(row: Row | None, text: Callable[[float], str] = "{:.3f}".format) -> str:
-    """The value of a row and its 95 % interval as a cell of a table, each number written by `text`; an empty cell where there is no row."""
+def interval_cell(row: Row | None, form: str = ".3f") -> str:
+    """The value of a row and its 95 % interval in its unit as a cell of a table; an empty cell where there is no row."""
     if row is None:
         return "<td></td>"
-    return f"<td>{text(row['value'])}<small>{text(row['ci_low'])} – {text(row['ci_high'])}</small></td>"
+    value, low, high = (scaled(row, field, form) for field in ("value", "ci_low", "ci_high"))
+    return f"<td>{value}<small>{low} – {high}</small></td>"

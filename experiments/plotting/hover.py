@@ -21,28 +21,45 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def interval(row: Row, scale: float = 100) -> str:
-    """The value of a row and its 95 % interval."""
+def scaled(row: Row, field: str = "value", form: str = ".1f") -> str:
+    """A number of a row in its unit, with one decimal: a share of 0.5 is "50.0"."""
+    return format(row["scale"] * row[field], form)
+
+
+def interval(row: Row) -> str:
+    """The value of a row and its 95 % interval, in its unit."""
+    scale = row["scale"]
     return f"{scale * row['value']:.3f} [{scale * row['ci_low']:.3f}, {scale * row['ci_high']:.3f}]"
 
 
-def hover(row: Row | None, scale: float = 100) -> str:
+def hover(row: Row | None) -> str:
     """Everything that is known of a number, as lines of HTML: what it is, its interval, its comparison, published counterparts."""
     if row is None:
         return "not run"
-    lines = [f"{label(row['model'])} · {row['condition']}", f"{row['task']}: {row['metric']} of {row['feature']}, layer {row['layer']}"]
+    scale, unit = row["scale"], f" {row['unit']}" if row["unit"] else ""
+    readout = f", {row['readout']}" if row["readout"] else ""
+    lines = [f"{label(row['model'])} · {row['condition']}", f"{row['task']}: {row['metric']}{_read(row)}{readout}"]
     lines += [row["protocol"][start : start + _WRAP] for start in range(0, len(row["protocol"]), _WRAP)]
-    lines.append(f"value {interval(row, scale)}, n = {row['n']}")
+    lines.append(f"value {interval(row)}{unit}, n = {row['n']} {row['n_unit']}")
     if row["seeds"] > 1:
         lines.append(f"mean over {row['seeds']} seeds, from {scale * min(row['by_seed']):.3f} to {scale * max(row['by_seed']):.3f}")
     if row["delta"] is not None:
         corrected = "" if row["p_holm"] is None else f", by Holm over {row['holm_tests']} {row['p_holm']:.4f}"
         change, low, high = (scale * row[name] for name in ("delta", "delta_ci_low", "delta_ci_high"))
         lines.append(f"against full {change:+.3f} [{low:+.3f}, {high:+.3f}], p = {row['p_value']:.4f}{corrected}")
-    for other in row.get("published", ()):
+    for other in row["published"] or ():
         lines.append(f"published {scale * other['value']:.2f} ({scale * other['difference']:+.2f} here): {other['source'][:80]}")
-    lines += [f"{mark} {row[name]}" for mark, name in (("†", "note"), ("‡", "flag"), ("", "detail")) if row.get(name)]
+    lines += [f"{mark} {row[name]}" for mark, name in (("†", "note"), ("‡", "flag"), ("", "detail")) if row[name]]
     return "<br>".join([*lines, f"cell {row['cell']}"])
+
+
+def _read(row: Row) -> str:
+    """What a number is read from: " of cls, block 5", "[2] of patches, block 11", " of r1 and r2, block 11"."""
+    index = "" if row["index"] is None else f"[{row['index']}]"
+    pair = [row[name] for name in ("register_a", "register_b") if row[name]]
+    tokens = row["feature"] or " and ".join(pair)
+    block = "" if row["layer"] is None else f", block {row['layer']}"
+    return f"{index} of {tokens}{block}"
 
 
 def meter_lines(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
@@ -65,10 +82,11 @@ def errors(rows: Sequence[Row], scale: float = 100) -> dict[str, Any]:
     }
 
 
-def delta_errors(rows: Sequence[Row], scale: float = 100) -> dict[str, Any]:
-    """The intervals of differences from the full condition as plotly error bars; of length 0 where a row is not compared."""
+def delta_errors(rows: Sequence[Row]) -> dict[str, Any]:
+    """The intervals of differences from the full condition as plotly error bars, in the units of the rows; of length 0 where a row is not
+    compared."""
     return {
-        "array": [scale * ((r["delta_ci_high"] or 0) - (r["delta"] or 0)) for r in rows],
-        "arrayminus": [scale * ((r["delta"] or 0) - (r["delta_ci_low"] or 0)) for r in rows],
+        "array": [r["scale"] * ((r["delta_ci_high"] or 0) - (r["delta"] or 0)) for r in rows],
+        "arrayminus": [r["scale"] * ((r["delta"] or 0) - (r["delta_ci_low"] or 0)) for r in rows],
         "thickness": 1,
     }

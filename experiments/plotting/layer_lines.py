@@ -52,7 +52,7 @@ def _line(rows: Sequence[Row], look: Style, scale: float, intervals: bool) -> go
         x=[r["layer"] for r in rows],
         y=[scale * r["value"] for r in rows],
         error_y=errors(rows, scale) if intervals else None,
-        customdata=[hover(r, scale) for r in rows],
+        customdata=[hover(r) for r in rows],
         hovertemplate="%{customdata}<extra></extra>",
         line={"color": look.colour, "dash": look.dash},
         mode="lines+markers",

@@ -1,7 +1,8 @@
 """What a task is: features of one condition in, metrics with per-example scores out, each with the id of its protocol.
 
-To add a task (depth, say), write one file in this package with a function like `Task.run` that returns `MetricResult`s, and name it in
-one line of `experiments.tasks.table.TASKS`.
+To add a task (depth, say), write one file with a function like `Task.run` that returns `MetricResult`s, and a `Task` that declares its
+version, what it needs of the data, its settings and its columns on the page. A study takes it as a plug-in (`--plugin FILE`, which has
+`TASKS = {"depth": Task(...)}`), or from Python (`Study(tasks={"depth": Task(...)})`); tasks of this package stand in `tasks.table`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.datasets.base import StudyData
-from experiments.features.extraction import Features, Norm
+from experiments.features.extraction import Features, Images, Norm
+from experiments.plotting.columns import Column
 from jaxvit.inference import Finish, Scores, mean_ratio, over_seeds, ratio, weighted_median
-from jaxvit.metrics import mean_iou
 
 CONSTANT = "constant by construction"
 SolverName = Literal["logistic", "ridge", "sgd"]
@@ -25,11 +26,20 @@ Feature = Literal["cls", "patch_mean", "register_mean", "registers", "cls+patch_
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 FrozenReadouts = Mapping[str, np.ndarray]
 """Arrays of the read-outs that a task fitted in the full condition, by name; empty in the full condition itself."""
-FINISHES: dict[str, Finish] = {"ratio": ratio, "mean_ratio": mean_ratio, "mean_iou": mean_iou, "weighted_median": weighted_median}
-"""Functions that turn summed scores into a metric, by the name that is stored with the scores."""
-FINISH_NAMES: dict[Finish, str] = {finish: name for name, finish in FINISHES.items()}
-METADATA = ("metric", "feature", "protocol", "note", "full_metric", "flag", "detail")
-"""Fields of `MetricResult` that are stored as JSON."""
+REFITTED, FROZEN = "refitted", "frozen"
+"""Read-outs: fitted under the condition, or in the full condition and applied unchanged."""
+
+
+class Unit(NamedTuple):
+    """How a number is shown: the unit of value x scale, and its direction (None where neither is better)."""
+
+    name: str = ""
+    scale: float = 1.0
+    higher_is_better: bool | None = None
+
+
+PERCENT = Unit("%", 100.0, higher_is_better=True)
+"""Of scores that are shares of 1."""
 
 
 @dataclass(frozen=True)
@@ -103,25 +113,46 @@ class MetricResult(NamedTuple):
 
     Attributes:
         metric: name of the number.
-        feature: which tokens it reads.
+        feature: which tokens it reads; None where `fields` says it.
         protocol: id of the protocol.
         scores: by independent unit (image or pair), one entry for each seed of the task.
+        unit: how it is shown.
+        readout: `REFITTED`, `FROZEN`, or None where nothing is fitted.
+        by_construction: it is what it is because of how the condition is made.
         note: what a reader must know about it.
-        full_metric: metric of the full condition that it is compared with, by default the same.
         flag: what may be wrong with it, such as a regularisation chosen at the edge of its grid.
         detail: what was chosen, and how the solver ended.
+        n_unit: what a unit is.
+        fields: more fields of its row (`experiments.rows.RowFields`): index, register_a, layer, ...
         readouts: arrays of the read-outs fitted for it, by name; other conditions are evaluated with those of the full condition.
     """
 
     metric: str
-    feature: str
+    feature: str | None
     protocol: str
     scores: Sequence[Scores]
+    unit: Unit = PERCENT
+    readout: str | None = None
+    by_construction: bool = False
     note: str = ""
-    full_metric: str = ""
     flag: str = ""
     detail: str = ""
+    n_unit: str = "images"
+    fields: Mapping[str, Any] = {}
     readouts: Mapping[str, np.ndarray] = {}
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What it has in common with the same metric under other conditions, frozen or refitted."""
+        return self.metric, self.feature, tuple(sorted(self.fields.items()))
+
+    @property
+    def row_fields(self) -> dict[str, Any]:
+        """The fields of its row that it determines."""
+        texts = {name: getattr(self, name) or None for name in ("note", "flag", "detail")}
+        unit = {"unit": self.unit.name, "scale": self.unit.scale, "higher_is_better": self.unit.higher_is_better}
+        same = {name: getattr(self, name) for name in ("metric", "feature", "protocol", "readout", "by_construction", "n_unit")}
+        return {**same, **texts, **unit, **self.fields}
 
 
 class FeatureSource(Protocol):
@@ -131,6 +162,10 @@ class FeatureSource(Protocol):
 
     def first_test(self, count: int) -> Features:
         """Features of the first `count` test images."""
+
+    def of_images(self, images: Images, part: str) -> Features:
+        """Features of images that a task makes from the leading ones of a part, without their patches; not kept. What is random in a
+        condition is drawn for an image as for the one that it is made from."""
 
 
 class Context(NamedTuple):
@@ -155,39 +190,78 @@ class Context(NamedTuple):
         return {"images": self.data.protocols["labels"], **self.readouts.where}
 
 
-class Task(NamedTuple):
+def _no_settings(readouts: Readouts) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Task:
     """One question that is asked of features.
 
     Attributes:
         run: metrics of one condition, from its features, the context and the read-outs of the full condition.
-        possible: whether the data have what the task needs.
         parts: parts of the data that it reads; "analysis" for the test images of measures without labels.
+        possible: whether the data have what the task needs.
+        version: raise it when the same features and settings give other numbers: finished cells are then not used again.
+        settings: everything that its numbers depend on besides features, data and seeds, as JSON; in the key of its cells.
+        columns: those of its scores that tables and bars show, in order.
+        finishes: functions, besides those of `jaxvit.inference`, that turn summed scores into its metrics.
     """
 
     run: Callable[[FeatureSource, Context, FrozenReadouts], list[MetricResult]]
-    possible: Callable[[StudyData], bool]
     parts: Callable[[StudyData], Sequence[str]]
+    possible: Callable[[StudyData], bool]
+    version: int = 1
+    settings: Callable[[Readouts], dict[str, Any]] = _no_settings
+    columns: tuple[Column, ...] = ()
+    finishes: tuple[Finish, ...] = ()
 
 
-def constant_note(features: np.ndarray) -> str:
-    """The note of a metric whose features [examples, width] are the same for all examples, as zeroed tokens are; else ""."""
-    return "" if np.ptp(features, axis=0).any() else CONSTANT
+def is_constant(features: np.ndarray) -> bool:
+    """Whether features [examples, width] are the same for all examples, as zeroed tokens are: what is read from them is then what it is
+    by construction."""
+    return not np.ptp(features, axis=0).any()
+
+
+def constant_fields(features: np.ndarray) -> dict[str, Any]:
+    """The fields of a `MetricResult` that say whether its features [examples, width] are constant."""
+    constant = is_constant(features)
+    return {"by_construction": constant, "note": CONSTANT if constant else ""}
+
+
+_ARRAYS = ("scores", "readouts")
+"""Fields of `MetricResult` that are stored as arrays; the others are stored as JSON."""
+_FINISHES = (ratio, mean_ratio, weighted_median)
+
+
+def scores_array(position: int) -> str:
+    """The name of the array with the scores of one of several results."""
+    return f"scores/{position}"
+
+
+def pack_scores(results: Sequence[MetricResult]) -> dict[str, np.ndarray]:
+    """The contributions of results as named arrays [units, seeds, *parts]."""
+    return {scores_array(i): np.stack([np.asarray(s.contributions) for s in result.scores], axis=1) for i, result in enumerate(results)}
 
 
 def pack(results: Sequence[MetricResult]) -> dict[str, np.ndarray]:
-    """Results as named arrays: contributions [units, seeds, *parts], read-outs, and the metadata as JSON."""
-    metadata = [{name: getattr(r, name) for name in METADATA} | {"finish": FINISH_NAMES[r.scores[0].finish]} for r in results]
-    scores = {f"scores/{i}": np.stack([np.asarray(s.contributions) for s in r.scores], axis=1) for i, r in enumerate(results)}
+    """Results as named arrays: contributions, read-outs, and all else as JSON."""
+    entries = []
+    for result in results:
+        entry = {name: value for name, value in result._asdict().items() if name not in _ARRAYS}
+        entries.append({**entry, "fields": dict(result.fields), "finish": result.scores[0].finish.__name__})
     readouts = {f"readouts/{name}": array for r in results for name, array in r.readouts.items()}
-    return {"metadata": np.array(json.dumps(metadata)), **scores, **readouts}
+    return {"metadata": np.array(json.dumps(entries)), **pack_scores(results), **readouts}
 
 
-def unpack(arrays: Mapping[str, np.ndarray]) -> list[MetricResult]:
+def unpack(arrays: Mapping[str, np.ndarray], task: Task) -> list[MetricResult]:
     """The results of `pack`, without read-outs."""
+    finishes = {finish.__name__: finish for finish in (*_FINISHES, *task.finishes)}
     results = []
     for i, entry in enumerate(json.loads(str(arrays["metadata"]))):
-        finish, contributions = FINISHES[entry.pop("finish")], arrays[f"scores/{i}"]
-        results.append(MetricResult(**entry, scores=[Scores(contributions[:, s], finish) for s in range(contributions.shape[1])]))
+        finish, contributions = finishes[entry.pop("finish")], arrays[scores_array(i)]
+        scores = [Scores(contributions[:, s], finish) for s in range(contributions.shape[1])]
+        results.append(MetricResult(**{**entry, "unit": Unit(*entry["unit"])}, scores=scores))
     return results
 
 

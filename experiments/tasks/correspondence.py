@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float
 
+from experiments.datasets.base import StudyData
 from experiments.features.extraction import patch_grid
-from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, protocol_id
+from experiments.plotting.columns import Column
+from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, Readouts, Task, protocol_id
 from jaxvit import metrics
 from jaxvit.inference import ratio_scores
 
@@ -14,6 +18,13 @@ FOREGROUND = 0.25
 """A patch belongs to a set of pixels where more than this share of its pixels does."""
 VIEWS = ("first", "second")
 """Parts of the data with the two views of every pair."""
+PAIRS = "pairs of views"
+"""The unit of scores of pairs."""
+
+
+def has_views(data: StudyData) -> bool:
+    """Whether there are pairs of views."""
+    return data.views is not None
 
 
 def correspondence(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
@@ -30,8 +41,8 @@ def correspondence(features: FeatureSource, context: Context, frozen_readouts: F
     results = []
     for name, mask in sets.items():
         matches = metrics.correspondence(first, second, views.warp, (rows, columns), side, tolerance, mask)
-        results.append(MetricResult("accuracy", name, protocol, [ratio_scores(matches.hits, matches.points)]))
-        results.append(MetricResult("cycle_consistency", name, protocol, [ratio_scores(matches.cycles, matches.points)]))
+        results.append(MetricResult("accuracy", name, protocol, [ratio_scores(matches.hits, matches.points)], n_unit=PAIRS))
+        results.append(MetricResult("cycle_consistency", name, protocol, [ratio_scores(matches.cycles, matches.points)], n_unit=PAIRS))
     return results
 
 
@@ -39,3 +50,19 @@ def _pixel_shares(pixels: Bool[np.ndarray, "images height width"], side: int) ->
     """Share of each patch's pixels that belong to a set."""
     n, height, width = pixels.shape
     return pixels.reshape(n, height // side, side, width // side, side).mean(axis=(2, 4)).reshape(n, -1)
+
+
+def _settings(readouts: Readouts) -> dict[str, Any]:
+    return {"tolerance": readouts.tolerance, "foreground": FOREGROUND}
+
+
+CORRESPONDENCE = Task(
+    correspondence,
+    parts=lambda data: VIEWS,
+    possible=has_views,
+    settings=_settings,
+    columns=(
+        Column("accuracy", "patches", "corre-<br>spondence<br>all patches", primary=True),
+        Column("accuracy", "digit_patches", "corre-<br>spondence<br>digit patches"),
+    ),
+)

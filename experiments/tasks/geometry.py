@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from experiments.datasets.base import StudyData
 from experiments.features.extraction import Features
-from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, protocol_id
+from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, Task, Unit, protocol_id
 from jaxvit import geometry
 from jaxvit.inference import mean_scores, median_scores
 
@@ -33,11 +34,16 @@ def patch_norms(features: FeatureSource, context: Context, frozen_readouts: Froz
 
 
 def register_cosine(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
-    """Cosine of every pair of registers of an image: metric "r1", feature "r2" for the first and the second."""
+    """Cosine of every pair of registers of an image."""
     cosine = np.asarray(geometry.pairwise_cosine(jnp.asarray(_analysis(features, context).registers)))
     protocol = protocol_id("register_cosine", average="mean", **context.readouts.where)
     pairs = [(a, b) for a in range(cosine.shape[1]) for b in range(a + 1, cosine.shape[1])]
-    return [MetricResult(f"r{a + 1}", f"r{b + 1}", protocol, [mean_scores(cosine[:, a, b])]) for a, b in pairs]
+    return [
+        MetricResult(
+            "cosine", None, protocol, [mean_scores(cosine[:, a, b])], Unit(), fields={"register_a": f"r{a + 1}", "register_b": f"r{b + 1}"}
+        )
+        for a, b in pairs
+    ]
 
 
 def _analysis(features: FeatureSource, context: Context) -> Features:
@@ -66,10 +72,10 @@ def _ranks(patches: Float[Array, "images patches width"], where: dict[str, Any])
         ("participation_ratio_mean", "participation_ratio", "mean", mean_scores(participation)),
     ):
         protocol = protocol_id("effective_rank", form=form, centred=False, average=average, **where)
-        yield MetricResult(metric, "patches", protocol, [scores])
+        yield MetricResult(metric, "patches", protocol, [scores], Unit())
     protocol = protocol_id("spectrum", of="Gram eigenvalues, shares", centred=False, average="mean", **where)
     for k in range(min(_SPECTRUM, shares.shape[1])):
-        yield MetricResult(f"spectrum[{k}]", "patches", protocol, [mean_scores(shares[:, k])])
+        yield MetricResult("spectrum", "patches", protocol, [mean_scores(shares[:, k])], Unit(), fields={"index": k})
 
 
 def _norms(
@@ -78,6 +84,15 @@ def _norms(
     """Norms before the final norm, as the features are read, and outliers."""
     for metric, norms, norm in (("norm_before_final", before, "none"), ("norm", after, where["norm"])):
         protocol = protocol_id("patch_norm", average="mean over patches, then images", **(where | {"norm": norm}))
-        yield MetricResult(metric, "patches", protocol, [mean_scores(norms.mean(axis=1))])
+        yield MetricResult(metric, "patches", protocol, [mean_scores(norms.mean(axis=1))], Unit())
     protocol = protocol_id("outliers", above=OUTLIER_NORM, **(where | {"norm": "none"}))
-    yield MetricResult("outlier_share", "patches", protocol, [mean_scores((before > OUTLIER_NORM).mean(axis=1))])
+    yield MetricResult("outlier_share", "patches", protocol, [mean_scores((before > OUTLIER_NORM).mean(axis=1))], Unit("%", 100.0))
+
+
+def _parts(data: StudyData) -> Sequence[str]:
+    return ("analysis",)
+
+
+EFFECTIVE_RANK = Task(effective_rank, _parts, possible=lambda data: True, settings=lambda readouts: {"spectrum": _SPECTRUM})
+PATCH_NORMS = Task(patch_norms, _parts, possible=lambda data: True, settings=lambda readouts: {"outlier_norm": OUTLIER_NORM})
+REGISTER_COSINE = Task(register_cosine, _parts, possible=lambda data: True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from experiments.datasets.base import Keypoints
 from experiments.features.extraction import patch_grid
-from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, protocol_id
+from experiments.plotting.columns import Column
+from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, Readouts, Task, protocol_id
 from jaxvit import metrics
 from jaxvit.inference import Scores, mean_ratio, ratio_scores
 
@@ -30,7 +32,7 @@ def keypoints(features: FeatureSource, context: Context, frozen_readouts: Frozen
             protocol = protocol_id("pck", alpha=alpha, by=by, images=data.protocols["keypoints"], match="cosine", **context.readouts.where)
             metric = f"pck_{alpha:g}" + ("" if by == "box" else "_image_size")
             for suffix, feature, scores in _averages(hits_at_alpha, counts, pairs):
-                results.append(MetricResult(metric + suffix, feature, protocol, [scores]))
+                results.append(MetricResult(metric + suffix, feature, protocol, [scores], n_unit="source images"))
     return results
 
 
@@ -67,3 +69,16 @@ def _averages(hits: Float[np.ndarray, "pairs"], counts: Float[np.ndarray, "pairs
         for values in (hits, counts)
     ]
     yield "_mean_of_categories", "patches", Scores(np.stack(by_category, axis=2), mean_ratio)
+
+
+def _settings(readouts: Readouts) -> dict[str, Any]:
+    return {"alphas": list(readouts.alphas)}
+
+
+KEYPOINTS = Task(
+    keypoints,
+    parts=lambda data: ("keypoints",),
+    possible=lambda data: data.keypoints is not None,
+    settings=_settings,
+    columns=(Column("pck_0.1", "patches", "keypoints<br>PCK@0.1 box", primary=True),),
+)

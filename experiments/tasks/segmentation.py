@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from experiments.datasets.base import Masks
+from experiments.datasets.base import Masks, StudyData
 from experiments.features.extraction import patch_grid
-from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, pack_readout, protocol_id, unpack_readout
+from experiments.plotting.columns import Column
+from experiments.tasks.base import (
+    FROZEN,
+    REFITTED,
+    Context,
+    FeatureSource,
+    FrozenReadouts,
+    MetricResult,
+    Readouts,
+    Task,
+    pack_readout,
+    protocol_id,
+    unpack_readout,
+)
 from jaxvit import metrics
 from jaxvit.inference import Scores, ratio_scores
 from jaxvit.probes import knn, logistic
@@ -47,12 +61,16 @@ def segment(features: FeatureSource, context: Context, frozen_readouts: FrozenRe
     readout = logistic.fit(patches, shares, L2, weights, standardised=standardised)
     refitted = confusion(logistic.predict(readout, queries))
     head = protocol("linear_head", L2=L2, standardised=standardised, fit="condition")
-    results = [MetricResult("miou", "patches", head, [Scores(refitted, metrics.mean_iou)], readouts=pack_readout(_READOUT, readout))]
+    results = [
+        MetricResult(
+            "miou", "patches", head, [Scores(refitted, metrics.mean_iou)], readout=REFITTED, readouts=pack_readout(_READOUT, readout)
+        )
+    ]
     results += _iou_per_class(refitted, masks, head)
     if frozen_readouts:
         frozen = confusion(logistic.predict(unpack_readout(_READOUT, frozen_readouts, logistic.Logistic), queries))
         head = protocol("linear_head", L2=L2, standardised=standardised, fit="full")
-        results.append(MetricResult("miou_frozen", "patches", head, [Scores(frozen, metrics.mean_iou)], full_metric="miou"))
+        results.append(MetricResult("miou", "patches", head, [Scores(frozen, metrics.mean_iou)], readout=FROZEN))
     retrieved = []
     for seed in context.seeds:
         memory = draw_memory(weights > 0, context.readouts.memory, seed)
@@ -60,7 +78,7 @@ def segment(features: FeatureSource, context: Context, frozen_readouts: FrozenRe
         labels = knn.retrieve(patches[memory], shares[memory], queries, neighbours, TEMPERATURE, mesh=context.mesh)
         retrieved.append(Scores(confusion(np.asarray(labels)), metrics.mean_iou))
     hummingbird = protocol("hummingbird", k=neighbours, temperature=TEMPERATURE, memory=context.readouts.memory)
-    return [*results, MetricResult("miou_retrieval", "patches", hummingbird, retrieved)]
+    return [*results, MetricResult("miou_retrieval", "patches", hummingbird, retrieved, readout=REFITTED)]
 
 
 def draw_memory(usable: Bool[np.ndarray, "patches"], size: int, seed: int) -> Int[np.ndarray, "memory"]:
@@ -74,4 +92,27 @@ def _iou_per_class(confusion: Int[np.ndarray, "images classes classes"], masks: 
     for c, name in enumerate(masks.classes):
         hits, true, predicted = confusion[:, c, c], confusion[:, c].sum(axis=1), confusion[:, :, c].sum(axis=1)
         if true.sum():
-            yield MetricResult("iou", f"patches: {name}", protocol, [ratio_scores(hits, true + predicted - hits)])
+            yield MetricResult("iou", f"patches: {name}", protocol, [ratio_scores(hits, true + predicted - hits)], readout=REFITTED)
+
+
+def _parts(data: StudyData) -> Sequence[str]:
+    return (data.masks.train_part, data.masks.test_part) if data.masks else ()
+
+
+def _settings(readouts: Readouts) -> dict[str, Any]:
+    constants = {"L2": L2, "neighbours": NEIGHBOURS, "temperature": TEMPERATURE}
+    return {"standardised": readouts.standardised, "memory": readouts.memory, **constants}
+
+
+SEGMENTATION = Task(
+    segment,
+    parts=_parts,
+    possible=lambda data: data.masks is not None,
+    settings=_settings,
+    columns=(
+        Column("miou", "patches", "mIoU<br>linear head", REFITTED, primary=True),
+        Column("miou", "patches", "mIoU<br>frozen head", FROZEN),
+        Column("miou_retrieval", "patches", "mIoU<br>retrieval", REFITTED, primary=True),
+    ),
+    finishes=(metrics.mean_iou,),
+)

@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.tasks.base import Context, SolverName
+from experiments.tasks.tokens import PARTS
 from jaxvit import metrics
 from jaxvit.probes import logistic, ridge, sgd
 from jaxvit.probes.selection import Probe
-
-PARTS = ("train", "val", "test")
-"""Parts of the data with class labels: probes are fitted on the first, regularised by the second, reported on the third."""
 
 
 class Solver(NamedTuple):

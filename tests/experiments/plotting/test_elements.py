@@ -11,8 +11,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from experiments.plotting.elements import grid, interval_cell, picture, plot
-from experiments.plotting.hover import percent
-from tests.experiments.plotting.made_rows import made_row
+from tests.experiments.plotting.made_rows import PLAIN, made_row
 
 
 def test_the_same_figure_is_the_same_text_and_another_has_another_id():
@@ -40,7 +39,7 @@ def test_a_grid_is_as_wide_as_its_longest_line():
     assert html.endswith("<div>one</div>a<div>three</div>bcd</div>")
 
 
-def test_a_cell_shows_value_and_interval_or_nothing():
-    assert interval_cell(made_row(), percent) == "<td>50.0<small>40.0 – 60.0</small></td>"
-    assert interval_cell(made_row()) == "<td>0.500<small>0.400 – 0.600</small></td>"
+def test_a_cell_shows_value_and_interval_in_their_unit_or_nothing():
+    assert interval_cell(made_row(), ".1f") == "<td>50.0<small>40.0 – 60.0</small></td>"
+    assert interval_cell(made_row(**PLAIN)) == "<td>0.500<small>0.400 – 0.600</small></td>"
     assert interval_cell(None) == "<td></td>"

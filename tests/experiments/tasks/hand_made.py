@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from experiments.features.extraction import Features
 from experiments.tasks.base import Context, Readouts
+from experiments.tasks.tokens import PARTS
 from jaxvit.sharding import batch_mesh
 
 
@@ -30,3 +32,11 @@ class FeaturesByPart(dict):
     def first_test(self, count: int) -> Features:
         arrays = {name: array[:count] for name, array in self["test"]._asdict().items() if name != "captured"}
         return Features(**arrays, captured={})
+
+
+def make_classes(images: int = 12, **readouts: Any) -> tuple[FeaturesByPart, Context]:
+    """Features of train, val and test whose images are of two classes in turn, and the context of tasks on classes."""
+    labels = {part: np.arange(images) % 2 for part in PARTS}
+    context = make_context(labels=labels, classes=("a", "b"), protocols={"labels": "resized"})
+    parts = {part: make_features(images=images, seed=i) for i, part in enumerate(PARTS)}
+    return FeaturesByPart(parts), context._replace(readouts=Readouts(**readouts))

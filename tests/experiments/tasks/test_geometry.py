@@ -21,18 +21,26 @@ def test_norms_outliers_and_cosines_of_registers():
     (cosine,) = geometry.register_cosine(source, context, {})
     a, b = part.registers[:4, 0], part.registers[:4, 1]
     expected = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-    assert (cosine.metric, cosine.feature) == ("r1", "r2")
+    assert (cosine.metric, cosine.feature, cosine.fields) == ("cosine", None, {"register_a": "r1", "register_b": "r2"})
     np.testing.assert_allclose(cosine.scores[0].contributions[:, 0], expected, atol=1e-6)
 
 
 def test_the_effective_rank_of_the_table_is_the_median_over_images():
     part = make_features(images=5)
     results = geometry.effective_rank(FeaturesByPart(test=part), make_context(size={"analysis_images": 5}), {})
-    values = {r.metric: value(r.scores[0]) for r in results}
+    values = {(r.metric, *r.fields.values()): value(r.scores[0]) for r in results}
     shares = np.linalg.svd(part.patches, compute_uv=False) ** 2
     shares /= shares.sum(axis=1, keepdims=True)
     ranks = np.exp(-(shares * np.log(shares)).sum(axis=1))
-    assert values["gram_eigenvalues"] == pytest.approx(np.median(ranks), rel=1e-4)
-    assert values["gram_eigenvalues_mean"] == pytest.approx(ranks.mean(), rel=1e-4)
-    assert values["spectrum[0]"] == pytest.approx(shares[:, 0].mean(), rel=1e-4)
-    assert sum(values[f"spectrum[{k}]"] for k in range(8)) == pytest.approx(1, rel=1e-5)
+    assert values["gram_eigenvalues",] == pytest.approx(np.median(ranks), rel=1e-4)
+    assert values["gram_eigenvalues_mean",] == pytest.approx(ranks.mean(), rel=1e-4)
+    assert values["spectrum", 0] == pytest.approx(shares[:, 0].mean(), rel=1e-4)
+    assert sum(values["spectrum", k] for k in range(8)) == pytest.approx(1, rel=1e-5)
+    assert [r.fields for r in results if r.metric == "spectrum"] == [{"index": k} for k in range(8)]
+
+
+def test_every_pair_of_registers_has_its_cosine():
+    results = geometry.register_cosine(FeaturesByPart(test=make_features(registers=3)), make_context(size={"analysis_images": 5}), {})
+    assert [tuple(r.fields.values()) for r in results] == [("r1", "r2"), ("r1", "r3"), ("r2", "r3")]
+    without = geometry.register_cosine(FeaturesByPart(test=make_features(registers=0)), make_context(size={"analysis_images": 5}), {})
+    assert without == []

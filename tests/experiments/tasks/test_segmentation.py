@@ -1,10 +1,64 @@
-"""The memory of the retrieval segmentation."""
+"""Semantic segmentation: its numbers, and the memory of the retrieval."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from experiments.tasks.segmentation import draw_memory
+from experiments.datasets.base import Masks, Part
+from experiments.tasks.base import FROZEN, REFITTED, Context, Readouts, pack, unpack
+from experiments.tasks.segmentation import SEGMENTATION, draw_memory, segment
+from jaxvit import metrics
+from jaxvit.inference import value
+from tests.experiments.tasks.hand_made import FeaturesByPart, make_context, make_features
+
+
+@pytest.fixture(scope="module")
+def context() -> Context:
+    """Images of 8 x 8 pixels in 2 x 2 patches, whose halves are of one class each; no image shows the third class."""
+    mask = np.repeat([[0, 1]], 8, axis=0).repeat(4, axis=1).astype(np.uint8)
+    masks = Masks("train", "test", np.stack([mask] * 3), np.stack([mask] * 2), np.full((2, 2), 8), ("left", "right", "nowhere"))
+    parts = {masks.train_part: Part(np.zeros((3, 8, 8, 3), np.uint8)), masks.test_part: Part(np.zeros((2, 8, 8, 3), np.uint8))}
+    made = make_context(masks=masks, parts=parts, protocols={"masks": "halves"})
+    return made._replace(readouts=Readouts(memory=6))
+
+
+@pytest.fixture(scope="module")
+def features(context) -> FeaturesByPart:
+    """Patches that say which half they are of."""
+    masks = context.data.masks
+    sides = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
+    return FeaturesByPart(
+        {
+            part: make_features(count)._replace(patches=np.stack([sides] * count) + 0.01 * make_features(count, patches=4, width=2).patches)
+            for part, count in ((masks.train_part, 3), (masks.test_part, 2))
+        }
+    )
+
+
+def test_the_numbers_are_of_a_refitted_head_of_every_class_of_a_frozen_head_and_of_retrieval(context, features):
+    full = segment(features, context, {})
+    assert [(r.metric, r.feature, r.readout, len(r.scores)) for r in full] == [
+        ("miou", "patches", REFITTED, 1),
+        ("iou", "patches: left", REFITTED, 1),
+        ("iou", "patches: right", REFITTED, 1),
+        ("miou_retrieval", "patches", REFITTED, 2),
+    ]
+    assert value(full[0].scores[0]) == pytest.approx(np.mean([value(r.scores[0]) for r in full[1:3]]))
+    assert value(full[0].scores[0]) > 0.8
+    ablated = segment(features, context._replace(ablated=True), full[0].readouts)
+    (frozen,) = [r for r in ablated if r.readout == FROZEN]
+    assert frozen.identity == full[0].identity
+    assert "fit=full" in frozen.protocol
+    np.testing.assert_array_equal(frozen.scores[0].contributions, full[0].scores[0].contributions)
+
+
+def test_confusion_matrices_survive_storage_with_the_finish_that_the_task_declares(context, features):
+    results = segment(features, context, {})
+    for one, other in zip(results, unpack(pack(results), SEGMENTATION), strict=True):
+        assert [s.finish for s in other.scores] == [s.finish for s in one.scores]
+        assert [value(s) for s in other.scores] == [value(s) for s in one.scores]
+    assert results[0].scores[0].finish is metrics.mean_iou
 
 
 def test_the_memory_is_drawn_from_usable_patches_with_the_seed():
