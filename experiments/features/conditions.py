@@ -4,54 +4,46 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jaxvit
 from jaxvit import Ablation, Moments, ViTConfig
 
+Condition = Callable[[ViTConfig, Moments, int], Ablation]
+"""An intervention on tokens: from the shape of a model, the moments of its activations and a seed to an ablation."""
 RANDOM_PATCHES = 4
 """Patches that the condition "random_patches" zeroes in every image."""
 CALIBRATED_SITES = ("block_output", "block_input")
-"""Where moments of activations are needed: all conditions overwrite the output of a block, but `fix_reg_mean` its input."""
+"""Where moments of activations are measured: all conditions overwrite the output of a block, but `fix_reg_mean` its input."""
 REPLACEMENTS = ("zero_registers", "mean_registers", "noise_registers", "shuffle_registers")
 """Conditions that overwrite all registers at every block output, each with something else."""
-
-
-class Condition(NamedTuple):
-    """An intervention on tokens.
-
-    Attributes:
-        build: makes the ablation from the moments of a model's activations and a seed.
-        tokens: which tokens are overwritten, for rows and people; "" for none.
-        random: the seed matters.
-    """
-
-    build: Callable[[Moments, int], Ablation]
-    tokens: str
-    random: bool = False
+FULL = "full"
+"""The condition without ablation."""
 
 
 def conditions(config: ViTConfig) -> dict[str, Condition]:
     """Conditions that a model can run, by name, "full" (no ablation) first. Tokens are overwritten at the output of every block, in
     `fix_reg_mean` at the input of every block (Sun et al. 2024)."""
-    table = {
-        "full": Condition(lambda statistics, seed: Ablation(), ""),
-        "zero_cls": Condition(lambda statistics, seed: jaxvit.zero("cls"), "cls"),
-        "mean_cls": Condition(lambda statistics, seed: jaxvit.mean("cls", statistics), "cls"),
-        "random_patches": Condition(
-            lambda statistics, seed: jaxvit.zero(jaxvit.random_patches(RANDOM_PATCHES, seed)), "random patches", random=True
-        ),
+    table: dict[str, Condition] = {
+        FULL: no_ablation,
+        "zero_cls": lambda config, moments, seed: jaxvit.zero("cls"),
+        "mean_cls": lambda config, moments, seed: jaxvit.mean("cls", moments),
+        "random_patches": lambda config, moments, seed: jaxvit.zero(jaxvit.random_patches(RANDOM_PATCHES, seed)),
     }
     if config.registers:
         table |= {
-            "zero_registers": Condition(lambda statistics, seed: jaxvit.zero("registers"), "registers"),
-            **{name: _lesion(registers) for name, registers in lesions(config.registers).items()},
-            "mean_registers": Condition(lambda statistics, seed: jaxvit.mean("registers", statistics), "registers"),
-            "noise_registers": Condition(lambda statistics, seed: jaxvit.noise("registers", statistics, seed), "registers", random=True),
-            "shuffle_registers": Condition(lambda statistics, seed: jaxvit.shuffle("registers", seed), "registers", random=True),
-            "fix_reg_mean": Condition(lambda statistics, seed: jaxvit.mean("registers", statistics, at="block_input"), "registers"),
+            "zero_registers": lambda config, moments, seed: jaxvit.zero("registers"),
+            **{name: functools.partial(_zero_registers, registers) for name, registers in lesions(config.registers).items()},
+            "mean_registers": lambda config, moments, seed: jaxvit.mean("registers", moments),
+            "noise_registers": lambda config, moments, seed: jaxvit.noise("registers", moments, seed),
+            "shuffle_registers": lambda config, moments, seed: jaxvit.shuffle("registers", seed),
+            "fix_reg_mean": lambda config, moments, seed: jaxvit.mean("registers", moments, at="block_input"),
         }
     return table
+
+
+def no_ablation(config: ViTConfig, moments: Moments, seed: int) -> Ablation:
+    """The condition "full"."""
+    return Ablation()
 
 
 def lesions(registers: int) -> dict[str, range]:
@@ -60,10 +52,9 @@ def lesions(registers: int) -> dict[str, range]:
     return single | {f"zero_r1_to_r{n}": range(n) for n in range(2, registers)}
 
 
-def _lesion(registers: range) -> Condition:
-    tokens = f"r{registers.start + 1}" if len(registers) == 1 else f"r{registers.start + 1} to r{registers.stop}"
-    return Condition(functools.partial(_zero_registers, registers), tokens)
-
-
-def _zero_registers(registers: range, statistics: Moments, seed: int) -> Ablation:
+def _zero_registers(registers: range, config: ViTConfig, moments: Moments, seed: int) -> Ablation:
     return jaxvit.zero([f"registers[{i}]" for i in registers])
+
+
+ALL_CONDITIONS = tuple(conditions(ViTConfig(patch_size=8, width=4, depth=1, heads=1, mlp_dim=4, registers=4, image_size=8)))
+"""Names of all conditions, as a model with four registers has them."""

@@ -21,12 +21,10 @@ import numpy as np
 
 import jaxvit
 from experiments.features.argument_types import fits, in_words
-from experiments.features.conditions import CALIBRATED_SITES
+from experiments.features.conditions import Condition
+from experiments.features.recipes import made_up_moments
 from jaxvit import Ablation, Moments, ViTConfig
 from jaxvit.specs import RandomPatches
-
-Recipe = Callable[[ViTConfig, Moments, int], Ablation]
-"""Makes an ablation from a model's shape, the moments of its activations and the study's seed."""
 
 FUNCTIONS: dict[str, Callable[..., Ablation | RandomPatches]] = {
     "zero": jaxvit.zero,
@@ -61,7 +59,7 @@ class Expression(NamedTuple):
 
     name: str
     text: str
-    build: Recipe
+    build: Condition
     random: bool
 
 
@@ -76,7 +74,7 @@ def parse_condition(argument: str) -> Expression:
     try:
         name, text = _split(argument)
         tree = _parse(text)
-        trial = _Study(_TRIAL, placeholder_moments(_TRIAL), 0)
+        trial = _Study(_TRIAL, made_up_moments(_TRIAL, (_TRIAL.image_size, _TRIAL.image_size)), 0)
         _ablation(tree, trial)
         return Expression(name, ast.unparse(tree), functools.partial(_build, tree), trial.seed_was_used)
     except (RecursionError, MemoryError):
@@ -90,7 +88,7 @@ def inapplicable(ablation: Ablation, config: ViTConfig, image_size: int | tuple[
     """Why a model of this shape cannot run an ablation, in a few words, or "" if it can.
 
     Args:
-        ablation: built with this `config` and moments of its shape (`placeholder_moments` will do).
+        ablation: built with this `config` and moments of its shape (`recipes.made_up_moments` will do).
         image_size: of the study in pixels; by default that of the ablation's moments, else the nominal one of the model.
 
     Raises:
@@ -104,14 +102,6 @@ def inapplicable(ablation: Ablation, config: ViTConfig, image_size: int | tuple[
     except ValueError as error:
         return _one_line(_reason(str(error), config))
     return ""
-
-
-def placeholder_moments(config: ViTConfig, image_size: int | tuple[int, int] | None = None) -> Moments:
-    """Moments of zeros that fit a model, for whatever does not depend on their values. By default of the nominal image size."""
-    size = image_size or config.image_size
-    zeros = np.zeros((config.depth, 2 + config.registers, config.width), np.float32)
-    moments = dict.fromkeys(CALIBRATED_SITES, zeros)
-    return Moments(moments, moments, 1, (size, size) if isinstance(size, int) else size)
 
 
 @dataclass
@@ -216,9 +206,7 @@ def _call(name: str, positional: Sequence[ast.expr], keywords: Sequence[ast.keyw
     if "statistics" in parameters:
         at = arguments.get("at", parameters["at"].default)
         if at not in study.moments.mean:
-            raise ValueError(
-                f"{name} is possible at {', '.join(study.moments.mean)}, where the study measures moments; not at {_quote(at)}"
-            )
+            raise ValueError(f"{name} is possible at {', '.join(study.moments.mean)}; not at {_quote(at)}")
         arguments["statistics"] = study.moments
     if "seed" in parameters and "seed" not in arguments:
         arguments["seed"] = study.seed

@@ -149,10 +149,10 @@ class Runner:
         counts, results = zip(*self._run(start, images, first_id, self._step(images, edits, streams=2)), strict=True)
         return _concatenate(results, counts, axis=1)
 
-    def calibrate(self, images: Images) -> Moments:
-        """Moments of what enters and leaves blocks, over images."""
+    def calibrate(self, images: Images, sites: Sequence[str] = CALIBRATED_SITES) -> Moments:
+        """Moments of activations at some sites, over images."""
         prepared = ((jaxvit.normalise(batch.rows, self.model.config), batch.valid) for batch in batches(images, self.batch_size, self.mesh))
-        return jaxvit.calibrate(self.model, prepared, CALIBRATED_SITES)
+        return jaxvit.calibrate(self.model, prepared, tuple(sites))
 
     def _edits(self, ablation: Ablation, images: Images) -> Edits:
         return replicate(jaxvit.lower(ablation, self.model, images.shape[1:3]), self.mesh)

@@ -15,7 +15,7 @@ from experiments.rows import Row
 from jaxvit.files import replacing, write_text
 
 Key = Mapping[str, Any]
-FORMAT = 2
+FORMAT = 3
 """Part of every hash: increase it when rows or arrays of cells are computed differently."""
 
 
@@ -83,7 +83,9 @@ class Store:
         """Write a cell: the arrays first, then the JSON, whose presence says that the cell is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = cell_hash(key)
-        rows = [{**row, "cell": name} for row in rows]
+        # scores that are in no other cell are in this one
+        own = {"scores_cell": [name]} if any(array.startswith("scores/") for array in arrays) else {}
+        rows = [{**row, "cell": name, **(own if row["scores_cell"] is None else {})} for row in rows]
         with replacing(self._path(name, ".npz")) as path, path.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         entry = {"key": dict(key), "provenance": dict(provenance), "rows": rows}

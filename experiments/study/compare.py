@@ -2,60 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.rows import Row
-from experiments.study.target import Target
+from experiments.features.conditions import FULL
+from experiments.rows import Row, make_row
+from experiments.tasks.base import MetricResult, mean_over_seeds, scores_array
 from jaxvit.inference import Comparison, Scores, bootstrap_all, compare_all, holm, value
+
+COVERS = "units"
+"""What intervals cover: sampling of the units, with seeds and draws as they are."""
 
 
 def compared_rows(
-    target: Target,
-    condition: str,
-    task: str,
-    metadata: Sequence[dict[str, Any]],
-    scores: Sequence[Scores],
-    full: Sequence[Scores] = (),
-    tokens: str | None = None,
+    run: Mapping[str, Any], results: Sequence[MetricResult], resamples: int, seed: int, full: Sequence[Scores] = (), average: bool = False
 ) -> list[Row]:
     """Rows with intervals and, where scores of the full condition are given, paired comparisons with it.
 
     Args:
-        metadata: of each row: metric, feature, layer, protocol, and by_seed, its value under each seed.
-        full: scores that each row is compared with; empty where none is.
-        tokens: what is ablated, in words; by default what the target's condition says.
+        run: fields that all rows share: model, condition, tokens, ablation, window, task, layer, ...
+        results: metrics with the scores of every draw; intervals are of their mean over draws.
+        full: scores that each result is compared with, means over draws; empty where none is.
+        average: the draws are conditions of their own, of which only the mean is a number (`by_seed` holds it alone).
     """
-    settings = target.settings
-    intervals = _by_unit_count(scores, lambda index: bootstrap_all([scores[i] for i in index], settings.resamples, settings.seed))
+    scores = [mean_over_seeds(result.scores) for result in results]
+    intervals = _by_unit_count(scores, lambda index: bootstrap_all([scores[i] for i in index], resamples, seed))
     comparisons: list[Comparison | None] = [None] * len(scores)
     if full:
         comparisons = _by_unit_count(
-            scores, lambda index: compare_all([full[i] for i in index], [scores[i] for i in index], settings.resamples, settings.seed)
+            scores, lambda index: compare_all([full[i] for i in index], [scores[i] for i in index], resamples, seed)
         )
+    reference = {"model": run["model"], "condition": FULL}
     rows = []
-    common = {"model": target.name, "condition": condition, "tokens": target.conditions[condition].tokens if tokens is None else tokens}
-    for entry, score, (low, high), comparison in zip(metadata, scores, intervals, comparisons, strict=True):
-        row: Row = {**common, "task": task} | {name: entry[name] for name in ("metric", "protocol", "layer", "feature")}
-        row |= {"value": value(score), "ci_low": low, "ci_high": high, "n": len(score.contributions), "seed": settings.seed}
-        row |= {"seeds": len(entry["by_seed"]), "by_seed": entry["by_seed"]}
-        row |= dict.fromkeys(("delta", "delta_ci_low", "delta_ci_high", "p_value", "p_holm"))
+    for position, (result, score, (low, high), comparison) in enumerate(zip(results, scores, intervals, comparisons, strict=True)):
+        by_seed = [value(score)] if average else [value(single) for single in result.scores]
+        numbers = {"value": value(score), "ci_low": low, "ci_high": high, "ci_covers": COVERS, "n": len(score.contributions)}
+        numbers |= {"seeds": len(by_seed), "by_seed": by_seed, "scores_array": scores_array(position)}
         if comparison:
-            row |= {"delta": comparison.delta, "delta_ci_low": comparison.low, "delta_ci_high": comparison.high}
-            row |= {"p_value": comparison.p_value}
-        rows.append(row | {name: entry[name] for name in ("note", "flag", "detail") if entry.get(name)})
+            numbers |= {"reference": reference, "delta": comparison.delta, "p_value": comparison.p_value}
+            numbers |= {"delta_ci_low": comparison.low, "delta_ci_high": comparison.high}
+        rows.append(make_row(**{"primary": False, "quick": False, **run, **result.row_fields, **numbers}))
     return rows
-
-
-def plain_rows(
-    target: Target, condition: str, task: str, metrics: Iterable[tuple[str, str, int | str, str, Scores]], tokens: str | None = None
-) -> list[Row]:
-    """Rows of numbers that are not compared, from (metric, feature, layer, protocol, scores) of each; `tokens` as above."""
-    metadata, scores = [], []
-    for metric, feature, layer, protocol, score in metrics:
-        metadata.append({"metric": metric, "feature": feature, "layer": layer, "protocol": protocol, "by_seed": [value(score)]})
-        scores.append(score)
-    return compared_rows(target, condition, task, metadata, scores, tokens=tokens)
 
 
 def _by_unit_count(scores: Sequence[Scores], work: Callable[[list[int]], list[Any]]) -> list[Any]:
@@ -67,18 +54,23 @@ def _by_unit_count(scores: Sequence[Scores], work: Callable[[list[int]], list[An
     return [results[i] for i in range(len(scores))]
 
 
-def add_holm(rows: list[Row]) -> list[Row]:
-    """Rows with `p_holm`: p-values adjusted by Holm over all conditions and features of a model under the same metric.
+def add_holm(rows: Sequence[Row]) -> list[Row]:
+    """Rows with `p_holm`: p-values adjusted by Holm over all conditions and features of a model under the same metric and read-out.
 
-    Numbers that are what they are by construction are no tests; `holm_tests` says how many tests a family has.
+    Numbers that are what they are by construction are no tests; `holm_family` says what the family is, `holm_tests` how many tests it has.
     """
-    families: dict[tuple[str, ...], list[int]] = {}
+    families: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        if row["p_value"] is not None and not row.get("note"):
-            families.setdefault((row["model"], row["task"], row["metric"]), []).append(i)
+        if row["p_value"] is not None and not row["by_construction"]:
+            families.setdefault(_family(row), []).append(i)
     adjusted = {
-        i: {"p_holm": float(p), "holm_tests": len(members)}
-        for members in families.values()
+        i: {"p_holm": float(p), "holm_family": family, "holm_tests": len(members)}
+        for family, members in families.items()
         for i, p in zip(members, holm([rows[i]["p_value"] for i in members]), strict=True)
     }
     return [row | adjusted.get(i, {}) for i, row in enumerate(rows)]
+
+
+def _family(row: Row) -> str:
+    readout = f", {row['readout']} read-outs" if row["readout"] else ""
+    return f"{row['model']}: {row['metric']} of {row['task']}{readout}, all conditions and features"

@@ -79,7 +79,7 @@ def estimate(targets: Sequence[Target], jobs: Sequence[Job], out: Path, timed: b
     by_name = {target.name: target for target in targets}
     images: dict[str, int] = {}
     for job in jobs:
-        images[job.key["model"]["name"]] = images.get(job.key["model"]["name"], 0) + job.images
+        images[job.model] = images.get(job.model, 0) + job.images
     existing = out
     while not existing.exists():
         existing = existing.parent
@@ -92,7 +92,7 @@ def estimate(targets: Sequence[Target], jobs: Sequence[Job], out: Path, timed: b
         free_host_memory=_free_host_memory(),
         device_memory=max(map(_device_memory, running), default=0),
         free_device_memory=_free_device_memory(),
-        disk=sum(_disk(by_name[job.key["model"]["name"]]) for job in jobs if job.key["kind"] == "scores"),
+        disk=sum(_disk(by_name[job.model]) for job in jobs if job.key["kind"] == "scores"),
         free_disk=shutil.disk_usage(existing.absolute()).free,
     )
 
@@ -147,7 +147,7 @@ def _disk(target: Target) -> int:
     data, solvers = target.data, len(target.settings.readouts.solvers)
     features = 5 + (target.model.config.registers if target.model else 0)
     masks = len(data.masks.test) * len(data.masks.classes) ** 2 * 4 * 4 if data.masks else 0
-    return max(16 * 2 * solvers * features * len(data.labels["test"]), masks) // 4
+    return max(16 * 2 * solvers * features * len(data.parts["test"].images), masks) // 4
 
 
 def _seconds(targets: dict[str, Target], images: dict[str, int], jobs: Sequence[Job]) -> float:
@@ -165,8 +165,8 @@ def _seconds(targets: dict[str, Target], images: dict[str, int], jobs: Sequence[
             total += measured[str(config)][0] * len(programs(target, jobs))
         per_image = measured[str(config)][1]
         speed = _flops(config, shape) / per_image
-        probes = sum(job.key.get("task") == "linear_probe" and job.key["model"]["name"] == name and job.images > 0 for job in jobs)
-        rows, classes = len(target.data.labels["train"]), len(target.data.classes)
+        probes = sum(job.key.get("task") == "linear_probe" and job.model == name for job in jobs if job.key["kind"] == "scores")
+        rows, classes = len(target.data.parts["train"].images), len(target.data.classes)
         features = 5 + config.registers
         steps = _STEPS_PER_C * len(target.settings.readouts.cs)
         total += count * per_image + probes * features * steps * 8 * rows * config.width * classes / speed
@@ -186,11 +186,11 @@ def programs(target: Target, jobs: Sequence[Job]) -> set[tuple[str, ...]]:
     zeros = np.zeros((config.depth, 2 + config.registers, config.width), np.float32)
     moments = Moments(dict.fromkeys(CALIBRATED_SITES, zeros), dict.fromkeys(CALIBRATED_SITES, zeros), 1, (size[0], size[1]))
     structures = {
-        name: str(jax.tree.structure(jaxvit.lower(condition.build(moments, 0), config, (size[0], size[1]))))
+        name: str(jax.tree.structure(jaxvit.lower(condition(config, moments, 0), config, (size[0], size[1]))))
         for name, condition in target.conditions.items()
     }
-    run = [job.key for job in jobs if job.images and job.key["model"]["name"] == target.name]
-    return {(key["kind"], structures.get(key.get("condition", ""), "")) for key in run}
+    run = [job for job in jobs if job.images and job.model == target.name]
+    return {(job.key["kind"], structures.get(job.condition, "")) for job in run}
 
 
 def _time_forward(target: Target) -> tuple[float, float]:
@@ -208,7 +208,7 @@ def _time_forward(target: Target) -> tuple[float, float]:
 
 
 def _time_resampling(target: Target) -> float:
-    scores = [mean_scores(np.random.default_rng(i).random(len(target.data.labels["test"]))) for i in range(20)]
+    scores = [mean_scores(np.random.default_rng(i).random(len(target.data.parts["test"].images))) for i in range(20)]
     started = time.monotonic()
     compare_all(scores[:10], scores[10:], target.settings.resamples)
     return time.monotonic() - started

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.rows import SCHEMA
 from experiments.study.cells import Store
 from jaxvit.files import write_text
 
-FORMAT = 3
-"""Of `run.json` and of the rows; folders of another format are refused."""
-
 _MANIFEST = "run.json"
-CellName = tuple[str, str]
-"""Hash and kind of a cell."""
+CellName = tuple[str, str, str]
+"""Hash, kind and label of a cell: the label says what it is of, the hash by which definition."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -33,12 +31,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = None
     if not isinstance(manifest, dict) or "study" not in manifest:
         raise ValueError(f"{path} is not a study's run.json; give the folder of a study, or a new one")
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") != SCHEMA:
         raise ValueError(
-            f"{folder} was written by another version (format {manifest.get('format')}, this one reads and writes {FORMAT}: names of "
-            "conditions, tokens and parts differ); choose another folder, or remove this one and run the study again"
+            f"{folder} was written by another version (format {manifest.get('format')}, this one reads and writes {SCHEMA}: names of "
+            "conditions, fields of rows and parts differ); choose another folder, or remove this one and run the study again"
         )
     return manifest
+
+
+def check_owner(folder: Path) -> None:
+    """Check that a folder is absent, empty, or holds a study of this version.
+
+    Raises:
+        ValueError: it holds anything else.
+    """
+    if (folder / _MANIFEST).exists():
+        read_manifest(folder)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and holds no study; choose another --out")
 
 
 def check_run_folder(folder: Path, identity: Mapping[str, Any], weights: Mapping[str, str]) -> None:
@@ -52,9 +62,8 @@ def check_run_folder(folder: Path, identity: Mapping[str, Any], weights: Mapping
     Raises:
         ValueError: the folder holds anything else, or another model under one of the names.
     """
+    check_owner(folder)
     if not (folder / _MANIFEST).exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} exists and holds no study; choose another --out")
         return
     manifest = read_manifest(folder)
     stored = manifest["study"]
@@ -75,7 +84,7 @@ def init_run_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `run.json`, whole or not at all."""
-    write_text(folder / _MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=1))
+    write_text(folder / _MANIFEST, json.dumps({"format": SCHEMA, **manifest}, indent=1))
 
 
 def merge(earlier: Sequence[Any], current: Sequence[Any]) -> list[Any]:
@@ -86,14 +95,16 @@ def merge(earlier: Sequence[Any], current: Sequence[Any]) -> list[Any]:
 
 
 def merged_cells(folder: Path, store: Store, current: Sequence[CellName]) -> list[CellName]:
-    """Cells of this run and of earlier runs in the folder.
+    """Cells of this run and of earlier runs in the folder. A cell of this run replaces earlier ones of the same kind and label, whose
+    definition was another.
 
     Raises:
         ValueError: a cell of an earlier run is gone.
     """
-    earlier = [(name, kind) for name, kind in read_manifest(folder)["cells"]]
-    cells = merge(earlier, current)
-    missing = [name for name, _ in cells if not store.holds(name)]
+    replaced = {(kind, label) for _, kind, label in current}
+    earlier: list[CellName] = [(name, kind, label) for name, kind, label in read_manifest(folder)["cells"]]
+    cells = merge([cell for cell in earlier if cell in set(current) or cell[1:] not in replaced], current)
+    missing = [name for name, *_ in cells if not store.holds(name)]
     if missing:
         raise ValueError(
             f"{len(missing)} cells of earlier runs are gone from {store.folder} ({missing[0]}, ...); "

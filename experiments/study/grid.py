@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from experiments.features.conditions import FULL
 from experiments.rows import Row
-from experiments.study.cells import Store
+from experiments.study.cells import Key, Store, cell_hash
 from experiments.study.compare import compared_rows
-from experiments.study.jobs import Arrays, Job, cell_key
+from experiments.study.jobs import Arrays, Job, rows_key, scores_key
 from experiments.study.target import Target
 from experiments.tasks import base
-from experiments.tasks.table import TASKS
-from jaxvit.inference import value
 
 Runs = Sequence[tuple[str, int]]
 """(condition, seed) of runs whose scores are averaged."""
@@ -28,7 +27,7 @@ def jobs(target: Target, conditions: Iterable[str] | None = None, tasks: Iterabl
         conditions: besides "full"; those that the target does not have are left out. By default all.
         tasks: by default all that can be run.
     """
-    names = [name for name in target.conditions if name == "full" or conditions is None or name in set(conditions)]
+    names = [name for name in target.conditions if name == FULL or conditions is None or name in set(conditions)]
     chosen = [task for task in runnable_tasks(target) if tasks is None or task in set(tasks)]
     for condition in names:
         runs = [(condition, seed) for seed in target.seeds_of(condition)]
@@ -36,65 +35,84 @@ def jobs(target: Target, conditions: Iterable[str] | None = None, tasks: Iterabl
             for number, task in enumerate(chosen):
                 yield _scores_job(target, *run, task, first=number == 0)
         for task in chosen:
-            yield _rows_job(target, condition, task, runs, target.conditions[condition].tokens)
+            yield _rows_job(target, condition, task, runs)
     single = [(name, target.settings.seed) for name in names if name.removeprefix("zero_r").isdigit()]
     if len(single) > 1:
         for task in chosen:
-            yield _rows_job(target, SINGLE_MEAN, task, single, "each register alone")
+            yield _rows_job(target, SINGLE_MEAN, task, single)
 
 
 def runnable_tasks(target: Target) -> list[str]:
     """Names of the tasks that are chosen and that the data have what it takes for."""
-    chosen = target.settings.tasks
-    return [name for name, task in TASKS.items() if task.possible(target.data) and (not chosen or name in chosen)]
+    return [name for name, task in target.settings.tasks.items() if task.possible(target.data)]
 
 
 def parts_read(target: Target) -> set[str]:
     """Parts of the data that the tasks of a target read."""
-    parts = {part for name in runnable_tasks(target) for part in TASKS[name].parts(target.data)}
+    parts = {part for name in runnable_tasks(target) for part in target.settings.tasks[name].parts(target.data)}
     return parts - {"analysis"} if "test" in parts else parts
 
 
-def _scores_key(target: Target, condition: str, seed: int, task: str) -> dict[str, Any]:
-    return cell_key(target, "scores", task=task, condition=condition, condition_seed=seed)
+def _task_seeds(target: Target, condition: str, seed: int) -> tuple[int, ...]:
+    """Seeds of what is random in a task: all of the study, or in a random condition the one that it is drawn with."""
+    return (seed,) if target.is_random(condition) else target.settings.all_seeds
+
+
+def _scores_key(target: Target, condition: str, seed: int, task: str) -> Key:
+    """The key of the scores of a task under one seed of a condition. An ablated condition is read with the read-outs of the full one."""
+    chosen = target.settings.tasks[task]
+    definition: dict[str, Any] = {
+        "ablation": target.ablation_key(condition, seed),
+        "task": task,
+        "version": chosen.version,
+        "settings": chosen.settings(target.settings.readouts),
+        "seeds": [target.settings.seed, *_task_seeds(target, condition, seed)],
+    }
+    if condition != FULL:
+        definition["readouts"] = cell_hash(_scores_key(target, FULL, target.settings.seed, task))
+    return scores_key(target, "scores", **definition)
 
 
 def _scores_job(target: Target, condition: str, seed: int, task: str, first: bool) -> Job:
     """The scores of a task under one seed of a condition and, in the full condition, its read-outs."""
+    chosen = target.settings.tasks[task]
 
     def compute(store: Store) -> tuple[list[Row], Arrays]:
-        if condition == "full":
-            return [], base.pack(TASKS[task].run(target.features(condition, seed), target.context, {}))
-        full = store.load(_scores_key(target, "full", target.settings.seed, task)).arrays
-        context = target.context._replace(ablated=True)
-        if target.conditions[condition].random:
-            context = context._replace(seeds=(seed,))
-        results = TASKS[task].run(target.features(condition, seed), context, base.frozen_readouts_of(full))
+        if condition == FULL:
+            return [], base.pack(chosen.run(target.features(condition, seed), target.context, {}))
+        full = store.load(_scores_key(target, FULL, target.settings.seed, task)).arrays
+        context = target.context._replace(ablated=True, seeds=_task_seeds(target, condition, seed))
+        results = chosen.run(target.features(condition, seed), context, base.frozen_readouts_of(full))
         return [], base.pack([result._replace(readouts={}) for result in results])
 
     images = sum(target.image_count(part) for part in parts_read(target)) if first and target.model is not None else 0
-    label = f"{target.name}, {condition}: {task}"
-    return Job(_scores_key(target, condition, seed, task), label, 4 if first else 1, compute, images)
+    draw = f", seed {seed}" if target.is_random(condition) else ""
+    label = f"{target.name}, {condition}{draw}: {task}"
+    return Job(_scores_key(target, condition, seed, task), target.name, label, 4 if first else 1, compute, images, condition)
 
 
-def _rows_job(target: Target, condition: str, task: str, runs: Runs, tokens: str) -> Job:
+def _rows_job(target: Target, condition: str, task: str, runs: Runs) -> Job:
     """Intervals, and paired comparisons with the full condition, over all runs."""
+    chosen, settings, average = target.settings.tasks[task], target.settings, condition == SINGLE_MEAN
+    full_key = _scores_key(target, FULL, settings.seed, task)
+    scores_keys = [_scores_key(target, *run, task) for run in runs]
+    primary = {column.key[1:] for column in chosen.columns if column.primary}
+    run: dict[str, Any] = {"model": target.name, "condition": condition, "tokens": "each register alone", "ablation": None, "window": "all"}
+    if not average:
+        run = target.run_fields(condition, [seed for _, seed in runs])
+    run |= {"task": task, "layer": target.layer, "scores_cell": [cell_hash(key) for key in scores_keys]}
 
     def compute(store: Store) -> tuple[list[Row], Arrays]:
-        results = base.join_draws([base.unpack(store.load(_scores_key(target, *run, task)).arrays) for run in runs])
-        layer = target.settings.readouts.where["layer"]
-        metadata = [{name: getattr(result, name) for name in base.METADATA} | {"layer": layer} for result in results]
-        for entry, result in zip(metadata, results, strict=True):
-            # the single lesions are not seeds of one another
-            by_seed = [base.mean_over_seeds(result.scores)] if condition == SINGLE_MEAN else result.scores
-            entry["by_seed"] = [value(scores) for scores in by_seed]
-        scores = [base.mean_over_seeds(result.scores) for result in results]
-        if condition == "full":
-            return compared_rows(target, condition, task, metadata, scores, tokens=tokens), {}
-        clean = base.unpack(store.load(_scores_key(target, "full", target.settings.seed, task)).arrays)
-        by_name = {(result.metric, result.feature): result.scores for result in clean}
-        full = [base.mean_over_seeds(by_name[r.full_metric or r.metric, r.feature], len(r.scores)) for r in results]
-        return compared_rows(target, condition, task, metadata, scores, full, tokens), {}
+        results = base.join_draws([base.unpack(store.load(key).arrays, chosen) for key in scores_keys])
+        full = []
+        if condition != FULL:
+            clean = base.unpack(store.load(full_key).arrays, chosen)
+            by_identity = {result.identity: result.scores for result in clean}
+            full = [base.mean_over_seeds(by_identity[result.identity], len(result.scores)) for result in results]
+        rows = compared_rows(run, results, settings.resamples, settings.seed, full, average)
+        return [row | {"primary": (row["metric"], row["feature"], row["readout"]) in primary} for row in rows], {}
 
-    key = cell_key(target, "rows", task=task, condition=condition, runs=runs, resamples=target.settings.resamples)
-    return Job(key, f"{target.name}, {condition}: {task}, intervals", 0.5, compute, host_only=True)
+    columns = [list(column) for column in chosen.columns if column.primary]
+    definition = {"task": task, "condition": condition, "run": run, "full": cell_hash(full_key), "primary": columns}
+    key = rows_key(target, "rows", **definition)
+    return Job(key, target.name, f"{target.name}, {condition}: {task}, intervals", 0.5, compute, host_only=True)

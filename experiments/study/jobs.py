@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.rows import Row
+from experiments.rows import SCHEMA, Row
 from experiments.study.cells import Cell, Key, Store
 from experiments.study.target import Target
 
@@ -25,24 +25,37 @@ class Job:
 
     Attributes:
         key: what determines it.
+        model: name of the model in the study.
         label: what the screen says meanwhile.
         weight: its share of the study's time, for the progress bar.
         compute: rows and arrays of the cell; may load cells of earlier jobs.
         images: that go through the model, for the estimate of cost.
+        condition: name of the one that the images are run under; "" for several or none.
+        ablations: definitions of ablations that only this cell knows, by hash.
         host_only: it leaves devices alone, so that it may run beside the jobs that follow; none of those may load its cell.
     """
 
     key: Key
+    model: str
     label: str
     weight: float
     compute: Callable[[Store], tuple[list[Row], Arrays]]
     images: int = 0
+    condition: str = ""
+    ablations: Mapping[str, str] = field(default_factory=dict)
     host_only: bool = False
 
 
-def cell_key(target: Target, kind: str, **more: Any) -> dict[str, Any]:
-    """The key of a cell: kind, model, data, settings, and what else determines it."""
-    return {"kind": kind, "model": target.key, "data": target.data.key, **target.settings.key, **more}
+def scores_key(target: Target, kind: str, **definition: Any) -> dict[str, Any]:
+    """The key of a cell without rows: kind, model, data, how features are extracted, and the definition of what is computed from them."""
+    return {"kind": kind, "model": target.key, "data": target.data.key, "extraction": target.settings.extraction, **definition}
+
+
+def rows_key(target: Target, kind: str, **definition: Any) -> dict[str, Any]:
+    """The key of a cell with rows: besides, what stands in its rows, which is names, resampling and the version of their fields."""
+    settings = target.settings
+    inference = {"name": target.name, "schema": SCHEMA, "resamples": settings.resamples, "seed": settings.seed}
+    return {**scores_key(target, kind, **definition), **inference}
 
 
 def run_job(job: Job, store: Store) -> Cell:

@@ -10,7 +10,6 @@ from importlib.resources import files
 from typing import Any
 
 from experiments.rows import Row
-from jaxvit import MODELS
 
 _KEY = ("model", "condition", "task", "metric", "feature")
 _PUBLISHED_AS = {"layer_correspondence": "correspondence"}
@@ -65,7 +64,7 @@ def published() -> tuple[Published, ...]:
 def attach_published(rows: Iterable[Row]) -> list[Row]:
     """Rows of a study; those with a published counterpart get an additional field `published`.
 
-    A counterpart has the same model, condition, task, metric, feature and layer; layer "last" is the model's last block.
+    A counterpart has the same model, condition, task, metric, feature and layer (of flows and cosines, see `Published`).
 
     Returns:
         The rows in their order. `published` lists {value, source, protocol, difference}, and note where there is one, for every
@@ -75,13 +74,15 @@ def attach_published(rows: Iterable[Row]) -> list[Row]:
 
 
 def _counterparts(row: Row) -> list[dict[str, Any]]:
-    config = MODELS.get(row["model"])
-    layer = config.depth - 1 if config and row["layer"] == "last" else row["layer"]
-    row = row | {"task": _PUBLISHED_AS.get(row["task"], row["task"])}
+    frozen = "_frozen" if row["readout"] == "frozen" else ""
+    metric, feature = row["source"] or row["register_a"] or f"{row['metric']}{frozen}", row["target"] or row["register_b"] or row["feature"]
+    index = "" if row["index"] is None else f"[{row['index']}]"
+    task = _PUBLISHED_AS.get(row["task"], row["task"])
+    key = (row["model"], row["condition"], task, f"{metric}{index}", feature, row["layer"])
     return [
         {"value": entry.value, "source": entry.source, "protocol": entry.protocol, "difference": row["value"] - entry.value}
         | ({"note": entry.note} if entry.note else {})
-        for entry in _index().get((*(row[name] for name in _KEY), layer), ())
+        for entry in _index().get(key, ())
     ]
 
 

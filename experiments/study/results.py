@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from experiments.plotting.columns import Column
 from experiments.rows import Row, select
 from experiments.study.cells import Cell, Store
 from experiments.study.folder import read_manifest
@@ -27,10 +30,26 @@ class StudyResults(NamedTuple):
     folder: Path
     models: list[str]
 
+    @property
+    def columns(self) -> list[Column]:
+        """The columns that the tasks of the study declared, in order."""
+        return [Column(*column) for column in self.manifest["columns"]]
+
+    def scores(self, row: Row) -> np.ndarray:
+        """The scores that a number was made of, [units, draws, parts]: shares of a sum, a score and a count, or a confusion matrix.
+
+        Raises:
+            ValueError: the row has none, or its cell cannot be read.
+        """
+        if row["scores_cell"] is None:
+            raise ValueError(f"no scores of single units are kept for {row['metric']} of {row['task']}")
+        store = Store(self.folder / "cells")
+        return np.concatenate([store.open(name).arrays[row["scores_array"]] for name in row["scores_cell"]], axis=1)
+
     def cells(self, kind: str) -> Iterator[Cell]:
         """The finished cells of a kind, in the order of the study, one in memory at a time."""
         store = Store(self.folder / "cells")
-        return (store.open(name) for name, cell_kind in self.manifest["cells"] if cell_kind == kind)
+        return (store.open(name) for name, cell_kind, _ in self.manifest["cells"] if cell_kind == kind)
 
     def conditions(self, model: str, task: str) -> list[str]:
         """Conditions under which a model has numbers of a task, in order."""

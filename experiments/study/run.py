@@ -28,7 +28,7 @@ def run_jobs(jobs: Sequence[Job], targets: Sequence[Target], store: Store, conso
                     beside.append((job, worker.submit(run_job, job, store)))
                 else:
                     for target in targets:
-                        if target.name != job.key["model"]["name"]:
+                        if target.name != job.model:
                             target.release()
                     progress.begin(job.label)
                     run_job(job, store)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 from jax.sharding import Mesh
 
 from experiments.datasets.base import StudyData, first_id
-from experiments.features.conditions import Condition, conditions
-from experiments.features.extraction import Features, Runner
+from experiments.features.conditions import CALIBRATED_SITES, FULL, Condition, no_ablation
+from experiments.features.extraction import Features, Images, Runner
 from experiments.features.raw_pixels import raw_pixels
-from experiments.tasks.base import Context, Readouts
-from experiments.tasks.table import CONSTANTS
+from experiments.features.recipes import Recipe, is_random, recipe_of
+from experiments.tasks.base import Context, Readouts, Task
+from experiments.tasks.table import TASKS
 from jaxvit import Ablation, Moments, ViT
 from jaxvit.capture import CaptureSpec
 from jaxvit.checkpoint import weights_hash
@@ -24,7 +27,7 @@ PIXELS = "raw_pixels"
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of a study as its jobs read them; `key` is the part that numbers depend on.
+    """The options of a study as its jobs read them.
 
     Attributes:
         seed: the first one; seeds: with how many of them everything random is drawn.
@@ -33,7 +36,7 @@ class Settings:
         precision: of models and of everything after them, in words.
         readouts: how features are read.
         conditions: names of those that are run; empty for all that a model can run.
-        tasks: names of those that are run; empty for all that the data allow.
+        tasks: those that are run where the data allow, by name.
     """
 
     seed: int
@@ -43,19 +46,16 @@ class Settings:
     precision: str
     readouts: Readouts
     conditions: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
+    tasks: Mapping[str, Task] = field(default_factory=lambda: TASKS)
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
         return tuple(range(self.seed, self.seed + self.seeds))
 
     @property
-    def key(self) -> dict[str, Any]:
-        """What features and scores depend on: everything but resampling and the choice of conditions and tasks."""
-        entries = {name: item for name, item in asdict(self).items() if name not in ("resamples", "conditions", "tasks")}
-        entries["constants"] = CONSTANTS
-        entries["readouts"] = {name: list(item) if isinstance(item, tuple) else item for name, item in entries["readouts"].items()}
-        return entries
+    def extraction(self) -> dict[str, Any]:
+        """What features depend on besides model, images and ablation. Shuffles exchange tokens inside a batch."""
+        return {"precision": self.precision, "batch_size": self.batch_size, "norm": self.readouts.norm, "layer": self.readouts.layer}
 
 
 @dataclass
@@ -63,6 +63,7 @@ class Target:
     """A model of the study under its name there, with data and settings; `model` None stands for raw pixels.
 
     Attributes:
+        table: conditions that the model can run, by name.
         baseline: a random initialisation or raw pixels, which are measured without any ablation.
     """
 
@@ -71,24 +72,66 @@ class Target:
     mesh: Mesh
     data: StudyData
     settings: Settings
+    table: Mapping[str, Condition] = field(default_factory=dict)
     baseline: bool = False
     _features: dict[str, Features] = field(default_factory=dict)
     _in_memory: tuple[str, int] = ("", 0)
+    _recipes: dict[tuple[str, int], Recipe] = field(default_factory=dict)
+    _random: dict[str, bool] = field(default_factory=dict)
 
     @cached_property
     def conditions(self) -> dict[str, Condition]:
         """The conditions that are run, "full" first."""
         if self.baseline or self.model is None:
-            return {"full": Condition(lambda statistics, seed: Ablation(), "")}
+            return {FULL: no_ablation}
         chosen = self.settings.conditions
-        return {name: c for name, c in conditions(self.model.config).items() if name == "full" or not chosen or name in chosen}
+        return {FULL: no_ablation} | {name: c for name, c in self.table.items() if name != FULL and (not chosen or name in chosen)}
 
     @cached_property
     def key(self) -> dict[str, Any]:
-        """What determines the model: its weights and config, under its name in the study."""
-        if self.model is None:
-            return {"name": self.name}
-        return {"name": self.name, "weights": weights_hash(self.model), "config": asdict(self.model.config)}
+        """What determines the model: its weights and config."""
+        return {} if self.model is None else {"weights": weights_hash(self.model), "config": asdict(self.model.config)}
+
+    @cached_property
+    def layer(self) -> int | None:
+        """The block that is read; None for raw pixels."""
+        return None if self.model is None else self.model.config.depth - 1
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of images."""
+        height, width = self.data.analysis_images.shape[1:3]
+        return height, width
+
+    def recipe(self, condition: str, seed: int) -> Recipe:
+        """The definition of a condition under a seed; runs nothing.
+
+        Raises:
+            ValueError: raw pixels have none, or the condition refuses the model.
+        """
+        if (condition, seed) not in self._recipes:
+            if self.model is None:
+                raise ValueError("raw pixels are not ablated")
+            build = self.conditions[condition]
+            self._recipes[condition, seed] = recipe_of(build, self.model.config, self.image_size, seed, self._calibration_key)
+        return self._recipes[condition, seed]
+
+    @cached_property
+    def _calibration_key(self) -> str:
+        """Names how moments are measured; model, data and precision stand beside it in every key."""
+        return f"{self.data.size['calibration']} leading images of train"
+
+    def run_fields(self, condition: str, seeds: Sequence[int] = ()) -> dict[str, Any]:
+        """The fields of rows that a condition determines: model, condition, tokens, ablation, window."""
+        fields: dict[str, Any] = {"model": self.name, "condition": condition, "tokens": "", "ablation": None, "window": None}
+        if self.model is not None:
+            recipes = [self.recipe(condition, seed) for seed in seeds or self.seeds_of(condition)]
+            fields |= {"tokens": recipes[0].tokens, "window": recipes[0].window, "ablation": [recipe.hash for recipe in recipes]}
+        return fields
+
+    def ablation_key(self, condition: str, seed: int) -> Any:
+        """The definition of a condition's ablation, for keys; None for raw pixels."""
+        return None if self.model is None else json.loads(self.recipe(condition, seed).text)
 
     @property
     def context(self) -> Context:
@@ -113,16 +156,26 @@ class Target:
 
     @cached_property
     def statistics(self) -> Moments:
-        """Moments of activations over images that read-outs are fitted on, never over test images."""
-        return self.runner.calibrate(self.data.parts["train"].images[: self.data.size["calibration"]])
+        """Moments of activations over images that read-outs are fitted on, never over test images; at all sites that conditions need."""
+        needed = {site for name in self.conditions for site in self.recipe(name, self.settings.seed).sites}
+        sites = (*CALIBRATED_SITES, *sorted(needed - set(CALIBRATED_SITES)))
+        return self.runner.calibrate(self.data.parts["train"].images[: self.data.size["calibration"]], sites)
+
+    def is_random(self, condition: str) -> bool:
+        """Whether a condition depends on the seed."""
+        if condition not in self._random:
+            build = self.conditions[condition]
+            self._random[condition] = self.model is not None and is_random(build, self.model.config, self.image_size)
+        return self._random[condition]
 
     def seeds_of(self, condition: str) -> tuple[int, ...]:
         """Seeds that a condition is run with: all of the study where it is random, else the first."""
-        return self.settings.all_seeds if self.conditions[condition].random else (self.settings.seed,)
+        return self.settings.all_seeds if self.is_random(condition) else (self.settings.seed,)
 
     def ablation(self, condition: str, seed: int) -> Ablation:
-        """The ablation of a condition; calibrates where it needs moments."""
-        return Ablation() if condition == "full" else self.conditions[condition].build(self.statistics, seed)
+        """The ablation of a condition; calibrates where a condition needs moments."""
+        assert self.model is not None
+        return Ablation() if condition == FULL else self.conditions[condition](self.model.config, self.statistics, seed)
 
     def features(self, condition: str, seed: int) -> ConditionFeatures:
         """Features under a condition; only those of the last condition asked for stay in memory."""
@@ -156,14 +209,19 @@ class ConditionFeatures:
     def __getitem__(self, part: str) -> Features:
         return self._extract(part, part, None)
 
+    def of_images(self, images: Images, part: str) -> Features:
+        """Features of images that a task makes from the leading ones of a part."""
+        return self._run(images, part, patch_images=0)
+
     def _extract(self, part: str, name: str, count: int | None) -> Features:
         if name not in self.extracted:
             images, patch_images = self.target.data.parts[part]
             images, patch_images = images[:count], patch_images if count is None else count
-            if self.target.model is None:
-                self.extracted[name] = raw_pixels(images)
-            else:
-                ablation = self.target.ablation(self.condition, self.seed)
-                norm = self.target.settings.readouts.norm
-                self.extracted[name] = self.target.runner.extract(images, ablation, first_id(part), norm=norm, patch_images=patch_images)
+            self.extracted[name] = self._run(images, part, patch_images)
         return self.extracted[name]
+
+    def _run(self, images: Images, part: str, patch_images: int) -> Features:
+        if self.target.model is None:
+            return raw_pixels(images)
+        ablation, norm = self.target.ablation(self.condition, self.seed), self.target.settings.readouts.norm
+        return self.target.runner.extract(images, ablation, first_id(part), norm=norm, patch_images=patch_images)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 import jaxvit
-from experiments.features.conditions import conditions, lesions
+from experiments.features.conditions import ALL_CONDITIONS, CALIBRATED_SITES, FULL, REPLACEMENTS, conditions, lesions
+from experiments.features.recipes import made_up_moments, recipe_of, tokens_in_words
 
 CONFIG = jaxvit.ViTConfig(8, 24, 2, 3, 48, registers=4, position="antialias", image_size=64)
+MOMENTS = made_up_moments(CONFIG, (64, 64))
 
 
 def test_every_condition_says_which_tokens_it_overwrites():
-    tokens = {name: condition.tokens for name, condition in conditions(CONFIG).items()}
+    tokens = {name: tokens_in_words(condition(CONFIG, MOMENTS, 0)) for name, condition in conditions(CONFIG).items()}
     assert tokens == {
         "full": "",
         "zero_cls": "cls",
@@ -31,12 +33,28 @@ def test_every_condition_says_which_tokens_it_overwrites():
     }
 
 
+def test_tokens_are_overwritten_at_every_block_where_the_study_measures_moments():
+    for name, condition in conditions(CONFIG).items():
+        recipe = recipe_of(condition, CONFIG, (64, 64), 0, "")
+        sites = {replacement.at for replacement in condition(CONFIG, MOMENTS, 0).replacements}
+        assert recipe.window == (None if name == FULL else "all")
+        assert sites == (set() if name == FULL else {"block_input"} if name == "fix_reg_mean" else {"block_output"})
+        assert set(recipe.sites) <= set(CALIBRATED_SITES)
+        assert bool(recipe.sites) == (name in ("mean_cls", "mean_registers", "noise_registers", "fix_reg_mean"))
+
+
 def test_lesions_zero_the_registers_in_their_names():
     assert lesions(3) == {"zero_r1": range(0, 1), "zero_r2": range(1, 2), "zero_r3": range(2, 3), "zero_r1_to_r2": range(0, 2)}
-    built = conditions(CONFIG)["zero_r1_to_r3"].build(None, 0)
+    built = conditions(CONFIG)["zero_r1_to_r3"](CONFIG, MOMENTS, 0)
     assert built == jaxvit.zero(["registers[0]", "registers[1]", "registers[2]"])
 
 
 def test_a_model_without_registers_has_no_condition_on_them():
     without = conditions(dataclasses.replace(CONFIG, registers=0))
     assert list(without) == ["full", "zero_cls", "mean_cls", "random_patches"]
+
+
+def test_the_names_of_all_conditions_are_those_of_a_model_with_four_registers():
+    assert tuple(conditions(CONFIG)) == ALL_CONDITIONS
+    assert ALL_CONDITIONS[0] == FULL
+    assert set(REPLACEMENTS) <= set(ALL_CONDITIONS)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import jaxvit
 from experiments.features import expressions
-from experiments.features.conditions import CALIBRATED_SITES
-from experiments.features.expressions import Expression, inapplicable, parse_condition, placeholder_moments
+from experiments.features.expressions import Expression, inapplicable, parse_condition
+from experiments.features.recipes import made_up_moments
+from jaxvit.sites import SITES
 
 CONFIG = jaxvit.ViTConfig(8, 24, 12, 3, 48, registers=4, position="antialias", image_size=64)
 PLAIN = dataclasses.replace(CONFIG, registers=0)
@@ -24,7 +25,7 @@ SEED = 7
 def random_moments() -> jaxvit.Moments:
     rng = np.random.default_rng(0)
     shape = (CONFIG.depth, 2 + CONFIG.registers, CONFIG.width)
-    mean, variance = ({site: rng.random(shape, np.float32) for site in CALIBRATED_SITES} for _ in range(2))
+    mean, variance = ({site: rng.random(shape, np.float32) for site in SITES} for _ in range(2))
     return jaxvit.Moments(mean, variance, 8, (64, 64))
 
 
@@ -51,6 +52,7 @@ def refusal(argument: str) -> str:
         ('zero("registers", layers="6-11")', lambda: jaxvit.zero("registers", layers=range(6, 12))),
         ("zero('registers', '0-2, 5')", lambda: jaxvit.zero("registers", [0, 1, 2, 5])),
         ('zero("cls", [3, 1], "mlp_output")', lambda: jaxvit.zero("cls", [1, 3], "mlp_output")),
+        ('noise("cls", at="mlp_output", seed=3)', lambda: jaxvit.noise("cls", MOMENTS, 3, at="mlp_output")),
         ('zero(["cls", "registers[1]", 9])', lambda: jaxvit.zero(["cls", "registers[1]", 9])),
         ('zero(("cls", "patches[3]"))', lambda: jaxvit.zero(["cls", "patches[3]"])),
         ("zero(0)", lambda: jaxvit.zero(0)),
@@ -110,7 +112,7 @@ def test_only_a_random_condition_depends_on_the_seed_of_the_study(expression, ra
 def test_an_expression_can_be_built_for_models_of_different_shapes():
     condition = parse_condition('x=constant("cls", 1.5) & mean("cls")')
     for config in (CONFIG, PLAIN, dataclasses.replace(CONFIG, width=48, depth=3)):
-        ablation = condition.build(config, placeholder_moments(config), 0)
+        ablation = condition.build(config, made_up_moments(config, (config.image_size, config.image_size)), 0)
         assert ablation.replacements[0].value == jaxvit.constant("cls", np.full(config.width, 1.5)).replacements[0].value
         assert inapplicable(ablation, config) == ""
 
@@ -196,8 +198,7 @@ def test_a_new_constructor_is_one_entry_in_the_table_and_its_arguments_are_read_
         ('zero("register")', 'unknown token name "register"; use "cls", "registers"'),
         ('zero("cls\\n\\x1b[0m")', "unknown token name"),
         ('zero("cls", at="output")', 'unknown site "output"; at is one of block_input'),
-        ('mean("cls", at="output")', 'mean is possible at block_output, block_input, where the study measures moments; not at "output"'),
-        ('noise("cls", at="mlp_output")', "noise is possible at block_output, block_input"),
+        ('mean("cls", at="output")', 'mean is possible at block_input, attention_output, mlp_output, block_output; not at "output"'),
         ('noise("cls", seed=-1)', "seed -1 is out of range"),
         ('noise("cls", seed=1.5)', "seed is an integer"),
         ("zero(random_patches(0))", "random_patches needs a positive count, got 0"),
@@ -373,7 +374,7 @@ def test_any_text_is_read_or_refused(text):
     ],
 )
 def test_why_a_model_cannot_run_a_condition(expression, config, reason):
-    ablation = parse_condition(f"x={expression}").build(config, placeholder_moments(config), SEED)
+    ablation = parse_condition(f"x={expression}").build(config, made_up_moments(config, (config.image_size, config.image_size)), SEED)
     assert inapplicable(ablation, config) == reason
 
 
@@ -382,7 +383,7 @@ def test_patches_and_moments_are_compared_with_the_images_of_the_study():
     assert inapplicable(ablation, CONFIG) == ""
     assert inapplicable(ablation, CONFIG, 32) == '"patches[20]" is out of range; patches are numbered 0 to 15'
     assert inapplicable(ablation, CONFIG, (32, 64)) == ""
-    mean = jaxvit.mean("cls", placeholder_moments(CONFIG, (32, 48)))
+    mean = jaxvit.mean("cls", made_up_moments(CONFIG, (32, 48)))
     assert inapplicable(mean, CONFIG) == ""
     assert inapplicable(mean, CONFIG, 32).startswith("statistics were made at 32x48, the images are 32x32")
     with pytest.raises(ValueError, match="no multiple of the patch size"):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from experiments.features.conditions import conditions
+from experiments.rows import make_row
 from experiments.study.published import attach_published, published
 from jaxvit import MODELS
 from tests.conftest import SHARED
@@ -184,8 +185,13 @@ def test_numbers_in_the_text_are_the_authors_data_rounded():
 
 
 def row(**changes: object) -> dict:
-    new = {"model": V3, "condition": "zero_registers", "task": "retrieval", "metric": "recall_at_1", "feature": "cls", "layer": "last"}
-    return new | {"value": 0.9, "n": 2000} | changes
+    new = {"model": V3, "condition": "zero_registers", "task": "retrieval", "metric": "recall_at_1", "feature": "cls", "layer": 11}
+    return make_row(**new | {"value": 0.9, "n": 2000} | changes)
+
+
+def flow(source: str, target: str, **changes: object) -> dict:
+    new = {"condition": "full", "task": "attention_flow", "metric": "attention", "feature": None, "source": source, "target": target}
+    return row(**new | changes)
 
 
 def test_a_measured_number_stands_beside_every_version_of_the_published_one():
@@ -193,6 +199,7 @@ def test_a_measured_number_stands_beside_every_version_of_the_published_one():
     measured, ranked = attach_published([row(), rank])
     (one,) = measured["published"]
     assert measured == row() | {"published": [one]}
+    assert list(measured) == list(row()), "in the place of the field"
     assert (one["value"], one["difference"]) == (0.929, pytest.approx(-0.029))
     assert "heatmap_data" in one["source"]
     assert one["protocol"]
@@ -200,19 +207,63 @@ def test_a_measured_number_stands_beside_every_version_of_the_published_one():
     assert ["first version" in p["source"] for p in ranked["published"]] == [True, False]
 
 
-def test_last_is_the_last_block_of_the_model_and_other_layers_are_themselves():
-    assert attach_published([row(layer=11)])[0]["published"] == attach_published([row()])[0]["published"]
-    giant = row(model="dinov2_vitg14_reg", condition="fix_reg_mean", task="linear_probe", metric="top1_frozen", feature="cls+patch_mean")
-    assert [p["value"] for p in attach_published([giant])[0]["published"]] == [0.87]
-    flow = row(condition="full", task="attention_flow", metric="patches", feature="registers", layer=10)
-    assert [p["value"] for p in attach_published([flow])[0]["published"]] == [pytest.approx(0.339, abs=5e-4)]
+def test_numbers_are_found_at_the_layer_and_by_the_read_out_of_their_row():
+    (probe,) = attach_published([row(condition="full", task="layer_probe", metric="top1", readout="refitted", layer=4)])
+    expected = [e.value for e in published() if (e.model, e.task, e.feature, e.layer) == (V3, "layer_probe", "cls", 4)]
+    assert [p["value"] for p in probe["published"]] == expected
+    assert len(expected) == 2
+    giant = {
+        "model": "dinov2_vitg14_reg",
+        "condition": "fix_reg_mean",
+        "task": "linear_probe",
+        "metric": "top1",
+        "feature": "cls+patch_mean",
+    }
+    refitted, frozen = attach_published([row(**giant, readout=readout, layer=39) for readout in ("refitted", "frozen")])
+    assert refitted["published"] is None
+    assert [p["value"] for p in frozen["published"]] == [0.87]
+
+
+def test_flows_and_cosines_are_found_by_their_pair_of_tokens():
+    (measured,) = attach_published([flow("patches", "registers", layer=10)])
+    assert [p["value"] for p in measured["published"]] == [pytest.approx(0.339, abs=5e-4)]
+    assert attach_published([flow("registers", "patches", layer=10)])[0]["published"] != measured["published"]
+    pair = {"condition": "full", "task": "register_cosine", "metric": "cosine", "feature": None, "register_b": "r3"}
+    measured, swapped = attach_published([row(**pair, register_a="r1"), row(**pair | {"register_b": "r1"}, register_a="r3")])
+    expected = [e.value for e in published() if (e.model, e.task, e.metric, e.feature) == (V3, "register_cosine", "r1", "r3")]
+    assert [p["value"] for p in measured["published"]] == expected
+    assert swapped["published"] is None, "the lower register comes first"
+
+
+def test_every_entry_is_found_by_the_row_of_a_study_that_measures_it():
+    for e in published():
+        fields = {"metric": e.metric, "feature": e.feature}
+        if e.task == "attention_flow":
+            fields = {"metric": "attention", "feature": None, "source": e.metric, "target": e.feature}
+        elif e.task == "register_cosine":
+            fields = {"metric": "cosine", "feature": None, "register_a": e.metric, "register_b": e.feature}
+        elif e.metric.endswith("_frozen"):
+            fields |= {"metric": e.metric.removesuffix("_frozen"), "readout": "frozen"}
+        (found,) = attach_published([row(model=e.model, condition=e.condition, task=e.task, layer=e.layer, **fields)])
+        assert (e.value, e.source) in [(p["value"], p["source"]) for p in found["published"]], e
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model": "demo_reg"}, {"condition": "mean_cls"}, {"metric": "top1"}, {"feature": "patches"}, {"layer": 10}, {"task": "knn"}],
+    [
+        {"model": "demo_reg"},
+        {"condition": "mean_cls"},
+        {"metric": "top1"},
+        {"feature": "patches"},
+        {"layer": 10},
+        {"layer": None},
+        {"task": "knn"},
+        {"readout": "frozen"},
+        {"index": 0},
+    ],
 )
 def test_a_row_without_counterpart_stays_as_it_is(changes):
     single = row(**changes)
     assert attach_published([single]) == [row(**changes)]
     assert attach_published([single])[0] is single
+    assert single["published"] is None

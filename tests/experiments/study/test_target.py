@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxvit
-from experiments import reproduce
+from experiments import planning
 from experiments.datasets.digits import digit_scenes
 from experiments.features.conditions import conditions
 from experiments.features.extraction import Runner
@@ -31,19 +31,19 @@ def test_a_frozen_read_out_of_unchanged_features_is_the_refitted_one(models):
     for task in ("linear_probe", "segmentation"):
         run = TASKS[task].run
         readouts = {name: array for result in run(features, target.context, {}) for name, array in result.readouts.items()}
-        by_name = {(r.metric, r.feature): np.asarray(r.scores[0].contributions) for r in run(features, target.context, readouts)}
-        frozen = [name for name in by_name if name[0].endswith("_frozen")]
+        by_name = {(r.metric, r.feature, r.readout): np.asarray(r.scores[0].contributions) for r in run(features, target.context, readouts)}
+        frozen = [name for name in by_name if name[2] == "frozen"]
         assert frozen
-        for metric, feature in frozen:
-            np.testing.assert_array_equal(by_name[metric, feature], by_name[metric.removesuffix("_frozen"), feature])
+        for metric, feature, _ in frozen:
+            np.testing.assert_array_equal(by_name[metric, feature, "frozen"], by_name[metric, feature, "refitted"])
 
 
 def test_results_of_a_task_survive_the_cell(models):
     (target,) = targets(models[:1])
     results = TASKS["segmentation"].run(target.features("full", 0), target.context, {})
-    again = unpack(pack(results))
+    again = unpack(pack(results), TASKS["segmentation"])
     for one, other in zip(results, again, strict=True):
-        assert one._replace(scores=[], readouts={}) == other._replace(scores=[])
+        assert one._replace(scores=[], readouts={}) == other._replace(scores=[], fields=dict(other.fields))
         assert len(one.scores) == len(other.scores)
         for a, b in zip(one.scores, other.scores, strict=True):
             assert a.finish is b.finish
@@ -57,7 +57,7 @@ def test_features_do_not_depend_on_batch_size_where_they_must_not(models):
     statistics = [runner.calibrate(images) for runner in runners]
     np.testing.assert_allclose(statistics[0].mean["block_output"], statistics[1].mean["block_output"], atol=1e-5)
     for name in ("full", "zero_registers", "noise_registers", "random_patches"):
-        ablation = conditions(model.config)[name].build(statistics[0], 0)
+        ablation = conditions(model.config)[name](model.config, statistics[0], 0)
         one, other = (runner.extract(images, ablation, 50, "cls") for runner in runners)
         assert one.patches.shape == (19, 64, 24)
         np.testing.assert_allclose(one.patches, other.patches, atol=1e-5)
@@ -67,9 +67,9 @@ def test_features_do_not_depend_on_batch_size_where_they_must_not(models):
 def test_a_study_in_bfloat16_has_bfloat16_models_and_float32_features(models):
     chosen = dataclasses.replace(study(Path("nowhere"), models), dtype="bfloat16")
     data, mesh = digit_scenes(SIZE, 0), batch_mesh()
-    half, full = (reproduce.load_models(c)["with_registers"] for c in (chosen, study(Path("nowhere"), models)))
+    half, full = (planning.load_models(c)["with_registers"] for c in (chosen, study(Path("nowhere"), models)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
-    assert reproduce.settings(chosen, data, mesh).precision.startswith("bfloat16")
+    assert planning.settings(chosen, data, mesh).precision.startswith("bfloat16")
     found, reference = (
         Runner.on(mesh, m, 16).extract(data.analysis_images, jaxvit.zero("registers[0]"), 0, "attention_flow") for m in (half, full)
     )
