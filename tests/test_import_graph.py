@@ -24,14 +24,14 @@ LIBRARY = (
 )
 """Modules of jaxvit/ from the ground up; those of a group may import one another, but not in a circle."""
 PROGRAMS = (
-    ("program", "demo", "rows"),
+    ("program", "demo", "rows", "plugins"),
     ("datasets",),
     ("features", "plotting"),
     ("tasks",),
     ("study",),
     ("__init__",),
     ("analyses",),
-    ("report",),
+    ("planning", "report"),
     ("reproduce",),
     ("pretrain",),
     ("bench",),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import plotly.graph_objects as go
 
 from experiments.demo import label
-from experiments.plotting.columns import columns, refitted_columns
+from experiments.plotting.columns import Column, ScoreKey, filled, refitted, score_key
 from experiments.plotting.elements import interval_cell, plot
-from experiments.plotting.hover import hover, meter_lines, percent
+from experiments.plotting.hover import hover, meter_lines, scaled
 from experiments.rows import Row, select
 from experiments.study import grid
 from experiments.study.jobs import Job
@@ -22,8 +22,8 @@ NOTE = (
     "Tokens are overwritten at the output of every block (in fix_reg_mean: at the input of every block). Point at a cell for its exact "
     "value and interval, its protocol, and the paired difference from the full condition with its permutation p-value. Read-outs are "
     "fitted anew for each condition; <i>frozen</i> ones are fitted in the full condition and applied unchanged: they show that features "
-    "changed, not whether the information is still there. † marks what holds by construction: with CLS overwritten by a constant, a "
-    "read-out of CLS can only name the majority class, so only the dense tasks say anything about zero_cls and mean_cls. A zeroed token "
+    "changed, not whether the information is still there. † marks what holds by construction: with CLS overwritten by a constant, "
+    "nothing can be read from it, so only the dense tasks say anything about zero_cls and mean_cls. A zeroed token "
     "is not removed: LayerNorm maps it to its bias, so that other tokens still attend to it, as to a constant key. Values of random "
     "conditions and random read-outs are means over seeds."
 )
@@ -36,34 +36,41 @@ def jobs(target: Target) -> Iterator[Job]:
 
 def section(results: StudyResults) -> str:
     """The table of models and baselines without ablation, and the heat map of all conditions."""
-    if not any(results.conditions(model, "linear_probe") for model in results.models):
+    shown = filled(results.columns, results.rows)
+    if not shown:
         return ""
-    return html_table(results.rows) + plot(heat_map(results.rows, results.models))
+    return html_table(results.rows, shown) + plot(heat_map(results.rows, shown, results.models))
 
 
-def heat_map(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
+def heat_map(rows: Sequence[Row], shown: Sequence[Column], models: Sequence[str]) -> go.Figure:
     """Model and condition against score: values, or differences from the full condition."""
-    shown = columns(rows)
     keys = {column.key for column in shown}
-    scores = [r for r in rows if (r["task"], r["metric"], r["feature"]) in keys]
-    by_key = {(r["model"], r["condition"], r["task"], r["metric"], r["feature"]): r for r in scores}
-    runs = list(dict.fromkeys((m, r["condition"]) for m in models for r in select(rows, model=m, task="linear_probe")))
+    scores = [r for r in rows if score_key(r) in keys]
+    by_key = {(r["model"], r["condition"], *score_key(r)): r for r in scores}
+    runs = list(dict.fromkeys((m, r["condition"]) for m in models for r in select(scores, model=m)))
     meters = meter_lines(rows)
+    largest = {column.key: max(abs(r["value"]) for r in scores if score_key(r) == column.key) or 1 for column in shown}
     values: dict[str, list[list]] = {name: [] for name in ("raw", "delta", "raw_text", "delta_text", "hover")}
     for model, condition in runs:
         line = [by_key.get((model, condition, *column.key)) for column in shown]
-        marks = ["†" if r and r.get("note") else "" for r in line]
-        values["raw"].append([None if r is None else 100 * r["value"] for r in line])
-        values["delta"].append([None if r is None else 100 * (r["delta"] or 0) for r in line])
-        values["raw_text"].append(["" if r is None else percent(r["value"]) + mark for r, mark in zip(line, marks, strict=True)])
+        marks = ["†" if r and r["by_construction"] else "" for r in line]
+        values["raw"].append([None if r is None else _shade(r, "value", largest) for r in line])
+        values["delta"].append([None if r is None else _shade(r, "delta", largest) for r in line])
+        values["raw_text"].append(["" if r is None else scaled(r) + mark for r, mark in zip(line, marks, strict=True)])
         values["delta_text"].append(
-            ["" if r is None or r["delta"] is None else f"{100 * r['delta']:+.1f}{mark}" for r, mark in zip(line, marks, strict=True)]
+            ["" if r is None or r["delta"] is None else scaled(r, "delta", "+.1f") + mark for r, mark in zip(line, marks, strict=True)]
         )
         meter = meters.get((model, condition), "")
         values["hover"].append([hover(r) + (f"<br>{meter}" if r and meter else "") for r in line])
     # differences that hold by construction are the largest: a colour scale that spans them would hide all others
-    span = 100 * max((abs(r["delta"]) for r in scores if r["delta"] is not None and not r.get("note")), default=0) or 1
+    found = [_shade(r, "delta", largest) for r in scores if r["delta"] is not None and not r["by_construction"]]
+    span = max(map(abs, found), default=0) or 1
     return _switchable(values, [f"{label(m)} · {c}" for m, c in runs], [column.heading for column in shown], span)
+
+
+def _shade(row: Row, field: str, largest: Mapping[ScoreKey, float]) -> float:
+    """The colour of a number, in percent: of a score that is no share, percent of the largest in its column."""
+    return float(100 * (row[field] or 0) / (1 if row["unit"] == "%" else largest[score_key(row)]))
 
 
 def _switchable(values: dict[str, list[list]], names: list[str], headings: list[str], span: float) -> go.Figure:
@@ -93,18 +100,21 @@ def _switchable(values: dict[str, list[list]], names: list[str], headings: list[
     return figure
 
 
-def full_table(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[Row | None]]]]:
+def full_table(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[str], list[tuple[str, list[Row | None]]]]:
     """Scores without ablation, by refitted read-outs: headings, and of every model and baseline its name and its row for each heading."""
-    shown = refitted_columns(rows)
-    by_key = {(r["model"], r["task"], r["metric"], r["feature"]): r for r in select(rows, condition="full")}
+    shown = refitted(filled(columns, rows))
+    by_key = {(r["model"], *score_key(r)): r for r in select(rows, condition="full")}
     models = dict.fromkeys(r["model"] for r in rows)
-    return [column.heading for column in shown], [(m, [by_key.get((m, *column.key)) for column in shown]) for m in models]
+    units = {score_key(r): r["unit"] for r in rows}
+    headings = [column.heading + (f"<br>{units[column.key]}" if units[column.key] not in ("%", "") else "") for column in shown]
+    return headings, [(m, [by_key.get((m, *column.key)) for column in shown]) for m in models]
 
 
-def html_table(rows: Sequence[Row]) -> str:
-    """Scores of models and baselines without ablation, as an HTML table: percent with 95 % intervals."""
-    headings, lines = full_table(rows)
+def html_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Scores of models and baselines without ablation, as an HTML table: percent, or the unit in the heading, with 95 % intervals."""
+    headings, lines = full_table(rows, columns)
     body = ""
     for model, scores in lines:
-        body += f"<tr><td>{html.escape(label(model))}</td>{''.join(interval_cell(score, percent) for score in scores)}</tr>"
-    return f"<table><tr><th>full, percent</th>{''.join(f'<th>{h}</th>' for h in headings)}</tr>{body}</table>"
+        cells = "".join(interval_cell(score, ".1f") for score in scores)
+        body += f"<tr><td>{html.escape(label(model))}</td>{cells}</tr>"
+    return f"<table><tr><th>full</th>{''.join(f'<th>{h}</th>' for h in headings)}</tr>{body}</table>"

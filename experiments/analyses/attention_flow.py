@@ -9,15 +9,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from experiments.demo import label
+from experiments.features.conditions import FULL
 from experiments.plotting.elements import plot
 from experiments.plotting.hover import interval, percent, token_label
 from experiments.rows import Row, select, token_name
-from experiments.study.cells import Store
-from experiments.study.compare import plain_rows
-from experiments.study.jobs import Arrays, Job, cell_key
+from experiments.study.compare import compared_rows
+from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
-from experiments.tasks.base import protocol_id
+from experiments.tasks.base import MetricResult, Unit, pack_scores, protocol_id
 from jaxvit import TokenLayout
 from jaxvit.inference import mean_scores
 
@@ -27,6 +27,8 @@ NOTE = (
     "and over images, summed over the keys of the target. Every row sums to 100. Move the slider to see other blocks."
 )
 TASK = "attention_flow"
+VERSION = 1
+METRIC = "attention"
 PROTOCOL = protocol_id("flow", attention="softmax", heads="mean", queries="mean of the source", keys="sum of the target", images="mean")
 ALL_REGISTERS = "registers"
 """Name of all registers together, in rows next to those of each register."""
@@ -35,22 +37,31 @@ ALL_REGISTERS = "registers"
 def jobs(target: Target) -> Iterator[Job]:
     """The attention flow of a model without ablation."""
     if not target.baseline and target.model is not None:
-        key = cell_key(target, TASK, resamples=target.settings.resamples)
-        yield Job(key, f"{target.name}: attention flow", 2, lambda store: _compute(target, store), len(target.data.analysis_images))
+        key = rows_key(target, TASK, version=VERSION, protocol=PROTOCOL)
+        images = len(target.data.analysis_images)
+        yield Job(key, target.name, f"{target.name}: attention flow", 2, lambda store: _compute(target), images)
 
 
-def _compute(target: Target, store: Store) -> tuple[list[Row], Arrays]:
+def _compute(target: Target) -> tuple[list[Row], Arrays]:
     assert target.model is not None
     by_head = target.extract_analysis("full", 0, "attention_flow").captured["attention_flow"]
     groups = TokenLayout.of(target.model.config, target.data.analysis_images.shape[1:3]).groups
     flow, names = _with_all_registers(by_head.mean(axis=2), [token_name(group) for group in groups], target.model.config.registers)
-    metrics = [
-        (from_token, to_token, layer, PROTOCOL, mean_scores(flow[layer, :, i, j]))
+    results = [
+        MetricResult(
+            METRIC,
+            None,
+            PROTOCOL,
+            [mean_scores(flow[layer, :, i, j])],
+            Unit("%", 100.0),
+            fields={"layer": layer, "source": from_token, "target": to_token},
+        )
         for layer in range(flow.shape[0])
         for i, from_token in enumerate(names)
         for j, to_token in enumerate(names)
     ]
-    return plain_rows(target, "full", TASK, metrics), {"flow": flow}
+    run = target.run_fields(FULL) | {"task": TASK, "analysis": TASK}
+    return compared_rows(run, results, target.settings.resamples, target.settings.seed), pack_scores(results)
 
 
 def _with_all_registers(flow: np.ndarray, names: list[str], registers: int) -> tuple[np.ndarray, list[str]]:
@@ -65,7 +76,7 @@ def _with_all_registers(flow: np.ndarray, names: list[str], registers: int) -> t
 
 def section(results: StudyResults) -> str:
     """One heat map for each model, with a slider over blocks."""
-    rows = [r for r in results.rows if r["task"] == TASK and ALL_REGISTERS not in (r["metric"], r["feature"])]
+    rows = [r for r in results.rows if r["task"] == TASK and ALL_REGISTERS not in (r["source"], r["target"])]
     models = [model for model in results.models if select(rows, model=model)]
     if not models:
         return ""
@@ -88,8 +99,8 @@ def section(results: StudyResults) -> str:
 
 def _panel(rows: Sequence[Row], visible: bool) -> go.Heatmap:
     """The flow of one model at one block."""
-    tokens = list(dict.fromkeys(r["metric"] for r in rows))
-    by_pair = {(r["metric"], r["feature"]): r for r in rows}
+    tokens = list(dict.fromkeys(r["source"] for r in rows))
+    by_pair = {(r["source"], r["target"]): r for r in rows}
     cells = [[by_pair[from_token, to_token] for to_token in tokens] for from_token in tokens]
     names = [token_label(token) for token in tokens]
     return go.Heatmap(
@@ -109,6 +120,6 @@ def _panel(rows: Sequence[Row], visible: bool) -> go.Heatmap:
 
 
 def _hover(row: Row) -> str:
-    lines = [f"{token_label(row['metric'])} → {token_label(row['feature'])}, block {row['layer']}", interval(row), f"n = {row['n']} images"]
-    lines += [f"published {100 * other['value']:.2f}: {other['source'][:70]}" for other in row.get("published", ())]
+    lines = [f"{token_label(row['source'])} → {token_label(row['target'])}, block {row['layer']}", interval(row), f"n = {row['n']} images"]
+    lines += [f"published {100 * other['value']:.2f}: {other['source'][:70]}" for other in row["published"] or ()]
     return "<br>".join(lines)

@@ -20,7 +20,7 @@ class Analysis(Protocol):
     2. Add it to `presets.ANALYSES` under the module's name, at its place on the page.
 
     `python -m experiments.reproduce --only my_analysis` then runs its cells and writes a page with its section. A cell is computed once,
-    also where several analyses ask for it: what makes a cell the same is its key (`study.jobs.cell_key`).
+    also where several analyses ask for it: what makes a cell the same is its key (`study.jobs.rows_key`).
 
     Attributes:
         TITLE: heading of the section.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from experiments.demo import label
 from experiments.plotting.elements import grid, picture
 from experiments.rows import Row
-from experiments.study.jobs import Arrays, Job, cell_key
+from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
 from jaxvit import geometry
@@ -24,17 +24,18 @@ NOTE = (
     "Attention of the last block over patches, mean over heads: of CLS, and mean of the registers, each scaled to its own maximum."
 )
 KIND = "maps"
+VERSION = 1
 IMAGES = 6
 CONDITIONS = ("full", "zero_cls", "zero_registers", "mean_registers")
-_BASIS = "principal components of each image, shared by its conditions"
 
 
 def jobs(target: Target) -> Iterator[Job]:
     """Pictures of a few test images."""
     if not target.baseline and target.model is not None:
         names = [condition for condition in CONDITIONS if condition in target.conditions]
-        key = cell_key(target, KIND, basis=_BASIS, conditions=names)
-        yield Job(key, f"{target.name}: feature maps", 1, lambda store: _compute(target, names), IMAGES * len(names))
+        ablations = [target.ablation_key(name, target.settings.seed) for name in names]
+        key = rows_key(target, KIND, version=VERSION, images=IMAGES, conditions=names, ablations=ablations)
+        yield Job(key, target.name, f"{target.name}: feature maps", 1, lambda store: _compute(target, names), IMAGES * len(names))
 
 
 def attention_rows(state: BlockState) -> Float[Array, "batch prefix patches"]:
@@ -64,7 +65,7 @@ def _compute(target: Target, names: Sequence[str]) -> tuple[list[Row], Arrays]:
 def section(results: StudyResults) -> str:
     """One grid of pictures for each model, of the run with the most conditions where there are several in the folder."""
     cells = sorted(results.cells(KIND), key=lambda cell: len(cell.key["conditions"]))
-    by_model = {cell.key["model"]["name"]: cell for cell in cells}
+    by_model = {cell.key["name"]: cell for cell in cells}
     return "".join(_model_grid(label(model), by_model[model].arrays) for model in results.models if model in by_model)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +12,13 @@ import jaxvit
 from experiments.datasets.base import first_id
 from experiments.demo import label
 from experiments.features.extraction import Features
+from experiments.features.recipes import Recipe, recipe_of
 from experiments.rows import Row, select
-from experiments.study.cells import Store
-from experiments.study.compare import plain_rows
-from experiments.study.jobs import Arrays, Job, cell_key
+from experiments.study.compare import compared_rows
+from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
-from experiments.tasks.base import protocol_id
+from experiments.tasks.base import MetricResult, Unit, pack_scores, protocol_id, scores_array
 from jaxvit import Ablation
 from jaxvit.inference import mean_scores
 
@@ -28,28 +29,53 @@ NOTE = (
     "has to be 0."
 )
 TASK = "instrument_check"
+VERSION = 1
 
 
 def jobs(target: Target) -> Iterator[Job]:
     """CLS, and the registers where there are any, zeroed at the last block only."""
     if not target.baseline and target.model is not None:
-        key = cell_key(target, TASK, resamples=target.settings.resamples)
-        images = 3 * len(target.data.analysis_images)
-        yield Job(key, f"{target.name}: instrument check", 1, lambda store: _compute(target, store), images)
+        recipes = {tokens: _recipe(target, tokens) for tokens in (("cls", "registers") if target.model.config.registers else ("cls",))}
+        texts = {recipe.hash: recipe.text for recipe in recipes.values()}
+        key, label = rows_key(target, TASK, version=VERSION, ablations=list(texts)), f"{target.name}: instrument check"
+        images = (1 + len(recipes)) * len(target.data.analysis_images)
+        yield Job(key, target.name, label, 1, lambda store: _compute(target, recipes), images, ablations=texts)
 
 
-def _compute(target: Target, store: Store) -> tuple[list[Row], Arrays]:
+def _last_block(target: Target, tokens: str) -> Ablation:
     assert target.model is not None
-    config, images, runner = target.model.config, target.data.analysis_images, target.runner
+    return jaxvit.zero(tokens, layers=[target.model.config.depth - 1])
+
+
+def _recipe(target: Target, tokens: str) -> Recipe:
+    assert target.model is not None
+    return recipe_of(lambda config, moments, seed: _last_block(target, tokens), target.model.config, target.image_size, 0, "")
+
+
+def _compute(target: Target, recipes: Mapping[str, Recipe]) -> tuple[list[Row], Arrays]:
+    assert target.model is not None
+    images, runner = target.data.analysis_images, target.runner
     protocol = protocol_id("largest_change", of="all other tokens", norm="final")
     clean = runner.extract(images, Ablation(), first_id("test"))
-    rows = []
-    for tokens in ("cls", "registers") if config.registers else ("cls",):
-        ablated = runner.extract(images, jaxvit.zero(tokens, layers=[config.depth - 1]), first_id("test"))
-        change = _largest_change(clean, ablated, tokens)
-        metrics = [("largest_change", "other tokens", "last", protocol, mean_scores(change))]
-        rows += plain_rows(target, f"zero_{tokens}_last", TASK, metrics, tokens)
-    return rows, {}
+    rows: list[Row] = []
+    arrays: Arrays = {}
+    for tokens, recipe in recipes.items():
+        condition = f"zero_{tokens}_last"
+        ablated = runner.extract(images, _last_block(target, tokens), first_id("test"))
+        scores = mean_scores(_largest_change(clean, ablated, tokens))
+        results = [MetricResult("largest_change", "other tokens", protocol, [scores], Unit())]
+        run: dict[str, Any] = {
+            "model": target.name,
+            "condition": condition,
+            "tokens": recipe.tokens,
+            "ablation": [recipe.hash],
+            "window": recipe.window,
+        }
+        run |= {"task": TASK, "analysis": TASK, "layer": target.layer}
+        for row in compared_rows(run, results, target.settings.resamples, target.settings.seed):
+            rows.append(row | {"scores_array": scores_array(len(arrays))})
+            arrays[scores_array(len(arrays))] = pack_scores(results)[scores_array(0)]
+    return rows, arrays
 
 
 def _largest_change(clean: Features, ablated: Features, tokens: str) -> np.ndarray:

@@ -8,48 +8,51 @@ import numpy as np
 
 from experiments.analyses import register_probes
 from experiments.datasets.base import first_id
+from experiments.features.conditions import FULL
 from experiments.features.extraction import patch_grid
 from experiments.plotting.layer_lines import plot_layer_lines
 from experiments.rows import Row
-from experiments.study.cells import Store
-from experiments.study.compare import plain_rows
-from experiments.study.jobs import Arrays, Job, cell_key
+from experiments.study.compare import compared_rows
+from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
-from experiments.tasks.base import protocol_id
+from experiments.tasks.base import MetricResult, pack_scores, protocol_id
+from experiments.tasks.correspondence import PAIRS
 from jaxvit import Ablation, metrics
 from jaxvit.inference import ratio_scores
 
 TITLE = "Probes and correspondence, layer by layer"
 NOTE = (
-    "Above, top-1 of linear probes of CLS, patch mean and register mean of the output of each block (before the final norm). Below, the "
-    "share of patches whose nearest patch in the other view is the true one. 95 % intervals are over test images above, and over pairs of "
-    "views below."
+    "Of the output of each block, before the final norm: where images have classes, top-1 of linear probes of CLS, patch mean and register "
+    "mean, with 95 % intervals over test images; and where there are pairs of views, the share of patches whose nearest patch in the other "
+    "view is the true one, with 95 % intervals over pairs."
 )
 TASK = "layer_correspondence"
+VERSION = 1
 
 
 def jobs(target: Target) -> Iterator[Job]:
     """Probes (the cell of `register_probes`) and correspondence at every block of a model without ablation."""
     yield from register_probes.jobs(target)
     if target.data.views is not None and not target.baseline and target.model is not None:
-        key = cell_key(target, TASK, resamples=target.settings.resamples)
+        key = rows_key(target, TASK, version=VERSION, tolerance=target.settings.readouts.tolerance)
         images = 2 * len(target.data.views.warp)
-        yield Job(key, f"{target.name}: correspondence at every layer", 2, lambda store: _compute(target, store), images)
+        yield Job(key, target.name, f"{target.name}: correspondence at every layer", 2, lambda store: _compute(target), images)
 
 
-def _compute(target: Target, store: Store) -> tuple[list[Row], Arrays]:
+def _compute(target: Target) -> tuple[list[Row], Arrays]:
     assert target.data.views is not None
     tolerance = target.settings.readouts.tolerance
     hits, cycles, points = _count_matches(target, tolerance)
     views = target.data.protocols["views"]
     protocol = protocol_id("views", views=views, match="cosine", tolerance=f"{tolerance:g} patch", norm="none")
-    scores = [
-        (metric, "patches", layer, protocol, ratio_scores(counts[layer], points[layer]))
+    results = [
+        MetricResult(metric, "patches", protocol, [ratio_scores(counts[layer], points[layer])], n_unit=PAIRS, fields={"layer": layer})
         for metric, counts in (("accuracy", hits), ("cycle_consistency", cycles))
         for layer in range(len(points))
     ]
-    return plain_rows(target, "full", TASK, scores), {}
+    run = target.run_fields(FULL) | {"task": TASK, "analysis": "layerwise_probes"}
+    return compared_rows(run, results, target.settings.resamples, target.settings.seed), pack_scores(results)
 
 
 def _count_matches(target: Target, tolerance: float) -> np.ndarray:

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.demo import label
+from experiments.features.conditions import FULL
 from experiments.features.extraction import patch_grid
 from experiments.plotting.elements import grid, picture
 from experiments.rows import Row, token_name
-from experiments.study.cells import Store
-from experiments.study.compare import plain_rows
-from experiments.study.jobs import Arrays, Job, cell_key
+from experiments.study.compare import compared_rows
+from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
-from experiments.tasks.base import protocol_id
+from experiments.tasks.base import MetricResult, Unit, pack_scores, protocol_id
 from jaxvit.geometry import unit
 from jaxvit.inference import mean_scores
 
@@ -27,18 +27,19 @@ NOTE = (
     "where it is nearest, each cut out with the patches around it. The mean of that cosine over images is in results.jsonl."
 )
 KIND = "nearest_patches"
+VERSION = 1
 SHOWN = 5
 
 
 def jobs(target: Target) -> Iterator[Job]:
     """The nearest patches of a model with registers."""
     if not target.baseline and target.model is not None and target.model.config.registers:
-        key = cell_key(target, KIND, resamples=target.settings.resamples)
         count = target.data.size["gallery"]
-        yield Job(key, f"{target.name}: patches nearest to registers", 1, lambda store: _compute(target, store), count)
+        key, label = rows_key(target, KIND, version=VERSION, shown=SHOWN), f"{target.name}: patches nearest to registers"
+        yield Job(key, target.name, label, 1, lambda store: _compute(target), count)
 
 
-def _compute(target: Target, store: Store) -> tuple[list[Row], Arrays]:
+def _compute(target: Target) -> tuple[list[Row], Arrays]:
     count, where = target.data.size["gallery"], target.settings.readouts.where
     features, images = target.features("full", target.settings.seed).first_test(count), target.data.parts["test"].images
     patches = unit(jnp.asarray(features.patches[:count]))
@@ -51,8 +52,10 @@ def _compute(target: Target, store: Store) -> tuple[list[Row], Arrays]:
         nearest = np.argsort(-best[r], kind="stable")[:SHOWN]
         crops.append([_crop(images[i], *divmod(int(cosine[r, i].argmax()), columns), side) for i in nearest])
     protocol = protocol_id("nearest_patch", query="mean register", average="mean over images of the best patch", **where)
-    metrics = [("top_cosine", _register(r), where["layer"], protocol, mean_scores(best[r])) for r in range(len(best))]
-    return plain_rows(target, "full", KIND, metrics), {"crops": np.array(crops), "best": best}
+    results = [MetricResult("top_cosine", _register(r), protocol, [mean_scores(scores)], Unit()) for r, scores in enumerate(best)]
+    run = target.run_fields(FULL) | {"task": KIND, "analysis": KIND, "layer": target.layer}
+    rows = compared_rows(run, results, target.settings.resamples, target.settings.seed)
+    return rows, {"crops": np.array(crops), **pack_scores(results)}
 
 
 def _register(index: int) -> str:
@@ -75,5 +78,5 @@ def section(results: StudyResults) -> str:
         lines = []
         for r, crops in enumerate(cell.arrays["crops"]):
             lines.append((_register(r), [picture(crop, f"patch near {_register(r)}") for crop in crops]))
-        page += f"<h3>{html.escape(label(cell.key['model']['name']))}</h3>{grid(lines)}"
+        page += f"<h3>{html.escape(label(cell.key['name']))}</h3>{grid(lines)}"
     return page

@@ -6,8 +6,6 @@ import functools
 import html
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from experiments.datasets.base import first_id
 from experiments.demo import label
 from experiments.plotting.elements import interval_cell
@@ -15,12 +13,12 @@ from experiments.plotting.layer_lines import plot_condition_lines
 from experiments.rows import Row, select
 from experiments.study.cells import Store
 from experiments.study.compare import compared_rows
-from experiments.study.jobs import Arrays, Job, cell_key
+from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
-from experiments.tasks.base import mean_over_seeds, protocol_id
+from experiments.tasks.base import MetricResult, Unit, pack_scores, protocol_id
 from experiments.tasks.off_manifold import METRICS, measure
-from jaxvit.inference import mean_scores, value
+from jaxvit.inference import mean_scores
 
 TITLE = "How far off the manifold an ablation goes"
 NOTE = (
@@ -31,6 +29,9 @@ NOTE = (
     "their mean."
 )
 TASK = "off_manifold"
+VERSION = 1
+UNITS = {"attention_divergence": Unit("bits"), "patch_mahalanobis": Unit("s.d.")}
+"""Units of the metrics; the others are plain numbers."""
 METRIC_HEADINGS = {
     "patch_cosine": "cosine of patches<br>with the clean run",
     "patch_norm_ratio": "norm of patches<br>against the clean run",
@@ -46,9 +47,11 @@ def jobs(target: Target) -> Iterator[Job]:
         return
     for condition in target.conditions:
         if condition != "full":
-            key = cell_key(target, TASK, condition=condition, protocol=METRICS, resamples=target.settings.resamples)
-            images = 2 * len(target.data.analysis_images) * len(target.seeds_of(condition))
-            yield Job(key, f"{target.name}, {condition}: off-manifold metrics", 1, functools.partial(_compute, target, condition), images)
+            ablations = [target.ablation_key(condition, seed) for seed in target.seeds_of(condition)]
+            key = rows_key(target, TASK, version=VERSION, condition=condition, ablations=ablations, metrics=METRICS)
+            images = 2 * len(target.data.analysis_images) * len(ablations)
+            label = f"{target.name}, {condition}: off-manifold metrics"
+            yield Job(key, target.name, label, 1, functools.partial(_compute, target, condition), images, condition)
 
 
 def _compute(target: Target, condition: str, store: Store) -> tuple[list[Row], Arrays]:
@@ -56,16 +59,14 @@ def _compute(target: Target, condition: str, store: Store) -> tuple[list[Row], A
         measure(target.runner, target.data.analysis_images, target.ablation(condition, seed), target.statistics, first_id("test"))
         for seed in target.seeds_of(condition)
     ]
-    metadata, scores = [], []
+    results = []
     for metric in METRICS:
         protocol = protocol_id(metric, definition=METRICS[metric], norm="none")
         for layer in range(len(by_seed[0][metric])):
-            layer_scores = [mean_scores(values[metric][layer]) for values in by_seed]
-            entry = {"metric": metric, "feature": "patches", "layer": layer, "protocol": protocol}
-            metadata.append(entry | {"by_seed": [value(s) for s in layer_scores]})
-            scores.append(mean_over_seeds(layer_scores))
-    arrays = {metric: np.stack([values[metric] for values in by_seed]) for metric in METRICS}
-    return compared_rows(target, condition, TASK, metadata, scores), arrays
+            scores = [mean_scores(values[metric][layer]) for values in by_seed]
+            results.append(MetricResult(metric, "patches", protocol, scores, UNITS.get(metric, Unit()), fields={"layer": layer}))
+    run = target.run_fields(condition) | {"task": TASK, "analysis": TASK}
+    return compared_rows(run, results, target.settings.resamples, target.settings.seed), pack_scores(results)
 
 
 def section(results: StudyResults) -> str:

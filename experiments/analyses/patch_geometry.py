@@ -29,7 +29,7 @@ TASKS = ("effective_rank", "patch_norms", "register_cosine")
 NORM_HEADINGS = {
     "norm_before_final": "norm before<br>the final norm",
     "norm": "norm of<br>what is read",
-    "outlier_share": "outliers",
+    "outlier_share": "outliers, percent",
 }
 """The metrics of the table of norms, with their headings."""
 
@@ -56,7 +56,7 @@ def _rank_bars(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
             x=[r["condition"] for r in ranks],
             y=[r["value"] for r in ranks],
             error_y=errors(ranks, 1),
-            customdata=[hover(r, scale=1) for r in ranks],
+            customdata=[hover(r) for r in ranks],
             hovertemplate="%{customdata}<extra></extra>",
             name=label(model),
             marker={"color": look.colour, "pattern": {"shape": look.pattern}},
@@ -71,12 +71,12 @@ def _spectrum_lines(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
     figure = go.Figure()
     for index, model in enumerate(models):
         full, look = select(rows, model=model, task="effective_rank", condition="full"), style(index)
-        spectrum = [r for r in full if r["metric"].startswith("spectrum[")]
+        spectrum = select(full, metric="spectrum")
         line = go.Scatter(
             x=list(range(1, 1 + len(spectrum))),
             y=[r["value"] for r in spectrum],
             error_y=errors(spectrum, 1),
-            customdata=[hover(r, scale=1) for r in spectrum],
+            customdata=[hover(r) for r in spectrum],
             hovertemplate="%{customdata}<extra></extra>",
             name=label(model),
             line={"color": look.colour, "dash": look.dash},
@@ -101,7 +101,7 @@ def _norm_table(rows: Sequence[Row], models: Sequence[str]) -> str:
 def _cosine_table(rows: Sequence[Row], models: Sequence[str]) -> str:
     """Mean cosine of every pair of registers without ablation; empty where no model has two."""
     cosines = select(rows, condition="full", task="register_cosine")
-    by_model = {m: {(r["metric"], r["feature"]): r["value"] for r in select(cosines, model=m)} for m in models}
+    by_model = {m: {(r["register_a"], r["register_b"]): r["value"] for r in select(cosines, model=m)} for m in models}
     pairs = dict.fromkeys(pair for values in by_model.values() for pair in values)
     if not pairs:
         return ""

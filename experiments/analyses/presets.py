@@ -55,7 +55,7 @@ class Preset:
 
     Attributes:
         protocol: the publication that it follows and how, for the page.
-        models: bundled models, or names in `jaxvit.MODELS` that have been converted into the cache.
+        models: bundled models, or names in `jaxvit.MODELS` that have been converted into the cache; empty where the user names them.
         size: numbers of images.
         image_size: pixels of a side; None where the images are made at the size of the bundled models.
         readouts: how features are read.
@@ -89,9 +89,19 @@ PRESETS = {
         seeds=2,
         baselines=True,
     ),
+    "custom": Preset(
+        "A study of one's own: the framework's read-outs and conditions, on the models and images that were named. It follows the "
+        "protocol of no publication.",
+        (),
+        IMAGENET_SIZE,
+        image_size=224,
+        readouts=replace(_DEMO_READOUTS, memory=20_000, grid_iterations=0),
+        baselines=True,
+        batch_size=64,
+    ),
     "parodi2026": Preset(
         "Parodi & Segado, post (2026), and Parodi, Matelsky & Segado, arXiv 2604.14433: tokens are overwritten at the output of every "
-        "block, 224 px, weights as converted (the publication most likely ran Hugging Face's implementation: oracle hf). Solver, "
+        "block, weights as converted (the publication most likely ran Hugging Face's implementation: oracle hf). Solver, "
         "correspondence pairs and segmentation data of the publication are unknown; the protocol ids say what stands here in their place.",
         ("dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "dinov2_vitb14", "dinov2_vitb14_reg", "dinov3_vitb16"),
         IMAGENET_SIZE,
@@ -99,8 +109,8 @@ PRESETS = {
         readouts=_READOUTS,
     ),
     "fix-reg-mean": Preset(
-        "Sun et al. 2024 (Massive Activations): registers are replaced by their mean at the input of every block, read-outs are frozen, "
-        "518 px. Heads here are fitted on the train part; the publication uses Meta's linear heads.",
+        "Sun et al. 2024 (Massive Activations): registers are replaced by their mean at the input of every block, read-outs are "
+        "frozen. Heads here are fitted on the train part; the publication uses Meta's linear heads.",
         ("dinov2_vits14_reg", "dinov2_vitb14_reg", "dinov2_vitl14_reg", "dinov2_vitg14_reg"),
         _NO_PAIRS,
         image_size=518,

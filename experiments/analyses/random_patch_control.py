@@ -13,7 +13,7 @@ from experiments.study.target import Target
 TITLE = "Zeroing random patches instead"
 NOTE = (
     "Four random patches against all registers. The patches are drawn for each image and are the same at all blocks. Difference from the "
-    "full condition in points, with 95 % intervals of the paired difference; for random patches the mean over several draws."
+    "full condition in points, with 95 % intervals of the paired difference; for random patches the mean over their draws."
 )
 CONDITIONS = ("random_patches", "zero_registers")
 
@@ -25,4 +25,4 @@ def jobs(target: Target) -> Iterator[Job]:
 
 def section(results: StudyResults) -> str:
     """Bars of differences, one panel for each model."""
-    return plot_deltas(results.rows, results.models, CONDITIONS)
+    return plot_deltas(results.rows, results.columns, results.models, CONDITIONS)

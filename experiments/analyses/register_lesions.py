@@ -28,7 +28,7 @@ def section(results: StudyResults) -> str:
     """Bars of differences, one panel for each model with registers."""
     run = {r["condition"] for r in results.rows}
     conditions = [name for name in _conditions(_registers(run)) if name in run]
-    return plot_deltas(results.rows, results.models, conditions)
+    return plot_deltas(results.rows, results.columns, results.models, conditions)
 
 
 def _conditions(registers: int) -> list[str]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from experiments.datasets.base import first_id
+from experiments.features.conditions import FULL
 from experiments.plotting.layer_lines import plot_layer_lines
 from experiments.rows import Row, select
-from experiments.study.cells import Store
 from experiments.study.compare import compared_rows
-from experiments.study.jobs import Arrays, Job, cell_key
+from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
-from experiments.tasks.base import METADATA, mean_over_seeds
-from experiments.tasks.classification import layer_probes
-from experiments.tasks.solvers import PARTS
+from experiments.tasks.base import pack_scores
+from experiments.tasks.linear_probe import LINEAR_PROBE, layer_probes, settings
+from experiments.tasks.tokens import PARTS, has_labels
 from jaxvit import Ablation
-from jaxvit.inference import value
 
 TITLE = "Linear probes of CLS and registers, layer by layer"
 NOTE = (
@@ -24,28 +23,27 @@ NOTE = (
     "not cover seeds."
 )
 TASK = "layer_probe"
+VERSION = 1
 
 
 def jobs(target: Target) -> Iterator[Job]:
     """Probes at every block of a model without ablation."""
-    if not target.baseline and target.model is not None:
+    if not target.baseline and target.model is not None and has_labels(target.data):
         images = sum(len(target.data.parts[part].images) for part in PARTS)
-        key = cell_key(target, TASK, resamples=target.settings.resamples)
-        yield Job(key, f"{target.name}: probes at every layer", 8, lambda store: _compute(target, store), images)
+        probes = {"version": VERSION, "probe": LINEAR_PROBE.version, "settings": settings(target.settings.readouts)}
+        key = rows_key(target, TASK, **probes)
+        yield Job(key, target.name, f"{target.name}: probes at every layer", 8, lambda store: _compute(target), images)
 
 
-def _compute(target: Target, store: Store) -> tuple[list[Row], Arrays]:
+def _compute(target: Target) -> tuple[list[Row], Arrays]:
     captured = []
     for part in PARTS:
         images = target.data.parts[part].images
         features = target.runner.extract(images, Ablation(), first_id(part), ("cls", "patch_mean", "registers"), patch_images=0)
         captured.append(features.captured)
-    probes = list(layer_probes(captured, target.context))
-    metadata = [
-        {name: getattr(probe, name) for name in METADATA} | {"layer": layer, "by_seed": [value(s) for s in probe.scores]}
-        for layer, probe in probes
-    ]
-    return compared_rows(target, "full", TASK, metadata, [mean_over_seeds(probe.scores) for _, probe in probes]), {}
+    results = [probe._replace(fields={"layer": layer}) for layer, probe in layer_probes(captured, target.context)]
+    run = target.run_fields(FULL) | {"task": TASK, "analysis": "register_probes"}
+    return compared_rows(run, results, target.settings.resamples, target.settings.seed), pack_scores(results)
 
 
 def section(results: StudyResults) -> str:

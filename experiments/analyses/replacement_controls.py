@@ -27,4 +27,4 @@ def jobs(target: Target) -> Iterator[Job]:
 
 def section(results: StudyResults) -> str:
     """Bars of differences, one panel for each model with registers."""
-    return plot_deltas(results.rows, results.models, CONDITIONS)
+    return plot_deltas(results.rows, results.columns, results.models, CONDITIONS)

@@ -30,4 +30,4 @@ def section(results: StudyResults) -> str:
     for model in results.models:
         families.setdefault(re.sub(r"vit([sblg])(?=\d)", "vit", model), []).append(model)
     models = [model for family in families.values() if len(family) > 1 for model in family]
-    return plot_deltas(results.rows, models, CONDITIONS)
+    return plot_deltas(results.rows, results.columns, models, CONDITIONS)

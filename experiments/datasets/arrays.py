@@ -60,7 +60,7 @@ def array_data(
         **hashes("views", {"warp": views.warp}),
     }
     return StudyData(
-        title=f"{title}: {size['train']:,} train, {size['test']:,} test images of {height}x{width} pixels",
+        title=title,
         parts=study_parts,
         labels=study_labels,
         classes=names,

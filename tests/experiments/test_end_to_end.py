@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import jaxvit
-from experiments import reproduce, results
+from experiments import open_study, planning, reproduce, results
 from experiments.analyses.presets import ANALYSES
 from experiments.datasets.digits import digit_scenes
 from experiments.report import __main__ as report_program
 from experiments.report import page, tables
-from experiments.rows import select
+from experiments.rows import check_rows, select
 from experiments.study import run
 from experiments.study.cells import cell_hash
 from experiments.tasks import off_manifold
@@ -43,11 +43,9 @@ def rows_of(out: Path) -> list[dict]:
 
 def test_every_row_has_what_a_reader_needs(finished):
     rows = rows_of(finished)
-    fields = ["model", "condition", "tokens", "task", "metric", "protocol", "layer", "feature", "value", "ci_low", "ci_high"]
-    fields += ["n", "seed", "seeds", "by_seed", "delta", "p_value", "p_holm", "cell"]
+    check_rows(rows)
     uncompared = ("off_manifold", "instrument_check")
     for row in rows:
-        assert all(field in row for field in fields)
         # the bootstrap of a mean of ratios is not centred on it, and that of few images less so
         assert row["ci_low"] <= row["value"] + 1e-9 <= row["ci_high"] + 2e-9 or row["task"] in ("segmentation", "effective_rank")
         assert row["protocol"]
@@ -87,8 +85,47 @@ def test_rows_say_which_tokens_a_condition_ablates_and_count_registers_from_one(
     assert "registers[" not in json.dumps(rows)
 
 
+def test_scores_of_single_units_are_found_from_a_row(finished):
+    opened = open_study(finished)
+    for row in opened.rows:
+        scores = opened.scores(row)
+        assert scores.shape[0] == row["n"]
+        assert scores.shape[1] == max(row["seeds"], len(row["scores_cell"]))
+    knn = select(opened.rows, condition="noise_registers", task="knn", metric="top1_k20", feature="cls")[0]
+    hits, counts = np.moveaxis(opened.scores(knn), -1, 0)
+    assert (hits.sum(axis=0) / counts.sum(axis=0)).tolist() == knn["by_seed"]
+
+
+def test_ablations_are_written_out_once_under_the_hash_that_rows_name(finished):
+    opened = open_study(finished)
+    named = {name for row in opened.rows for name in row["ablation"] or ()}
+    assert named == set(opened.manifest["ablations"])
+    noisy = select(opened.rows, model="with_registers", condition="noise_registers", task="knn")[0]
+    texts = [json.loads(opened.manifest["ablations"][name]) for name in noisy["ablation"]]
+    assert [text["replacements"][0]["seed"] for text in texts] == [0, 1]
+    assert {r["ablation"] is None for r in opened.rows if r["model"] == "raw_pixels" or r["condition"] == "zero_single_mean"} == {True}
+
+
+def test_results_are_rows_or_a_frame_of_them(finished):
+    assert list(results(finished)) == list(rows_of(finished)) or results(finished).to_dict("records")
+
+
 def test_no_number_stands_twice(finished):
-    names = [(r["model"], r["condition"], r["task"], r["metric"], r["feature"], r["layer"]) for r in rows_of(finished)]
+    identity = (
+        "model",
+        "condition",
+        "task",
+        "metric",
+        "feature",
+        "readout",
+        "layer",
+        "index",
+        "source",
+        "target",
+        "register_a",
+        "register_b",
+    )
+    names = [tuple(r[name] for name in identity) for r in rows_of(finished)]
     assert len(names) == len(set(names))
 
 
@@ -129,7 +166,7 @@ def test_the_mean_at_every_input_is_for_other_tokens_the_mean_at_every_output(fi
 
 
 def test_a_read_out_of_a_constant_token_is_marked_as_by_construction(finished):
-    notes = {(r["condition"], r["task"], r["feature"]) for r in rows_of(finished) if r.get("note")}
+    notes = {(r["condition"], r["task"], r["feature"]) for r in rows_of(finished) if r["by_construction"]}
     of_cls = {(c, t, "cls") for c in ("zero_cls", "mean_cls") for t in ("linear_probe", "few_shot", "knn", "retrieval")}
     of_mean = {(c, t, "register_mean") for c in ("zero_registers", "mean_registers") for t in ("linear_probe", "knn")}
     zeroed = {"zero_registers": (0, 1), "mean_registers": (0, 1), "zero_r1": (0,), "zero_r2": (1,)}
@@ -143,7 +180,7 @@ def test_frozen_read_outs_are_compared_with_the_full_condition(finished):
     rows = rows_of(finished)
     for task, metric, feature in (("linear_probe", "top1", "cls"), ("segmentation", "miou", "patches")):
         read = [r for r in rows if r["task"] == task and r["feature"] == feature]
-        refitted, frozen = ([r for r in read if r["metric"] == m] for m in (metric, f"{metric}_frozen"))
+        refitted, frozen = ([r for r in read if (r["metric"], r["readout"]) == (metric, name)] for name in ("refitted", "frozen"))
         ablated = {(r["model"], r["condition"]) for r in refitted if r["condition"] != "full"}
         assert {(r["model"], r["condition"]) for r in frozen} == ablated
         full = {r["model"]: r["value"] for r in refitted if r["condition"] == "full"}
@@ -156,13 +193,19 @@ def test_p_values_are_corrected_over_all_comparisons_of_a_model(finished):
     """By arithmetic: the smallest of a table times their number, and never below what it was."""
     rows = rows_of(finished)
     for model in ("with_registers", "without"):
-        for task, metric in (("knn", "top1_k20"), ("correspondence", "accuracy"), ("linear_probe", "top1_frozen")):
-            tested = [r for r in select(rows, model=model, task=task, metric=metric) if r["p_value"] and not r.get("note")]
+        for task, metric, readout in (
+            ("knn", "top1_k20", "refitted"),
+            ("correspondence", "accuracy", None),
+            ("linear_probe", "top1", "frozen"),
+        ):
+            of_task = select(rows, model=model, task=task, metric=metric, readout=readout)
+            tested = [r for r in of_task if r["p_value"] and not r["by_construction"]]
+            assert len({r["holm_family"] for r in tested}) == 1
             assert all(r["p_holm"] >= r["p_value"] for r in tested)
             assert {r["holm_tests"] for r in tested} == {len(tested)}
             least = min(tested, key=lambda r: r["p_value"])
             assert least["p_holm"] == pytest.approx(min(1, least["p_value"] * len(tested)))
-    assert all(r["p_holm"] is None for r in rows if r["p_value"] is None or r.get("note"))
+    assert all(r["p_holm"] is None for r in rows if r["p_value"] is None or r["by_construction"])
 
 
 def test_the_meter_stands_beside_every_condition_at_every_block(finished):
@@ -178,8 +221,8 @@ def test_the_meter_stands_beside_every_condition_at_every_block(finished):
 def test_flow_rows_sum_to_one(finished):
     """Over single registers, and over the registers together."""
     flow = [r for r in rows_of(finished) if r["task"] == "attention_flow"]
-    for source in {(r["model"], r["layer"], r["metric"]) for r in flow}:
-        targets = {r["feature"]: r["value"] for r in flow if (r["model"], r["layer"], r["metric"]) == source}
+    for source in {(r["model"], r["layer"], r["source"]) for r in flow}:
+        targets = {r["target"]: r["value"] for r in flow if (r["model"], r["layer"], r["source"]) == source}
         together = targets.pop("registers", 0)
         assert abs(sum(targets.values()) - 1) < 1e-5
         assert abs(sum(v for name, v in targets.items() if name.startswith("r")) - together) < 1e-5
@@ -227,7 +270,7 @@ def counting(monkeypatch) -> list[str]:
 def test_some_analyses_share_cells_with_the_whole_study(finished, models, tmp_path, monkeypatch):
     """A part first, then the whole: no cell twice, and the folder ends as if the whole had been run at once."""
     computed = counting(monkeypatch)
-    part = dataclasses.replace(study(tmp_path / "part", models), only=("register_lesions", "attention_flow"))
+    part = dataclasses.replace(study(tmp_path / "part", models), analyses=("register_lesions", "attention_flow"))
     reproduce.reproduce(part)
     first = list(computed)
     assert first
@@ -235,7 +278,7 @@ def test_some_analyses_share_cells_with_the_whole_study(finished, models, tmp_pa
     shown = (part.out / "report.html").read_text()
     assert ANALYSES["attention_flow"].TITLE in shown
     assert ANALYSES["feature_maps"].TITLE not in shown
-    reproduce.reproduce(dataclasses.replace(part, only=()))
+    reproduce.reproduce(dataclasses.replace(part, analyses=()))
     assert len(set(computed)) == len(computed), "no cell runs twice"
     assert rows_of(part.out) == rows_of(finished)
     headings = re.findall(r"<h2.*?</h2>", (part.out / "report.html").read_text())
@@ -245,12 +288,12 @@ def test_some_analyses_share_cells_with_the_whole_study(finished, models, tmp_pa
     assert rows_of(part.out) == rows_of(finished), "nothing that was run is lost from the results"
     assert re.findall(r"<h2.*?</h2>", (part.out / "report.html").read_text()) == headings
     runs = json.loads((part.out / "run.json").read_text())["runs"]
-    assert [entry["only"] for entry in runs] == [["register_lesions", "attention_flow"], [], ["register_lesions", "attention_flow"]]
+    assert [entry["only"] for entry in runs] == [[*part.analyses], list(ANALYSES), [*part.analyses]]
 
 
 def test_models_tasks_and_conditions_can_be_chosen(models, tmp_path, monkeypatch):
     computed = counting(monkeypatch)
-    chosen = dataclasses.replace(study(tmp_path / "x", models[:1]), only=("ablation_table",), tasks=("knn",), conditions=("zero_cls",))
+    chosen = dataclasses.replace(study(tmp_path / "x", models[:1]), analyses=("ablation_table",), tasks=("knn",), conditions=("zero_cls",))
     reproduce.reproduce(chosen)
     rows = rows_of(chosen.out)
     assert {row["task"] for row in rows} == {"knn"}
@@ -259,13 +302,13 @@ def test_models_tasks_and_conditions_can_be_chosen(models, tmp_path, monkeypatch
     reproduce.reproduce(dataclasses.replace(chosen, models=models, tasks=("knn", "retrieval")))
     assert not set(first) & set(computed[len(first) :])
     assert {row["model"] for row in rows_of(chosen.out)} >= {"with_registers", "without"}
-    assert list(results(chosen.out).models) == ["with_registers", "without"]
+    assert list(open_study(chosen.out).models) == ["with_registers", "without"]
 
 
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"only": ("lesions",)}, "--only lesions is unknown; possible are ablation_table, .*register_lesions"),
+        ({"analyses": ("lesions",)}, "--only lesions is unknown; possible are ablation_table, .*register_lesions"),
         ({"tasks": ("depth",)}, "--tasks depth is unknown; possible are linear_probe"),
         ({"conditions": ("zero_r9",)}, "--conditions zero_r9 is unknown; possible are full, zero_cls"),
     ],
@@ -277,7 +320,7 @@ def test_an_unknown_choice_is_refused_with_what_is_possible(models, tmp_path, ch
 
 
 def test_a_quick_look_says_so_on_its_page_and_in_its_rows(models, tmp_path):
-    quick = dataclasses.replace(study(tmp_path / "quick", models[:1]), quick=True, only=("instrument_check",))
+    quick = dataclasses.replace(study(tmp_path / "quick", models[:1]), quick=True, analyses=("instrument_check",))
     reproduce.reproduce(quick)
     assert all(row["quick"] is True for row in rows_of(quick.out))
     assert "A quick look" in (quick.out / "report.html").read_text()
@@ -300,7 +343,7 @@ def test_a_folder_of_another_version_is_refused(finished, models, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(finished, folder)
     manifest = json.loads((folder / "run.json").read_text())
-    for old in (manifest | {"format": 2}, {name: value for name, value in manifest.items() if name != "format"}):
+    for old in (manifest | {"format": 3}, {name: value for name, value in manifest.items() if name != "format"}):
         (folder / "run.json").write_text(json.dumps(old))
         for attempt in (lambda: reproduce.reproduce(study(folder, models)), lambda: page.write(folder)):
             with pytest.raises(ValueError, match=r"was written by another version .*choose another folder, or remove this one"):
@@ -309,7 +352,7 @@ def test_a_folder_of_another_version_is_refused(finished, models, tmp_path):
 
 def test_another_study_is_refused_and_nothing_is_written(finished, models, tmp_path):
     before = sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*"))
-    with pytest.raises(ValueError, match=r"differs in seed.*choose another --out"):
+    with pytest.raises(ValueError, match=r"differs in data, seed.*choose another --out"):
         reproduce.reproduce(dataclasses.replace(study(finished, models), seed=1))
     assert sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*")) == before
     foreign = tmp_path / "thesis"
@@ -330,7 +373,7 @@ def test_a_batch_size_without_anybody_to_shuffle_with_is_refused_before_anything
 def test_no_other_batch_size_is(models, batch_size):
     """60 images in batches of 59 leave one alone, 30 in batches of 128 are few: neither is refused."""
     chosen = dataclasses.replace(study(Path("nowhere"), models), batch_size=batch_size)
-    assert reproduce.settings(chosen, digit_scenes(SIZE, 0), batch_mesh()).batch_size == (batch_size or 128)
+    assert planning.settings(chosen, digit_scenes(SIZE, 0), batch_mesh()).batch_size == (batch_size or 128)
 
 
 def test_an_unknown_model_is_refused_before_the_folder_is_made(tmp_path):

@@ -28,11 +28,11 @@ def study(tmp_path) -> Study:
     jaxvit.save(jaxvit.create(dataclasses.replace(CONFIG, registers=0), 0), tmp_path / "tiny")
     return Study(
         "parodi2026",
-        only=("ablation_table",),
+        analyses=("ablation_table",),
         models=(str(tmp_path / "tiny"),),
         out=tmp_path / "out",
-        folders=write_folders(tmp_path / "data"),
-        data=SIZE,
+        data=write_folders(tmp_path / "data"),
+        sizes=SIZE,
         image_size=16,
         readouts=READOUTS,
         seeds=1,
@@ -56,5 +56,5 @@ def test_a_study_of_folders_runs_every_task(study):
     assert pck[0]["n"] == 2, "units are source images"
     per_class = select(rows, condition="full", metric="iou")
     assert [row["feature"] for row in per_class] == ["patches: sky", "patches: road"]
-    miou = select(rows, condition="full", metric="miou")[0]["value"]
+    miou = select(rows, condition="full", metric="miou", readout="refitted")[0]["value"]
     assert np.mean([row["value"] for row in per_class]) == pytest.approx(miou)

@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import jaxvit
-from experiments import reproduce
 from experiments.datasets.base import DataSize
 from experiments.datasets.digits import digit_scenes
+from experiments.features.conditions import conditions
+from experiments.planning import Study, load_models, settings
 from experiments.study.target import Target
 from experiments.tasks.base import Feature, Readouts
 from jaxvit.sharding import batch_mesh
@@ -26,11 +27,11 @@ def save_models(folder: Path) -> tuple[str, ...]:
     return tuple(str(folder / name) for name in ("with_registers", "without"))
 
 
-def study(out: Path, models: tuple[str, ...]) -> reproduce.Study:
-    return reproduce.Study(out=out, models=models, data=SIZE, batch_size=16, resamples=200, seeds=2, readouts=READOUTS)
+def study(out: Path, models: tuple[str, ...]) -> Study:
+    return Study(out=out, models=models, sizes=SIZE, batch_size=16, resamples=200, seeds=2, readouts=READOUTS)
 
 
 def targets(models: tuple[str, ...]) -> list[Target]:
     chosen, mesh, data = study(Path("nowhere"), models), batch_mesh(), digit_scenes(SIZE, 0)
-    settings = reproduce.settings(chosen, data, mesh)
-    return [Target(name, model, mesh, data, settings) for name, model in reproduce.load_models(chosen).items()]
+    options = settings(chosen, data, mesh)
+    return [Target(name, model, mesh, data, options, conditions(model.config)) for name, model in load_models(chosen).items()]

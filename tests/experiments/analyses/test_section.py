@@ -7,16 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from experiments.analyses import attention_flow, instrument_check, off_manifold, patch_geometry, register_lesions, register_probes
+from experiments.analyses import (
+    ablation_table,
+    attention_flow,
+    instrument_check,
+    off_manifold,
+    patch_geometry,
+    register_lesions,
+    register_probes,
+    scale_comparison,
+)
 from experiments.analyses.presets import ANALYSES
+from experiments.plotting.columns import Column
 from experiments.rows import Row
 from experiments.study.results import StudyResults
-from tests.experiments.plotting.made_rows import made_row, traces
+from experiments.tasks.table import score_columns
+from tests.experiments.plotting.made_rows import PLAIN, made_flow, made_row, traces
 
 
 def results(rows: list[Row], *models: str) -> StudyResults:
     """A finished study of these rows, without pictures."""
-    return StudyResults(rows, {"cells": []}, Path("nowhere"), list(models or ("model",)))
+    columns = [list(column) for column in [*score_columns(), Column("length", "cls", "how long<br>CLS is", task="mine")]]
+    return StudyResults(rows, {"cells": [], "columns": columns}, Path("nowhere"), list(models or ("model",)))
 
 
 @pytest.mark.parametrize("name", ANALYSES)
@@ -43,7 +55,7 @@ def test_the_slider_of_attention_flow_shows_one_block_of_every_model():
     """Models of different depth: where a model has no such block it has no panel."""
     groups = ("cls", "r1", "patches", "registers")
     rows = [
-        made_row(model=model, task="attention_flow", metric=source, feature=target, layer=layer)
+        made_flow(source, target, model=model, layer=layer)
         for model, depth in (("deep", 3), ("shallow", 2))
         for layer in range(depth)
         for source in groups
@@ -57,7 +69,7 @@ def test_the_slider_of_attention_flow_shows_one_block_of_every_model():
 
 def test_the_last_block_of_every_condition_stands_in_the_off_manifold_table():
     rows = [
-        made_row(task="off_manifold", condition=condition, metric=metric, layer=layer, value=layer + 0.125)
+        made_row(task="off_manifold", condition=condition, metric=metric, layer=layer, value=layer + 0.125, **PLAIN)
         for condition in ("zero_cls", "zero_registers")
         for metric in off_manifold.METRICS
         for layer in (0, 1)
@@ -69,13 +81,57 @@ def test_the_last_block_of_every_condition_stands_in_the_off_manifold_table():
 
 
 def test_cosines_of_registers_are_named_as_in_rows():
-    ranks = [made_row(task="effective_rank", condition="full", metric="gram_eigenvalues", feature="patches")]
-    cosines = [made_row(task="register_cosine", condition="full", metric="r1", feature=f"r{i}", value=i / 10) for i in (2, 3)]
+    ranks = [made_row(task="effective_rank", condition="full", metric="gram_eigenvalues", feature="patches", readout=None, **PLAIN)]
+    pair = {"task": "register_cosine", "condition": "full", "metric": "cosine", "feature": None, "readout": None, **PLAIN}
+    cosines = [made_row(**pair, register_a="r1", register_b=f"r{i}", value=i / 10) for i in (2, 3)]
     page = patch_geometry.section(results(ranks + cosines))
     assert "<th>r1 r2</th><th>r1 r3</th>" in page
     assert "<td>0.20</td><td>0.30</td>" in page
 
 
+def test_a_spectrum_is_its_eigenvalues_in_order_and_norms_stand_in_their_units():
+    row = {"condition": "full", "feature": "patches", "readout": None}
+    rows = [made_row(task="effective_rank", metric="gram_eigenvalues", **row, **PLAIN)]
+    rows += [made_row(task="effective_rank", metric="spectrum", index=k, value=0.5**k, **row, **PLAIN) for k in range(3)]
+    norms = [made_row(task="patch_norms", metric=metric, value=30.0, **row, **PLAIN) for metric in ("norm_before_final", "norm")]
+    share = made_row(task="patch_norms", metric="outlier_share", value=0.25, **row)
+    page = patch_geometry.section(results([*rows, *norms, share]))
+    _, spectrum = traces(page)
+    assert (spectrum["x"], spectrum["y"]) == ([1, 2, 3], [1, 0.5, 0.25])
+    assert "<th>outliers, percent</th>" in page
+    assert page.count("<td>30.000<small>") == 2
+    assert "<td>25.000<small>" in page
+
+
+def test_the_heat_map_shows_values_and_differences_in_their_units():
+    """What holds by construction is marked and does not set the colours; what is no share is coloured by the largest of its own."""
+    length = {"task": "mine", "metric": "length", "readout": None, **PLAIN}
+    alone = {"delta": None, "delta_ci_low": None, "delta_ci_high": None, "p_value": None, "p_holm": None}
+    rows = [
+        made_row(condition="full", **alone),
+        made_row(condition="full", value=4.0, **length, **alone),
+        made_row(value=0.125, delta=-0.375, by_construction=True, note="constant by construction"),
+        made_row(value=2.0, delta=-2.0, **length),
+        made_row(readout="frozen", value=0.25, delta=-0.25),
+    ]
+    page = ablation_table.section(results(rows))
+    raw, delta = traces(page)
+    assert raw["x"] == ["linear probe<br>CLS", "frozen probe<br>CLS", "how long<br>CLS is"]
+    assert raw["y"] == ["model · full", "model · zero_cls"]
+    assert raw["z"] == [[50, None, 100], [12.5, 25, 50]]
+    assert raw["text"] == [["50.0", "", "4.0"], ["12.5†", "25.0", "2.0"]]
+    assert delta["text"] == [["", "", ""], ["-37.5†", "-25.0", "-2.0"]]
+    assert (delta["zmin"], delta["zmax"]) == (-50, 50)
+    assert "<th>linear probe<br>CLS</th><th>how long<br>CLS is</th>" in page, "the table is of refitted read-outs"
+
+
+def test_models_are_compared_with_others_of_their_family_alone():
+    rows = [made_row(model=model) for model in ("dinov2_vits14", "dinov2_vitb14", "dinov3_vits16")]
+    page = scale_comparison.section(results(rows, *(row["model"] for row in rows)))
+    assert "dinov2_vitb14" in page
+    assert "dinov3_vits16" not in page
+
+
 def test_a_change_of_another_token_is_shown_exactly():
-    rows = [made_row(task="instrument_check", condition="zero_cls_last", value=2e-7)]
+    rows = [made_row(task="instrument_check", condition="zero_cls_last", metric="largest_change", readout=None, value=2e-7, **PLAIN)]
     assert "<td>model · zero_cls_last</td><td>2e-07</td>" in instrument_check.section(results(rows))

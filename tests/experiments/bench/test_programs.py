@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxvit
 from experiments.bench import programs
 from experiments.bench.rows import Size
+from experiments.features.conditions import conditions
 
 SMALLEST = Size(small=True)
 
@@ -36,3 +38,11 @@ def test_every_program_of_a_study_traces_for_a_mesh():
         function, arguments = program.call
         jax.eval_shape(function, *arguments)
         assert program.dtype in ("bfloat16", "float32")
+
+
+def test_every_condition_is_in_a_program_and_those_of_one_structure_share_it():
+    config = jaxvit.MODELS[programs.NAMES[0]]
+    titles = list(programs._condition_edits(config))
+    assert len(titles) == 6, "no edits; constants at block outputs and at block inputs; random patches; noise; shuffle"
+    shared = sum(int(title.split(" and ")[1].split()[0]) for title in titles if " and " in title)
+    assert len(titles) + shared == len(conditions(config))

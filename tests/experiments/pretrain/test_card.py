@@ -18,7 +18,7 @@ from experiments.pretrain import card, training
 from experiments.pretrain.card import Cards
 from experiments.pretrain.recipe import Pretraining, init_run_folder
 from experiments.report.tables import SHOWN_ROWS, markdown_table
-from experiments.rows import select
+from experiments.rows import check_rows, select
 from experiments.study.results import read_results
 from jaxvit.sharding import batch_mesh
 from tests.experiments.tiny_study import CONFIG, READOUTS, SIZE
@@ -53,8 +53,8 @@ def cards(tmp_path_factory) -> Cards:
         study = reproduce.Study(
             out=folder / "study",
             models=("demo_reg",),
-            only=("ablation_table", "attention_flow"),
-            data=SIZE,
+            analyses=("ablation_table", "attention_flow"),
+            sizes=SIZE,
             batch_size=16,
             resamples=200,
             seeds=1,
@@ -81,7 +81,7 @@ def test_the_card_says_what_logs_and_study_say(cards):
         assert part in text
     last = training.log_lines(cards.runs[0])[-1]
     assert f"| {last['step']} | {percent(last['knn'])} |" in text
-    (row,) = select(rows, model="demo_reg", condition="zero_registers", task="segmentation", metric="miou")
+    (row,) = select(rows, model="demo_reg", condition="zero_registers", task="segmentation", metric="miou", readout="refitted")
     assert f"{100 * row['delta']:+.1f}" in text
     assert "| block | r1 | r2 | all registers |" in text
 
@@ -120,6 +120,7 @@ def test_the_training_of_a_file_from_before_the_config_said_mlp_dim_is_read(tmp_
 
 def test_the_bundled_cards_are_made_of_the_bundled_results():
     rows = [json.loads(line) for line in (ROOT / SHOWN_ROWS).read_text().splitlines()]
+    check_rows(rows)
     for name in demo.CONFIGS:
         text = (ROOT / "jaxvit" / "demo" / f"{name}.md").read_text()
         scores = [r for r in rows if r["model"] in (name, "raw_pixels") or r["model"].endswith("_random")]
