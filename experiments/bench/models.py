@@ -24,6 +24,7 @@ from experiments.bench.opponents import (
 )
 from experiments.bench.rows import BenchRow, Case, Goal, Size
 from experiments.features.conditions import CALIBRATED_SITES, conditions
+from experiments.features.recipes import is_random
 from jaxvit.forward import sweep_layers
 from jaxvit.sharding import batch_mesh, replicate, split
 from jaxvit.vit import cast
@@ -158,7 +159,7 @@ def all_conditions(size: Size) -> Case:
     images, tensor = pixels(size, _batch(size, 8), ours.config)
     statistics = jaxvit.calibrate(ours, [(images, None)], CALIBRATED_SITES)
     study = conditions(ours.config)
-    ablations = [condition.build(statistics, 0) for condition in study.values()]
+    ablations = [condition(ours.config, statistics, 0) for condition in study.values()]
     # "full" as edits of the same structure as the others', so that it shares their program
     full = jax.tree.map(lambda leaf: leaf[1], jaxvit.stack([jaxvit.zero("cls"), jaxvit.Ablation()], ours, images.shape[1]))
     edits = replicate([jaxvit.lower(a, ours, images.shape[1]) if a.replacements else full for a in ablations], batch_mesh())
@@ -178,7 +179,9 @@ def all_conditions(size: Size) -> Case:
         return cls
 
     def check(a: Any, b: Any) -> dict[str, Any]:
-        constant = [difference(x, y) for x, y, condition in zip(a, b, study.values(), strict=True) if not condition.random]
+        size = images.shape[1:3]
+        random = [is_random(condition, ours.config, (size[0], size[1])) for condition in study.values()]
+        constant = [difference(x, y) for x, y, drawn in zip(a, b, random, strict=True) if not drawn]
         return {"max_difference_constant": max(constant)}
 
     facts = {"images": len(images), "conditions": len(study), "programs": len(programs)}

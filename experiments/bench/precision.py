@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 from experiments import reproduce
 from experiments.bench.rows import BenchRow, Size
 from experiments.datasets.base import DataSize
-from experiments.tasks.base import Readouts
+from experiments.tasks.base import FROZEN, Readouts
 
 MODELS = ("demo_reg", "demo")
 _SMALL = DataSize(
@@ -25,15 +24,22 @@ _SMALL_READOUTS = Readouts(
 )
 
 
-class NumberKey(NamedTuple):
+@dataclass(frozen=True)
+class NumberKey:
     """The fields of a study's row that identify its number."""
 
     model: str
     condition: str
     task: str
     metric: str
-    feature: str
-    layer: int | str
+    feature: str | None
+    readout: str | None
+    layer: int | None
+    index: int | None
+    source: str | None
+    target: str | None
+    register_a: str | None
+    register_b: str | None
     protocol: str
 
 
@@ -57,16 +63,12 @@ def differences(size: Size) -> dict[str, Any]:
 
 
 def compare(full: dict[NumberKey, Number], half: dict[NumberKey, Number]) -> list[dict[str, Any]]:
-    """The differences of two precisions by metric. Numbers of single registers or ranks, such as "r1" and "spectrum[3]", count as
-    one metric."""
+    """The differences of two precisions by metric; those of frozen read-outs are apart."""
     by_metric: dict[tuple[str, str], list[NumberKey]] = {}
     for key in full:
-        by_metric.setdefault((key.task, _unnumbered(key.metric)), []).append(key)
+        metric = f"{key.metric}, frozen" if key.readout == FROZEN else key.metric
+        by_metric.setdefault((key.task, metric), []).append(key)
     return [{"task": task, "metric": metric, **_difference(full, half, keys)} for (task, metric), keys in by_metric.items()]
-
-
-def _unnumbered(metric: str) -> str:
-    return "registers" if re.fullmatch(r"r\d+", metric) else re.sub(r"\[\d+\]", "", metric)
 
 
 def _difference(full: dict[NumberKey, Number], half: dict[NumberKey, Number], keys: list[NumberKey]) -> dict[str, Any]:
@@ -85,12 +87,18 @@ def _numbers(size: Size, dtype: Literal["float32", "bfloat16"]) -> dict[NumberKe
         out = Path(folder) / dtype
         study = reproduce.Study(out=out, models=MODELS, seeds=1, resamples=1_000, dtype=dtype)
         if size.small:
-            only = ("ablation_table",)
-            study = replace(study, only=only, models=MODELS[:1], data=_SMALL, readouts=_SMALL_READOUTS, batch_size=16, resamples=20)
+            few: dict[str, Any] = {
+                "analyses": ("ablation_table",),
+                "sizes": _SMALL,
+                "readouts": _SMALL_READOUTS,
+                "batch_size": 16,
+                "resamples": 20,
+            }
+            study = replace(study, models=MODELS[:1], batch_size=16, resamples=20, **few)
         reproduce.reproduce(study)
         lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     return {
-        NumberKey(**{name: row[name] for name in NumberKey._fields}): Number(row["value"], (row["ci_high"] - row["ci_low"]) / 2)
+        NumberKey(**{name: row[name] for name in NumberKey.__annotations__}): Number(row["value"], (row["ci_high"] - row["ci_low"]) / 2)
         for row in lines
         if row["model"] in MODELS
     }

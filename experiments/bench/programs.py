@@ -196,7 +196,7 @@ def _condition_edits(config: ViTConfig) -> dict[str, Any]:
     statistics = jaxvit.Moments(moments, moments, 1, (SIDE, SIDE))
     kinds: dict[Any, tuple[list[str], Any]] = {}
     for name, condition in conditions(config).items():
-        ablation = condition.build(statistics, 0)
+        ablation = condition(config, statistics, 0)
         edits = jaxvit.lower(ablation, config, SIDE) if ablation.replacements else None
         leaves, structure = jax.tree.flatten(edits)
         kinds.setdefault((structure, *(leaf.shape for leaf in leaves)), ([], edits))[0].append(name)

@@ -17,8 +17,8 @@ import numpy as np
 import tyro
 from safetensors import safe_open
 
-from experiments import demo, reproduce
-from experiments.plotting.columns import Column, plain_heading, refitted_columns
+from experiments import demo, planning
+from experiments.plotting.columns import Column, filled, plain_heading, refitted, score_key
 from experiments.plotting.hover import percent, token_label
 from experiments.plotting.markdown import table
 from experiments.pretrain.recipe import Pretraining, Recipe
@@ -31,6 +31,7 @@ from experiments.study.cells import Store
 from experiments.study.jobs import run_job
 from experiments.study.results import StudyResults, read_results
 from experiments.study.target import Target
+from experiments.tasks.table import score_columns
 from jaxvit.checkpoint import DEMO_FOLDER, assemble
 from jaxvit.files import write_text
 from jaxvit.sharding import batch_mesh
@@ -197,7 +198,7 @@ def training_command(training: Mapping[str, Any]) -> str:
 
 def ablation_costs(name: str, rows: Sequence[Row]) -> str:
     """A table of what each condition costs a model, by score, with intervals."""
-    scores, lines = refitted_columns(rows), []
+    scores, lines = refitted(filled(score_columns(), rows)), []
     for condition in [c for c in _CONDITIONS if select(rows, model=name, condition=c)]:
         lines.append([condition, *(_cost(_row(rows, name, column, condition)) for column in scores)])
     return table(["points", *(plain_heading(column.heading) for column in scores)], lines)
@@ -205,12 +206,12 @@ def ablation_costs(name: str, rows: Sequence[Row]) -> str:
 
 def register_attention(name: str, rows: Sequence[Row]) -> list[str]:
     """A table of how much of CLS's attention goes to each register and to all of them, by block; nothing for a model without registers."""
-    flow = [r for r in select(rows, model=name, task="attention_flow", metric="cls") if re.fullmatch(r"r\d+", r["feature"])]
+    flow = [r for r in select(rows, model=name, task="attention_flow", source="cls") if re.fullmatch(r"r\d+", r["target"])]
     if not flow:
         return []
     layers = sorted({r["layer"] for r in flow})
-    registers = list(dict.fromkeys(r["feature"] for r in flow))
-    shares = {(r["layer"], r["feature"]): r["value"] for r in flow}
+    registers = list(dict.fromkeys(r["target"] for r in flow))
+    shares = {(r["layer"], r["target"]): r["value"] for r in flow}
     lines = [
         [str(layer), *(percent(shares[layer, r]) for r in registers), percent(sum(shares[layer, r] for r in registers))] for layer in layers
     ]
@@ -220,9 +221,9 @@ def register_attention(name: str, rows: Sequence[Row]) -> list[str]:
 
 def _score(runs: Sequence[TrainingRun], results: StudyResults) -> list[Row]:
     """Rows of the study's tasks without any ablation, for every training."""
-    study, mesh = reproduce.study_of(results.manifest), batch_mesh()
-    data = reproduce.study_data(study)
-    settings = reproduce.settings(study, data, mesh)
+    study, mesh = planning.study_of(results.manifest), batch_mesh()
+    data = planning.study_data(study)
+    settings = planning.settings(study, data, mesh)
     store, rows = Store(results.folder / "seeds"), []
     for training_run in runs:
         for job in grid.jobs(Target(training_run.title, training_run.model(), mesh, data, settings, baseline=True)):
@@ -253,7 +254,7 @@ def _over_seeds(runs: Sequence[TrainingRun], scores: Sequence[Row]) -> list[str]
     """The scores of every training seed, and their spread."""
     if len(runs) < 2:
         return ["One seed was trained: there is no spread over training to report."]
-    shown = refitted_columns(scores)
+    shown = refitted(filled(score_columns(), scores))
     values = [[_row(scores, r.title, column)["value"] for column in shown] for r in runs]
     lines = [[f"seed {r.training['seed']}" + " (bundled)" * r.bundled, *map(percent, v)] for r, v in zip(runs, values, strict=True)]
     spread = [f"{percent(min(v))} to {percent(max(v))}, s.d. {percent(statistics.stdev(v))}" for v in zip(*values, strict=True)]
@@ -262,7 +263,7 @@ def _over_seeds(runs: Sequence[TrainingRun], scores: Sequence[Row]) -> list[str]
 
 
 def _row(rows: Sequence[Row], model: str, column: Column, condition: str = "full") -> Row:
-    (row,) = select(rows, model=model, condition=condition, task=column.task, metric=column.metric, feature=column.feature)
+    (row,) = [r for r in select(rows, model=model, condition=condition) if score_key(r) == column.key]
     return row
 
 
