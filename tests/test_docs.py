@@ -1,0 +1,45 @@
+"""The page that explains results: its table is that of the code, and its example runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from experiments.report.tables import rows_table
+from experiments.reproduce import Study, reproduce
+from experiments.rows import SCHEMA
+from tests.experiments.tiny_study import READOUTS, SIZE, save_models
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = DOCS / "results.md"
+
+
+def test_the_table_of_fields_is_that_of_the_code():
+    text = PAGE.read_text()
+    assert f"<!-- row fields: begin -->\n{rows_table()}\n<!-- row fields: end -->" in text, "run python -m experiments.report.tables"
+    assert f"Version {SCHEMA}." in text
+
+
+def test_the_example_leads_from_a_number_to_its_scores(tmp_path):
+    few = {"sizes": SIZE, "batch_size": 16, "resamples": 50, "seeds": 1, "readouts": READOUTS}
+    models = save_models(tmp_path / "models")
+    reproduce(Study(models=models[1:], out=tmp_path / "run", tasks=("knn",), analyses=("ablation_table",), conditions=("zero_cls",), **few))
+    example = re.search(r"<!-- example -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    names = {"folder": tmp_path / "run"}
+    exec(example, names)
+    assert names["value"] == names["row"]["value"]
+    assert names["text"].startswith("{")
+    assert len(names["numbers"]) == len(names["study"].rows)
+
+
+def test_the_example_of_a_study_of_ones_own_runs(tmp_path):
+    example = re.search(r"<!-- example -->\n```python\n(.*?)```", (DOCS / "own_studies.md").read_text(), re.DOTALL)[1]
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(0, 256, (40, 64, 64, 3), np.uint8), np.arange(40) % 2
+    names = {"images": images, "labels": labels, "test_images": images[:12], "test_labels": labels[:12], "folder": tmp_path / "own"}
+    exec(example, names)
+    assert names["page"].exists()
+    conditions = {row["condition"] for row in names["numbers"]}
+    assert conditions == {"full", *names["conditions"]}
