@@ -63,7 +63,8 @@ TWINS = ("demo_reg", "demo")
 
 
 def row_of(model: str, metric: str, feature: str, condition: str = "full") -> dict:
-    (row,) = select(ROWS, model=model, condition=condition, metric=metric, feature=feature)
+    rows = select(ROWS, model=model, condition=condition, metric=metric, feature=feature)
+    (row,) = [row for row in rows if row["readout"] != "frozen"]
     return row
 
 
@@ -102,6 +103,6 @@ def test_the_positive_control_reads_its_registers():
     for condition in ("zero_registers", "mean_registers", "noise_registers", "shuffle_registers"):
         for metric in ("top1", "top1_k20"):
             assert row_of("demo_reg_read", metric, "cls", condition)["delta_ci_high"] < 0
-    flow = [r for r in select(ROWS, model="demo_reg_read", task="attention_flow", metric="cls") if re.fullmatch(r"r\d", r["feature"])]
+    flow = [r for r in select(ROWS, model="demo_reg_read", task="attention_flow", source="cls") if re.fullmatch(r"r\d", r["target"])]
     by_block = [sum(r["value"] for r in flow if r["layer"] == layer) for layer in range(6)]
     assert sum(share >= 0.15 for share in by_block) >= 3
