@@ -39,14 +39,15 @@ def jobs(target: Target) -> Iterator[Job]:
 
 
 def section(results: StudyResults) -> str:
-    """Dots with intervals: what the main score of each model loses in each window."""
-    rows = [row for row in results.rows if row["condition"] in HALVES and row["primary"] and not row["by_construction"]]
+    """Dots with intervals: what one score of each model loses in each window, a main score where one was run."""
+    rows = [row for row in results.rows if row["condition"] in HALVES and row["delta"] is not None and not row["by_construction"]]
     if not rows:
         return ""
-    task, metric, feature = (rows[0][name] for name in ("task", "metric", "feature"))
+    rows.sort(key=lambda row: not row["primary"])  # main scores first, else in the order of the study
+    score = {name: rows[0][name] for name in ("task", "metric", "feature", "readout")}
     figure = go.Figure()
     for model in results.models:
-        shown = select(rows, model=model, task=task, metric=metric, feature=feature)
+        shown = select(rows, model=model, **score)
         dots = go.Scatter(
             x=[f"{row['condition']} (blocks {row['window']})" for row in shown],
             y=[row["scale"] * row["delta"] for row in shown],
@@ -57,7 +58,7 @@ def section(results: StudyResults) -> str:
             name=label(model),
         )
         figure.add_trace(dots)
-    figure.update_yaxes(title_text=f"{task}, {feature}: points lost or won")
+    figure.update_yaxes(title_text=f"{score['task']}, {score['metric']} of {score['feature']}: difference")
     figure.update_layout(template="plotly_white", height=380)
     return plot(figure)
 

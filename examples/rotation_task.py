@@ -50,7 +50,7 @@ def rotation(features: FeatureSource, context: Context, frozen_readouts: FrozenR
             correct = np.argmax(ridge.predict(readout, test), axis=1) == test_turns
             scores = mean_scores(correct.reshape(TURNS, -1).mean(axis=0))  # the unit is the image, not its turn
             protocol = protocol_id(
-                "rotation", turns=TURNS, penalty=PENALTY, fit="condition" if kind == REFITTED else "full", **context.where
+                "rotation", turns=TURNS, most=MOST, penalty=PENALTY, fit="condition" if kind == REFITTED else "full", **context.where
             )
             result = MetricResult("top1_rotation", name, protocol, [scores], readout=kind, **constant_fields(train))
             results.append(result._replace(readouts=pack_readout(name, readout) if kind == REFITTED else {}))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import open_study
 from experiments.report.tables import rows_table
 from experiments.reproduce import Study, reproduce
 from experiments.rows import SCHEMA
@@ -41,5 +42,7 @@ def test_the_example_of_a_study_of_ones_own_runs(tmp_path):
     names = {"images": images, "labels": labels, "test_images": images[:12], "test_labels": labels[:12], "folder": tmp_path / "own"}
     exec(example, names)
     assert names["page"].exists()
-    conditions = {row["condition"] for row in names["numbers"]}
+    conditions = {row["condition"] for row in open_study(names["folder"]).rows}
     assert conditions == {"full", *names["conditions"]}
+    numbers = names["numbers"]
+    assert set(numbers["condition"] if hasattr(numbers, "columns") else [row["condition"] for row in numbers]) == conditions
