@@ -73,6 +73,7 @@ TASKS = {
         parts=lambda data: ("train", "test"),
         possible=lambda data: data.analysis_images.shape[1] == data.analysis_images.shape[2],  # a turned image has the same shape
         settings=_settings,
+        made_images=lambda data: TURNS * sum(min(MOST, len(data.parts[part].images)) for part in ("train", "test")),
         columns=(
             Column("top1_rotation", "cls", "rotation<br>CLS", REFITTED),
             Column("top1_rotation", "patch_mean", "rotation<br>patch mean", REFITTED),

@@ -49,7 +49,7 @@ class Study:
         preset: which study: a name in `PRESETS`.
         quick: the demo study on few images and two models.
         models: bundled demo models, names in the local cache, checkpoint folders; or models by name.
-        data: folders of images, or arrays by part; by default what the preset reads.
+        data: a folder of images, `Folders`, or arrays by part; by default what the preset reads.
         sizes: numbers of images.
         conditions: names of those that are run besides full; or those themselves by name, and then no others.
         added_conditions: further conditions by name, beside those of the study.
@@ -71,7 +71,7 @@ class Study:
     preset: str = "demo"
     quick: bool = False
     models: Sequence[str | Path] | Mapping[str, jaxvit.ViT] = ()
-    data: Folders | Arrays | None = None
+    data: Folders | Arrays | Path | str | None = None
     sizes: DataSize = field(default_factory=DataSize)
     conditions: Sequence[str] | Mapping[str, ConditionSource] = ()
     added_conditions: Mapping[str, ConditionSource] = field(default_factory=dict)
@@ -224,9 +224,9 @@ def study_data(study: Study) -> StudyData:
         ValueError: the images that a preset needs are not named or not there, or arrays do not fit.
     """
     preset, data = study.chosen_preset, study.data
-    if data is not None and not isinstance(data, Folders):
+    if isinstance(data, Mapping):
         return array_data(data, study.sizes, study.seed)
-    folders = data or Folders()
+    folders = Folders(images=Path(data)) if isinstance(data, str | Path) else data or Folders()
     size = study.image_size or preset.image_size
     if size is None:
         if any(vars(folders).values()):
@@ -291,10 +291,10 @@ def _analyses(study: Study, plugins: Sequence[Plugin]) -> dict[str, Analysis]:
     for plugin in plugins:
         _check_new("analysis", plugin.analyses, known, plugin.source)
         known |= plugin.analyses
-    given = {_name_of(analysis): analysis for analysis in study.analyses if not isinstance(analysis, str)}
-    names = [*(name for name in study.analyses if isinstance(name, str)), *given]
+    objects = {_name_of(analysis): analysis for analysis in study.analyses if not isinstance(analysis, str)}
+    names = [*(name for name in study.analyses if isinstance(name, str)), *objects]
     own = [name for plugin in plugins for name in plugin.analyses]
-    known |= given
+    known |= objects
     names = names or [*study.chosen_preset.analyses, *own]
     _check_names("--only", names, known)
     return {name: analysis for name, analysis in known.items() if name in names}
@@ -326,6 +326,7 @@ def _condition_table(
     height, width = data.analysis_images.shape[1:3]
     size = (height, width)
     for name, (source, mark) in added.items():
+        table.pop(name, None)  # a condition of the study that is defined anew is never run in its old sense
         condition = as_condition(name, source, own, mark)
         if condition is None:
             skipped.append(f"{model} cannot run {name}: it has no condition of that name")

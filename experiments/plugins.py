@@ -20,7 +20,7 @@ class Plugin(NamedTuple):
     """A loaded plug-in.
 
     Attributes:
-        source: how it was named: a module, or the path of a file.
+        source: the name of a module, or the whole path of a file.
         sha256: of its file; in the keys of what it defines.
         conditions: ablations, or functions (config, moments, seed) -> ablation, by name.
         tasks: `experiments.tasks.base.Task` by name.
@@ -48,7 +48,8 @@ def load_plugin(source: str) -> Plugin:
     if not any(tables.values()):
         raise ValueError(f"plug-in {source} has none of {', '.join(KINDS)}; define at least one of these dictionaries")
     digest = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
-    return Plugin(source, digest, tables["CONDITIONS"], tables["TASKS"], tables["ANALYSES"])
+    name = str(Path(source).resolve()) if source.endswith(".py") else source  # to be found from another folder
+    return Plugin(name, digest, tables["CONDITIONS"], tables["TASKS"], tables["ANALYSES"])
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -63,8 +63,8 @@ def heat_map(rows: Sequence[Row], shown: Sequence[Column], models: Sequence[str]
         meter = meters.get((model, condition), "")
         values["hover"].append([hover(r) + (f"<br>{meter}" if r and meter else "") for r in line])
     # differences that hold by construction are the largest: a colour scale that spans them would hide all others
-    found = [_shade(r, "delta", largest) for r in scores if r["delta"] is not None and not r["by_construction"]]
-    span = max(map(abs, found), default=0) or 1
+    shades = [_shade(r, "delta", largest) for r in scores if r["delta"] is not None and not r["by_construction"]]
+    span = max(map(abs, shades), default=0) or 1
     return _switchable(values, [f"{label(m)} · {c}" for m, c in runs], [column.heading for column in shown], span)
 
 

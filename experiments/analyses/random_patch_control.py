@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from experiments.features.conditions import RANDOM_PATCHES
 from experiments.plotting.deltas import plot_deltas
 from experiments.study import grid
 from experiments.study.jobs import Job
@@ -12,8 +13,9 @@ from experiments.study.target import Target
 
 TITLE = "Zeroing random patches instead"
 NOTE = (
-    "Four random patches against all registers. The patches are drawn for each image and are the same at all blocks. Difference from the "
-    "full condition in points, with 95 % intervals of the paired difference; for random patches the mean over their draws."
+    f"{RANDOM_PATCHES} random patches (unless the study defines that condition anew) against all registers. The patches are drawn for each "
+    "image and are the same at all blocks. Difference from the full condition in points, with 95 % intervals of the paired difference; for "
+    "random patches the mean over their draws."
 )
 CONDITIONS = ("random_patches", "zero_registers")
 

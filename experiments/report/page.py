@@ -64,7 +64,7 @@ def write(folder: Path, analyses: Mapping[str, Analysis] | None = None) -> Path:
         try:
             plugin = load_plugin(source)
         except ValueError as error:
-            absent.append(f"sections of plug-in {source} are left out: {error}")
+            absent.append(f"plug-in {source} is not here, and what it would show is left out: {error}")
             continue
         known = {**plugin.analyses, **known}
         if plugin.sha256 != sha256:

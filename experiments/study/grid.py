@@ -85,7 +85,8 @@ def _scores_job(target: Target, condition: str, seed: int, task: str, first: boo
         results = chosen.run(target.features(condition, seed), context, base.frozen_readouts_of(full))
         return [], base.pack([result._replace(readouts={}) for result in results])
 
-    images = sum(target.image_count(part) for part in parts_read(target)) if first and target.model is not None else 0
+    images = sum(target.image_count(part) for part in parts_read(target)) if first else 0
+    images = 0 if target.model is None else images + chosen.made_images(target.data)
     draw = f", seed {seed}" if target.is_random(condition) else ""
     label = f"{target.name}, {condition}{draw}: {task}"
     return Job(_scores_key(target, condition, seed, task), target.name, label, 4 if first else 1, compute, images, condition)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -70,6 +71,7 @@ def run_job(job: Job, store: Store) -> Cell:
     return store.save(job.key, rows, arrays, provenance)
 
 
+@functools.cache
 def machine() -> dict[str, Any]:
     """Device and versions that numbers are computed with."""
     devices = jax.devices()

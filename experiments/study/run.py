@@ -19,13 +19,13 @@ def run_jobs(jobs: Sequence[Job], targets: Sequence[Target], store: Store, conso
 
     Jobs that leave devices alone run in a second thread, in their order. The first error of any job ends the run.
     """
-    beside: deque[tuple[Job, Future[Cell]]] = deque()
+    on_host: deque[tuple[Job, Future[Cell]]] = deque()
     worker = ThreadPoolExecutor(1, thread_name_prefix="host")
     try:
         with report_progress(console, len(jobs), sum(job.weight for job in jobs)) as progress:
             for job in jobs:
                 if job.host_only:
-                    beside.append((job, worker.submit(run_job, job, store)))
+                    on_host.append((job, worker.submit(run_job, job, store)))
                 else:
                     for target in targets:
                         if target.name != job.model:
@@ -33,11 +33,11 @@ def run_jobs(jobs: Sequence[Job], targets: Sequence[Target], store: Store, conso
                     progress.begin(job.label)
                     run_job(job, store)
                     progress.end(job.weight)
-                while beside and beside[0][1].done():
-                    finished, cell = beside.popleft()
+                while on_host and on_host[0][1].done():
+                    finished, cell = on_host.popleft()
                     cell.result()
                     progress.end(finished.weight)
-            for finished, cell in beside:
+            for finished, cell in on_host:
                 progress.begin(finished.label)
                 cell.result()
                 progress.end(finished.weight)

@@ -35,7 +35,6 @@ class Settings:
         resamples: of bootstrap and permutation tests.
         precision: of models and of everything after them, in words.
         readouts: how features are read.
-        conditions: names of those that are run; empty for all that a model can run.
         tasks: those that are run where the data allow, by name.
     """
 
@@ -45,7 +44,6 @@ class Settings:
     resamples: int
     precision: str
     readouts: Readouts
-    conditions: tuple[str, ...] = ()
     tasks: Mapping[str, Task] = field(default_factory=lambda: TASKS)
 
     @property
@@ -63,7 +61,7 @@ class Target:
     """A model of the study under its name there, with data and settings; `model` None stands for raw pixels.
 
     Attributes:
-        table: conditions that the model can run, by name.
+        ablations: the conditions that are run besides "full", by name; none for a baseline.
         baseline: a random initialisation or raw pixels, which are measured without any ablation.
     """
 
@@ -72,7 +70,7 @@ class Target:
     mesh: Mesh
     data: StudyData
     settings: Settings
-    table: Mapping[str, Condition] = field(default_factory=dict)
+    ablations: Mapping[str, Condition] = field(default_factory=dict)
     baseline: bool = False
     _features: dict[str, Features] = field(default_factory=dict)
     _in_memory: tuple[str, int] = ("", 0)
@@ -82,10 +80,7 @@ class Target:
     @cached_property
     def conditions(self) -> dict[str, Condition]:
         """The conditions that are run, "full" first."""
-        if self.baseline or self.model is None:
-            return {FULL: no_ablation}
-        chosen = self.settings.conditions
-        return {FULL: no_ablation} | {name: c for name, c in self.table.items() if name != FULL and (not chosen or name in chosen)}
+        return {FULL: no_ablation} | {name: condition for name, condition in self.ablations.items() if name != FULL}
 
     @cached_property
     def key(self) -> dict[str, Any]:

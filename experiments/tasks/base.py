@@ -164,8 +164,8 @@ class FeatureSource(Protocol):
         """Features of the first `count` test images."""
 
     def of_images(self, images: Images, part: str) -> Features:
-        """Features of images that a task makes from the leading ones of a part, without their patches; not kept. What is random in a
-        condition is drawn for an image as for the one that it is made from."""
+        """Features of images that a task makes from the leading ones of a part, without their patches; not kept. Noise and
+        random patches are drawn for an image as for the one that it is made from; a shuffle exchanges tokens among these images."""
 
 
 class Context(NamedTuple):
@@ -205,6 +205,7 @@ class Task:
         version: raise it when the same features and settings give other numbers: finished cells are then not used again.
         settings: everything that its numbers depend on besides features, data and seeds, as JSON; in the key of its cells.
         columns: those of its scores that tables and bars show, in order.
+        made_images: images that it makes itself (`FeatureSource.of_images`), for the estimate of cost.
         finishes: functions, besides those of `jaxvit.inference`, that turn summed scores into its metrics.
     """
 
@@ -214,6 +215,7 @@ class Task:
     version: int = 1
     settings: Callable[[Readouts], dict[str, Any]] = _no_settings
     columns: tuple[Column, ...] = ()
+    made_images: Callable[[StudyData], int] = lambda data: 0
     finishes: tuple[Finish, ...] = ()
 
 

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,8 +108,11 @@ def test_ablations_are_written_out_once_under_the_hash_that_rows_name(finished):
     assert {r["ablation"] is None for r in opened.rows if r["model"] == "raw_pixels" or r["condition"] == "zero_single_mean"} == {True}
 
 
-def test_results_are_rows_or_a_frame_of_them(finished):
-    assert list(results(finished)) == list(rows_of(finished)) or results(finished).to_dict("records")
+def test_results_are_rows_or_a_frame_of_them(finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as where it is not installed
+    assert results(finished) == rows_of(finished)
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=lambda rows: ("a frame of", rows)))
+    assert results(finished) == ("a frame of", rows_of(finished))
 
 
 def test_no_number_stands_twice(finished):

@@ -103,6 +103,15 @@ def test_a_model_that_cannot_run_a_condition_is_named_and_skipped(study, models,
         reproduce(dataclasses.replace(chosen, models=models[:1], added_conditions={"mine": 'zero("cls", layers="7")'}))
 
 
+def test_a_condition_that_is_defined_anew_is_never_run_in_its_old_sense(study, models):
+    """Nor where a model cannot run the new one."""
+    reproduce(dataclasses.replace(study, models=models, conditions={"zero_cls": 'zero("registers")', "mean_cls": "mean_cls"}))
+    rows = open_study(study.out).rows
+    assert {row["tokens"] for row in rows if row["condition"] == "zero_cls"} == {"registers"}
+    assert {row["model"] for row in rows if row["condition"] == "zero_cls"} == {"with_registers"}
+    assert {row["model"] for row in rows if row["condition"] == "mean_cls"} == {"with_registers", "without"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -135,6 +135,7 @@ def test_training_views_share_the_digit_and_not_the_ground() -> None:
     assert np.median(inside) <= 1
     assert (views[:, 0] != views[:, 1]).any(axis=(1, 2, 3)).all()
     np.testing.assert_array_equal(np.asarray(render(source, key, jnp.arange(3, 9), 0.0, 48))[:3], views[3:], "in another slot")
+    np.testing.assert_array_equal(np.asarray(render(source, key, jnp.arange(3), 0.0, 48)), views[:3], "beside fewer")
 
 
 @pytest.mark.parametrize("make", [scenes, pairs])

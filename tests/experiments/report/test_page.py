@@ -76,7 +76,7 @@ def test_what_is_not_there_any_more_is_named_and_the_others_are_written(tmp_path
     folder = finished(tmp_path, ("mine", "ablation_table"), plugins={"nowhere.py": "0" * 64})
     text = page.write(folder).read_text()
     assert headings(text) == ["What an ablation costs"]
-    assert "sections of plug-in nowhere.py are left out: there is no plug-in nowhere.py" in text
+    assert "plug-in nowhere.py is not here, and what it would show is left out: there is no plug-in nowhere.py" in text
     assert "section mine is left out: its analysis is not here" in text
     given = {"mine": SimpleNamespace(TITLE="Given", NOTE="", section=lambda results: f"{len(results.rows)} rows")}
     text = page.write(folder, given).read_text()

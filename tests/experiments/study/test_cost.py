@@ -33,3 +33,14 @@ def test_conditions_of_one_structure_are_one_program(tmp_path):
     assert len(programs(target, jobs)) == 6
     few = list(grid.jobs(target, ("zero_cls", "zero_r1", "mean_cls")))
     assert len(programs(target, few)) == 2, "full and one program of constants"
+
+
+def test_images_that_a_task_makes_are_counted(tmp_path):
+    target, _ = targets(save_models(tmp_path))
+    making = dataclasses.replace(target.settings.tasks["knn"], made_images=lambda data: 1000)
+    counts = []
+    for knn in (target.settings.tasks["knn"], making):
+        tasks = {**target.settings.tasks, "knn": knn}
+        planned = dataclasses.replace(target, settings=dataclasses.replace(target.settings, tasks=tasks))
+        counts.append(sum(job.images for job in grid.jobs(planned, ("zero_cls",))))
+    assert counts[1] - counts[0] == 2 * 1000, "in full and in zero_cls"
