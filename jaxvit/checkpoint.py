@@ -189,20 +189,48 @@ def assemble(config: ViTConfig, leaves: Mapping[str, Any]) -> ViT:
 def refuse_foreign(path: Path) -> None:
     """Check that a checkpoint may be written to `path`.
 
+    Other processes may give the name to their checkpoint at the same time: a refusal counts only if the same thing lay there before and
+    after the look.
+
     Raises:
         ValueError: `path` is a file, or a folder that is neither empty nor a checkpoint.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not path.is_dir():
-        raise ValueError(f'"{path}" is a file; name a new folder for the checkpoint')
+    for _ in range(_TRIES):
+        before = _inode(path)
+        if before is None:
+            return
+        try:
+            with os.scandir(path) as entries:  # held open, so that no other folder gets its inode during the look
+                refusal = None if _is_ours(path, entries) else "is a folder of something else and is left alone"
+                after = _inode(path)
+        except NotADirectoryError:
+            refusal, after = "is a file", _inode(path)
+        except FileNotFoundError:
+            continue
+        if refusal is None:
+            return
+        if before == after:
+            raise ValueError(f'"{path}" {refusal}; name a new folder or an existing jaxvit checkpoint')
+    raise ValueError(f'"{path}" is written by others all the time; try again')
+
+
+def _is_ours(path: Path, entries: Iterator[os.DirEntry[str]]) -> bool:
+    """Whether a folder is empty or a checkpoint."""
+    if next(entries, None) is None:
+        return True
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        ours = isinstance(manifest, dict) and manifest.get("format") == FORMAT
     except (OSError, ValueError):
-        ours = False
-    if not ours:
-        raise ValueError(f'"{path}" is a folder of something else and is left alone; name a new folder or an existing jaxvit checkpoint')
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def _inode(path: Path) -> int | None:
+    """The number of what lies there in its file system; None where there is nothing."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _sweep(folder: Path) -> None:

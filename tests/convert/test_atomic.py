@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from safetensors.numpy import save_file
 from convert import convert
 from convert.__main__ import main
 from jaxvit import checkpoint
-from jaxvit.checkpoint import load, read_manifest, save, verify, weights_hash
+from jaxvit.checkpoint import load, read_manifest, refuse_foreign, save, verify, weights_hash
 from jaxvit.config import ViTConfig
 from jaxvit.files import sibling
 from tests.convert.sources import HEADS, dinov2, dinov3, write
@@ -148,12 +149,41 @@ def test_processes_that_convert_to_one_name_at_once_all_end_well(tmp_path):
         safetensors.torch.save_file(dinov2(4, seed), source)
     expected = {read_manifest(convert(s, tmp_path / f"{s.stem}.out", heads=HEADS))["weights_sha256"] for s in sources}
     out = tmp_path / "out"
-    running = [_start(program, str(source), str(out)) for source in sources]
-    for process in running:
-        _, error = process.communicate(timeout=180)
-        assert process.returncode == 0, error
+    with contextlib.ExitStack() as started:
+        running = [started.enter_context(_start(program, str(source), str(out))) for source in sources]
+        for process in running:
+            _, error = process.communicate(timeout=180)
+            assert process.returncode == 0, error
     assert verify(out) in expected
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_name_that_comes_and_goes_is_no_foreign_folder(tmp_path):
+    """Two threads move a checkpoint to the name and away again, and remove it, as processes do that convert at the same time."""
+    out, ended = tmp_path / "out", threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            new, old = sibling(out, "tmp"), sibling(out, "old")
+            new.mkdir()
+            (new / "manifest.json").write_text('{"format": "jaxvit"}')
+            with contextlib.suppress(OSError):
+                new.rename(out)
+            with contextlib.suppress(OSError):
+                out.rename(old)
+            for left in (new, old):
+                shutil.rmtree(left, ignore_errors=True)
+
+    others = [threading.Thread(target=come_and_go) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        for _ in range(3000):
+            refuse_foreign(out)
+    finally:
+        ended.set()
+        for other in others:
+            other.join()
 
 
 def test_a_name_that_others_take_and_leave_is_taken_in_the_end(tmp_path, monkeypatch):
