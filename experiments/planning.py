@@ -21,6 +21,7 @@ from experiments.datasets.arrays import array_data
 from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.digits import digit_scenes
 from experiments.datasets.folders import Folders, folder_data
+from experiments.datasets.reading import MAX_PIXELS
 from experiments.features.conditions import ALL_CONDITIONS, FULL, Condition, conditions
 from experiments.features.sources import ConditionSource, as_condition, refusal
 from experiments.plugins import Plugin, load_plugin, source_hash
@@ -66,6 +67,8 @@ class Study:
         random_weights: models of these names with random weights.
         resamples: of bootstrap and permutation tests.
         readouts: how features are read.
+        max_pixels: of the largest image file that is read.
+        keep_blank: accept images of one colour and masks without a label, which are refused otherwise.
     """
 
     preset: str = "demo"
@@ -89,6 +92,8 @@ class Study:
     random_weights: bool = False
     resamples: int | None = None
     readouts: Readouts | None = None
+    max_pixels: int = MAX_PIXELS
+    keep_blank: bool = False
 
     def __post_init__(self) -> None:
         _check_names("--preset", [self.preset], PRESETS)
@@ -97,7 +102,12 @@ class Study:
             raise ValueError(
                 f"--quick is a look at the demo study; leave out --preset {self.preset}, or add small numbers to it: --data.test 20"
             )
-        for name, number in (("seeds", self.seeds), ("resamples", self.resamples), ("batch-size", self.batch_size)):
+        for name, number in (
+            ("seeds", self.seeds),
+            ("resamples", self.resamples),
+            ("batch-size", self.batch_size),
+            ("max-pixels", self.max_pixels),
+        ):
             if number is not None and number < 1:
                 raise ValueError(f"--{name} is {number}; give at least 1")
 
@@ -232,7 +242,7 @@ def study_data(study: Study) -> StudyData:
         if any(vars(folders).values()):
             raise ValueError(f"the {study.preset} preset reads no folders; choose another --preset, such as custom, or give --image-size")
         return digit_scenes(study.sizes, study.seed, preset.size)
-    return folder_data(folders, study.sizes, size, study.seed, preset.size)
+    return folder_data(folders, study.sizes, size, study.seed, preset.size, study.max_pixels, study.keep_blank)
 
 
 def study_of(manifest: Mapping[str, Any]) -> Study:

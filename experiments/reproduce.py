@@ -18,6 +18,7 @@ from rich.console import Console
 from experiments.analyses.presets import PRESETS, QUICK
 from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.folders import Folders
+from experiments.datasets.reading import MAX_PIXELS
 from experiments.features.expressions import parse_condition
 from experiments.planning import PRECISIONS, Choices, Plan, Study, chosen, load_models, make_plan, study_data
 from experiments.program import prepare_devices, run
@@ -72,6 +73,9 @@ class Options:
         dtype: of the models' weights and streams; norms, softmax, RoPE and everything after the models stay float32.
         random_weights: models of these names with random weights, for trying a study without any.
         resamples: of bootstrap and permutation tests.
+        max_pixels: of the largest image file that is read.
+        keep_blank: accept images of one colour and masks without a label; otherwise they are refused, because a score on them means
+            nothing.
         folders: where images are.
         data: numbers of images.
         readouts: how features are read.
@@ -95,6 +99,8 @@ class Options:
     dtype: Literal["float32", "bfloat16"] = "float32"
     random_weights: bool = False
     resamples: Annotated[int | None, _shown("INT", "the preset's")] = None
+    max_pixels: int = MAX_PIXELS
+    keep_blank: bool = False
     folders: Folders = field(default_factory=Folders)
     data: DataSize = field(default_factory=DataSize)
     readouts: Readouts = field(default_factory=Readouts)
@@ -135,6 +141,8 @@ class Options:
             random_weights=self.random_weights,
             resamples=self.resamples,
             readouts=self.readouts,
+            max_pixels=self.max_pixels,
+            keep_blank=self.keep_blank,
         )
 
 
@@ -176,7 +184,7 @@ def _reproduce(study: Study) -> Path:
         data = study_data(study)
     folder.check_run_folder(out, study.identity(data), weights)
     plan = make_plan(study, choices, models, data, mesh)
-    for line in plan.skipped:
+    for line in (*data.notes, *plan.skipped):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     store = Store(out / "cells")
     missing = [job for job in plan.jobs if job.key not in store]
@@ -251,6 +259,7 @@ def _manifest(study: Study, data: StudyData) -> dict[str, Any]:
         "precision": PRECISIONS[study.dtype],
         "random_weights": study.random_weights,
         "images": data.title,
+        "notes": list(data.notes),
         "image_size": list(data.analysis_images.shape[1:3]),
         "image_counts": {part: len(data.parts[part].images) for part in ("train", "val", "test")},
         "machine": machine(),

@@ -11,6 +11,8 @@ from jaxtyping import Int, UInt8
 
 from experiments.datasets.base import DataSize, StudyData, first_ids
 from experiments.datasets.parts import IMAGENET_SIZE, add_views, complete_size, draw_parts, hashes, labelled_parts, view_protocol
+from experiments.datasets.plausibility import BLACK, blank_images, repeated_images
+from experiments.datasets.reading import named
 
 ARRAYS_VERSION = 1  # raise it when the same arrays give other data
 PARTS = ("train", "val", "test")
@@ -38,8 +40,8 @@ def array_data(
         title: what the images are, for the page.
 
     Raises:
-        ValueError: a part is missing or unknown; images are no bytes [images, height, width, 3], too few, or of several sizes; labels do
-            not belong to them; classes are missing in "train"; or more images are requested than there are.
+        ValueError: a part is missing or unknown; images are no bytes [images, height, width, 3], too few, of several sizes, or all but
+            black; labels do not belong to them; classes are missing in "train"; or more images are requested than there are.
     """
     images, given_labels = _checked_parts(parts)
     names, labels = _checked_classes(given_labels, classes)
@@ -53,6 +55,8 @@ def array_data(
     study_labels = {part: labels.get(part, labels["train"])[indices] for part, indices in drawn.items()} if labels else {}
     height, width = images["train"].shape[1:3]
     side = min(height, width)
+    numbers = {part: [f"{part}[{i}]" if part in images else f"train[{i}]" for i in indices] for part, indices in drawn.items()}
+    notes = repeated_images({name: part.images for name, part in study_parts.items()}, numbers, ("train", "val"), "test")
     views = add_views(study_parts, study_parts["test"].images, size["pairs"], side, seed)
     content = {
         **hashes("images", {name: part.images for name, part in study_parts.items()}),
@@ -78,7 +82,14 @@ def array_data(
             "content": content,
             **vars(size),
         },
+        notes=(*_blank_note(images), *notes),
     )
+
+
+def _blank_note(images: Mapping[str, Images]) -> tuple[str, ...]:
+    """A line for the study's notes about images that show nothing; none if there are none."""
+    blank = [f"{part}[{i}] {reason}" for part, pixels in images.items() for i, reason in blank_images(pixels).items()]
+    return (f"{len(blank)} images show nothing: {named(blank)}",) if blank else ()
 
 
 def _checked_parts(parts: Mapping[str, tuple[Images, Labels | None] | Images]) -> tuple[dict[str, Images], dict[str, Labels]]:
@@ -124,6 +135,9 @@ def _checked_images(part: str, pixels: Any) -> Images:
         low, high = (f"{bound:.6g}" for bound in (images.min(), images.max())) if images.dtype.kind in "fiu" else ("?", "?")
         values = f"{images.dtype} from {low} to {high}, not uint8 from 0 to 255"
         raise ValueError(f"images of part {part} are {values}; {_to_bytes(images)}")
+    if images.max() < BLACK:
+        largest = f"no value is above {images.max()} of 255"
+        raise ValueError(f"images of part {part} look black: {largest}; scale them to 0 to 255 before they become bytes")
     return images
 
 

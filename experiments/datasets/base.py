@@ -153,6 +153,7 @@ class StudyData:
         size: numbers of images, none left open.
         protocols: how images were resized and pairs were drawn, by kind of annotation; stands in the protocol ids.
         key: what determines the data, as JSON.
+        notes: lines about what was left out or looks wrong, for whoever reads the results.
     """
 
     title: str
@@ -165,6 +166,7 @@ class StudyData:
     size: DataSize
     protocols: dict[str, str]
     key: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:

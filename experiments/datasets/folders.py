@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from experiments.datasets import images, layouts
 from experiments.datasets.base import DataSize, Keypoints, Masks, Part, StudyData, first_ids
+from experiments.datasets.listing import existing_folder, images_below, told
 from experiments.datasets.parts import IMAGENET_SIZE, add_views, complete_size, draw_parts, hashes, labelled_parts, view_protocol
+from experiments.datasets.plausibility import ReadMasks, refuse_blank, refuse_other_sides, refuse_unlabelled, repeated_images
+from experiments.datasets.reading import MAX_PIXELS
 
 FOLDERS_VERSION = 1  # raise it when the same folders give other data
 
@@ -42,23 +47,48 @@ class Folders:
             object.__setattr__(self, name, path and path.expanduser())
 
 
-def folder_data(folders: Folders, requested: DataSize, image_size: int, seed: int, default: DataSize = IMAGENET_SIZE) -> StudyData:
+def folder_data(
+    folders: Folders,
+    requested: DataSize,
+    image_size: int,
+    seed: int,
+    default: DataSize = IMAGENET_SIZE,
+    max_pixels: int = MAX_PIXELS,
+    keep_blank: bool = False,
+) -> StudyData:
     """Classes, views, masks and keypoints from folders. Images are divided into parts at random by the seed, stratified by class where
     they have one.
 
+    Args:
+        folders: where the images are.
+        requested, default: numbers of images; a default is cut to what there is.
+        image_size: pixels of a side.
+        seed: of the division into parts, and of the views.
+        max_pixels: of an original image.
+        keep_blank: accept images of one colour and masks without a label.
+
     Raises:
-        ValueError: no images are named, a folder does not have its layout, or more images are requested than there are.
+        ValueError: no images are named, a folder does not have its layout, more images are requested than there are, or files cannot be
+            what they are taken for (`plausibility`).
     """
     if folders.images is None:
         raise ValueError("no images are given; name a folder of class folders or of images: --folders.images PATH")
+    reading = _Reading(max_pixels, keep_blank)
     split = _split_images(folders.images, requested, default, seed)
     counts = {part: len(members.paths) for part, members in split.items()}
     size = complete_size(requested, default, counts, pairs_of_test=folders.views is None)
-    parts = labelled_parts({part: images.load(members.paths, image_size, "crop")[0] for part, members in split.items()}, size)
-    view_sources = layouts.any_images(folders.views) if folders.views else split["test"].paths
-    views = add_views(parts, view_sources, size["pairs"], image_size, seed) if size["pairs"] else None
-    masks = _masks(folders, size, image_size, seed, parts) if folders.voc or folders.mask_images or folders.masks else None
-    keypoints = _keypoints(folders.spair, size, image_size, parts) if folders.spair else None
+    together = _load([path for members in split.values() for path in members.paths], image_size, "crop", reading)
+    pixels = dict(zip(split, np.split(together, np.cumsum(list(counts.values()))[:-1]), strict=True))
+    parts = labelled_parts(pixels, size)
+    notes = [line for members in split.values() for line in members.notes]
+    notes += repeated_images(pixels, {part: _names(members.paths) for part, members in split.items()}, ("train", "val"), "test")
+    view_sources = split["test"].paths
+    if folders.views:
+        view_sources, others = layouts.any_images(folders.views), images_below(existing_folder(folders.views))[1]
+        notes += told(others, folders.views)
+    views = add_views(parts, view_sources, size["pairs"], image_size, seed, *reading) if size["pairs"] else None
+    masks = _masks(folders, size, image_size, seed, parts, reading, notes) if folders.voc or folders.mask_images or folders.masks else None
+    keypoints = _keypoints(folders.spair, size, image_size, parts, reading) if folders.spair else None
     classes = split["train"].classes
     labels = {part: members.labels for part, members in split.items()} if classes else {}
     content = {
@@ -93,7 +123,32 @@ def folder_data(folders: Folders, requested: DataSize, image_size: int, seed: in
             "content": content,
             **vars(size),
         },
+        notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Files as notes name them, with their folder."""
+    return [f"{path.parent.name}/{path.name}" for path in paths]
+
+
+class _Reading(NamedTuple):
+    """Which files are accepted; as in `folder_data`."""
+
+    max_pixels: int
+    keep_blank: bool
+
+
+def _load(paths: Sequence[Path], size: int, fit: images.Fit, reading: _Reading) -> UInt8[np.ndarray, "n size size 3"]:
+    """Decode images in which there is something to see.
+
+    Raises:
+        ValueError: files cannot be read, or images show nothing; all such files are named.
+    """
+    pixels, _ = images.load(paths, size, fit, max_pixels=reading.max_pixels)
+    if not reading.keep_blank:
+        refuse_blank(pixels, paths)
+    return pixels
 
 
 def _title(folders: Folders, labelled: bool) -> str:
@@ -142,7 +197,7 @@ def _subset(members: layouts.ImageList, indices: Int[np.ndarray, "images"]) -> l
     return members._replace(paths=[members.paths[i] for i in indices], labels=members.labels[indices])
 
 
-def _mask_lists(folders: Folders, seed: int) -> tuple[layouts.MaskList, layouts.MaskList]:
+def _mask_lists(folders: Folders, seed: int, max_pixels: int) -> tuple[layouts.MaskList, layouts.MaskList]:
     """Images with masks to fit on and to report: VOC's splits, or four fifths and a fifth of two plain folders.
 
     Raises:
@@ -152,7 +207,7 @@ def _mask_lists(folders: Folders, seed: int) -> tuple[layouts.MaskList, layouts.
         return layouts.voc(folders.voc, "train"), layouts.voc(folders.voc, "val")
     if folders.mask_images is None or folders.masks is None:
         raise ValueError("images and their masks belong together; name both: --folders.mask-images PATH --folders.masks PATH")
-    members = layouts.image_mask_folders(folders.mask_images, folders.masks)
+    members = layouts.image_mask_folders(folders.mask_images, folders.masks, max_pixels=max_pixels)
     order = np.random.default_rng((seed, len(members.images))).permutation(len(members.images))
 
     def subset(indices: np.ndarray) -> layouts.MaskList:
@@ -161,30 +216,45 @@ def _mask_lists(folders: Folders, seed: int) -> tuple[layouts.MaskList, layouts.
     return subset(order[len(order) // 5 :]), subset(order[: len(order) // 5])
 
 
-def _masks(folders: Folders, size: DataSize, image_size: int, seed: int, parts: dict[str, Part]) -> Masks:
+def _masks(
+    folders: Folders, size: DataSize, image_size: int, seed: int, parts: dict[str, Part], reading: _Reading, notes: list[str]
+) -> Masks:
     """Masks of images that are stretched to the square that models see, test masks at their own resolution; adds the parts
-    segmentation_train and segmentation_test."""
-    train, test = _mask_lists(folders, seed)
-    train_count, test_count = min(size["segmentation"], len(train.images)), min(size["segmentation_test"], len(test.images))
-    for name, members, count in (("segmentation_train", train, train_count), ("segmentation_test", test, test_count)):
-        parts[name] = Part(images.load(members.images[:count], image_size, "stretch")[0], count)
-    padded, shapes = layouts.read_masks(train.masks[:train_count], len(train.classes))
+    segmentation_train and segmentation_test, and lines to the notes."""
+    counts = {"segmentation_train": size["segmentation"], "segmentation_test": size["segmentation_test"]}
+    lists = {
+        part: members._replace(images=members.images[:count], masks=members.masks[:count])
+        for (part, count), members in zip(counts.items(), _mask_lists(folders, seed, reading.max_pixels), strict=True)
+    }
+    train, test = lists.values()
+    refuse_other_sides([*train.images, *test.images], [*train.masks, *test.masks], reading.max_pixels)
+    read_train, read_test = (
+        ReadMasks(*layouts.read_masks(members.masks, len(members.classes), reading.max_pixels), members.masks) for members in (train, test)
+    )
+    refuse_unlabelled((read_train, read_test), reading.keep_blank)
+    pixels = _load([*train.images, *test.images], image_size, "stretch", reading)
+    shown = dict(zip(lists, np.split(pixels, [len(train.images)]), strict=True))
+    parts.update({part: Part(images_of_part, len(images_of_part)) for part, images_of_part in shown.items()})
+    names = {part: _names(members.images) for part, members in lists.items()}
+    notes += (*train.notes, *test.notes, *repeated_images(shown, names, ("segmentation_train",), "segmentation_test"))
     resized = [
         np.asarray(Image.fromarray(mask[: int(height), : int(width)]).resize((image_size, image_size), Image.Resampling.NEAREST))
-        for mask, (height, width) in zip(padded, shapes, strict=True)
+        for mask, (height, width) in zip(read_train.masks, read_train.sizes, strict=True)
     ]
-    test_masks, sizes = layouts.read_masks(test.masks[:test_count], len(test.classes))
-    return Masks("segmentation_train", "segmentation_test", np.stack(resized), test_masks, sizes, train.classes)
+    return Masks("segmentation_train", "segmentation_test", np.stack(resized), read_test.masks, read_test.sizes, train.classes)
 
 
-def _keypoints(root: Path, size: DataSize, image_size: int, parts: dict[str, Part]) -> Keypoints:
+def _keypoints(root: Path, size: DataSize, image_size: int, parts: dict[str, Part], reading: _Reading) -> Keypoints:
     """Pairs of the test split, with images stretched to the square; adds the part keypoints."""
     pairs = layouts.spair(root, "test")
     count = min(size["keypoints"], len(pairs.source))
     # pairs spread over the split, in which categories follow one another
     rows = np.unique(np.linspace(0, len(pairs.source) - 1, count).astype(int))
     used, positions = np.unique(np.concatenate([pairs.source[rows], pairs.target[rows]]), return_inverse=True)
-    pixels, affine = images.load([pairs.images[i] for i in used], image_size, "stretch")
+    paths = [pairs.images[i] for i in used]
+    pixels, affine = images.load(paths, image_size, "stretch", max_pixels=reading.max_pixels)
+    if not reading.keep_blank:
+        refuse_blank(pixels, paths)
     parts["keypoints"] = Part(pixels, len(pixels))
     source, target = np.split(positions, 2)
     names, category = np.unique(pairs.category[rows], return_inverse=True)

@@ -1,22 +1,22 @@
 """Layouts of data sets on disk: class folders, Pascal VOC, image and mask folders, SPair-71k.
 
 Everything is sorted by name, so that the same folder gives the same list on every machine. Whatever does not fit its layout raises
-an error; nothing is skipped silently.
+an error; what is left out is told.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from experiments.datasets.images import ENDINGS, IGNORE, in_threads, read_mask, read_size
+from experiments.datasets.listing import ENDINGS, by_name, equal_name, existing_folder, find, images_below, is_image, told, visible
+from experiments.datasets.reading import IGNORE, MAX_PIXELS, Refused, all_refused, in_threads, named, read_mask, read_size, read_text
 
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse"),
@@ -24,23 +24,26 @@ VOC_CLASSES = (
 )
 _LOSSLESS = frozenset((".png", ".bmp", ".tif", ".tiff"))
 _SPLITS = frozenset(("train", "val", "valid", "validation", "test"))  # names of folders that hold a split, never images of one class
-_LISTED = 3  # names that an error message lists before it says how many more there are
 
 
 class ImageList(NamedTuple):
-    """Images with one class each; `labels` index `classes`. Images without classes have none there, and 0 for their labels."""
+    """Images with one class each; `labels` index `classes`. Images without classes have none there, and 0 for their labels. `notes` are
+    lines about what was left out."""
 
     paths: list[Path]
     labels: Int[np.ndarray, "images"]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class MaskList(NamedTuple):
-    """Images and, in the same order, their masks; labels of a mask index `classes`, and `IGNORE` is no class."""
+    """Images and, in the same order, their masks; labels of a mask index `classes`, and `IGNORE` is no class. `notes` are lines about
+    what was left out."""
 
     images: list[Path]
     masks: list[Path]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class KeypointPairs(NamedTuple):
@@ -70,38 +73,51 @@ class KeypointPairs(NamedTuple):
 
 
 def image_folders(root: Path, classes: Sequence[str] | None = None) -> ImageList:
-    """List images in the layout of ImageNet, `<root>/<class>/<image>`, with classes sorted by name.
+    """List images in the layout of ImageNet, `<root>/<class>/<image>`, with classes sorted by name. Images in folders below that of a
+    class belong to the class, as in torchvision's ImageFolder.
 
     Args:
         root: folder of one split.
         classes: those of another split, whose order the labels then follow.
 
     Raises:
-        ValueError: there is no such folder, no image, a class without images, an image outside any class, or other classes than
-            `classes`.
+        ValueError: there is no such folder, no image, a class without images, an image outside any class, other classes than `classes`,
+            or all images lie two folders below.
     """
-    root = _folder(root)
-    if loose := [path for path in _visible(root) if _is_image(path)]:
+    root = existing_folder(root)
+    entries = visible(root)
+    if loose := [path for path in entries if is_image(path)]:
         raise ValueError(
-            f'"{root}" has images outside any class folder ({_some(p.name for p in loose)}); the layout is <class>/<image>, or one folder '
+            f'"{root}" has images outside any class folder ({named(p.name for p in loose)}); the layout is <class>/<image>, or one folder '
             "of images without classes"
         )
-    folders = [path for path in _visible(root) if path.is_dir()]
+    folders = [path for path in entries if path.is_dir()]
     if not folders:
         raise ValueError(f'"{root}" has no class folders; the layout is <class>/<image>')
-    images = [[path for path in _visible(folder) if _is_image(path)] for folder in folders]
-    for folder, paths in zip(folders, images, strict=True):
+    listed = [images_below(folder) for folder in folders]
+    for folder, (paths, others) in zip(folders, listed, strict=True):
         if not paths:
-            contents = _some(p.name for p in _visible(folder)) or "nothing"
-            raise ValueError(f'class folder "{folder}" has no images (but {contents}); give the folder of one split, or remove the class')
-    names = tuple(folder.name for folder in folders)
-    if classes is not None and set(classes) != set(names):
-        extra, missing = sorted(set(names) - set(classes)), sorted(set(classes) - set(names))
-        differences = [f"{kind} {_some(which)}" for kind, which in (("not in the other split:", extra), ("missing:", missing)) if which]
+            contents = named(p.name for p in visible(folder)) or "nothing"
+            ends = f", but images end in {', '.join(sorted(ENDINGS))}" if others else ""
+            remedy = "give the folder of one split, or remove the class"
+            raise ValueError(f'class folder "{folder}" has no images (but {contents}{ends}); {remedy}')
+    if all(path.parent != folder for folder, (paths, _) in zip(folders, listed, strict=True) for path in paths):
+        below = named(dict.fromkeys(path.relative_to(root).parts[1] for paths, _ in listed for path in paths))
+        raise ValueError(
+            f'all images of "{root}" lie two folders below ({below}): are these the classes? name the folder right above the classes, or '
+            "move the images into it"
+        )
+    names = tuple(equal_name(folder.name) for folder in folders)
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f'"{root}" has two class folders whose names look equal, {named(repeated)} (in NFC and in NFD); join them')
+    order = names if classes is None else tuple(map(equal_name, classes))
+    if set(order) != set(names):
+        extra, missing = sorted(set(names) - set(order)), sorted(set(order) - set(names))
+        differences = [f"{kind} {named(which)}" for kind, which in (("not in the other split:", extra), ("missing:", missing)) if which]
         raise ValueError(f'"{root}" has other classes ({"; ".join(differences)}); every class must be in both splits')
-    order = tuple(names if classes is None else classes)
-    labels = np.repeat([order.index(name) for name in names], [len(paths) for paths in images])
-    return ImageList([path for paths in images for path in paths], labels.astype(np.int64), order)
+    labels = np.repeat([order.index(name) for name in names], [len(paths) for paths, _ in listed])
+    left_out = [path for path in entries if not path.is_dir()] + [path for _, others in listed for path in others]
+    return ImageList([path for paths, _ in listed for path in paths], labels.astype(np.int64), order, told(left_out, root))
 
 
 def class_or_plain_folder(root: Path) -> ImageList:
@@ -111,18 +127,24 @@ def class_or_plain_folder(root: Path) -> ImageList:
         ValueError: there is no such folder or no image; only one class; class folders do not have their layout (`image_folders`); or
             images lie in folders that are named like splits.
     """
-    root = _folder(root)
-    class_folders = [path for path in _visible(root) if path.is_dir() and any(map(_is_image, _visible(path)))]
+    root = existing_folder(root)
+    class_folders = [path for path in visible(root) if path.is_dir() and any(map(is_image, visible(path)))]
     if not class_folders:
-        paths = any_images(root)
+        paths, others = _images(root)
         if splits := [path.parent for path in paths if _SPLITS & {name.lower() for name in path.relative_to(root).parts[:-1]}]:
             raise ValueError(f'"{root}" has images in "{splits[0]}", a split; name the folder that holds train/ and val/, or one of these')
-        return ImageList(paths, np.zeros(len(paths), np.int64), ())
+        deep = sorted({path.relative_to(root).parts[0] for path in paths if path.parent != root})
+        notes = (
+            (f'folder "{root.name}" has no class folders right below it: all images, also those in {named(deep)}, have no classes',)
+            if deep
+            else ()
+        )
+        return ImageList(paths, np.zeros(len(paths), np.int64), (), (*notes, *told(others, root)))
     names = [folder.name for folder in class_folders]
     if _SPLITS.issuperset(map(str.lower, names)):
-        raise ValueError(f'"{root}" has {_some(names)}, which are splits and no classes; name two of them train and val, or give one alone')
+        raise ValueError(f'"{root}" has {named(names)}, which are splits and no classes; name two of them train and val, or give one alone')
     listed = image_folders(root)
-    if len(names) == 1:
+    if len(listed.classes) == 1:
         raise ValueError(
             f'"{root}" has one class folder, {names[0]}: a probe of one class is always right; add classes, or name "{class_folders[0]}" '
             "itself, whose images then have no classes"
@@ -136,33 +158,38 @@ def any_images(root: Path) -> list[Path]:
     Raises:
         ValueError: there is no such folder, or no image in it.
     """
-    root = _folder(root)
-    paths = sorted(path for path in _below(root) if _is_image(path))
-    if not paths:
-        raise ValueError(f'"{root}" has no images; they end in {", ".join(sorted(ENDINGS))}')
-    return paths
+    return _images(existing_folder(root))[0]
 
 
 def voc(root: Path, split: str) -> MaskList:
     """List images and masks in the layout of Pascal VOC: `ImageSets/Segmentation/<split>.txt` names files of `JPEGImages/` and
-    `SegmentationClass/*.png`.
+    `SegmentationClass/*.png`, one a line without its ending; or an image and its mask a line, both as paths below `root`.
 
     Classes are the lines of `labels.txt` if there is one, else the 21 of VOC 2012.
 
     Raises:
         ValueError: the folder, the split, an image or a mask is missing.
     """
-    root = _folder(root)
-    names = _read_split(_folder(root / "ImageSets" / "Segmentation"), split)
-    files = {folder: _by_name(_visible(_folder(root / folder)), root / folder) for folder in ("JPEGImages", "SegmentationClass")}
-    for folder, paths in files.items():
-        if absent := [name for name in names if name not in paths]:
-            raise ValueError(f'split {split} names files that are not in "{root / folder}": {_some(absent)}')
-    images, masks = ([paths[name] for name in names] for paths in files.values())
-    return MaskList(images, masks, _read_labels(root) or VOC_CLASSES)
+    root = existing_folder(root)
+    lines = _read_split(existing_folder(root / "ImageSets" / "Segmentation"), split)
+    classes = _read_labels(root) or VOC_CLASSES
+    pairs = [line.split() for line in lines]
+    if all(len(pair) == 2 and ENDINGS & {Path(pair[0]).suffix.lower()} and ENDINGS & {Path(pair[1]).suffix.lower()} for pair in pairs):
+        images, masks = ([find(root, *Path(path.lstrip("/")).parts) for path in paths] for paths in zip(*pairs, strict=True))
+        if absent := [path.relative_to(root).as_posix() for path in (*images, *masks) if not path.is_file()]:
+            raise ValueError(f'split {split} names files that are not below "{root}": {named(absent)}')
+        return MaskList(images, masks, classes)
+    folders = (root / "JPEGImages", root / "SegmentationClass")
+    files = [by_name(filter(is_image, visible(existing_folder(folder))), folder) for folder in folders]
+    for folder, paths in zip(folders, files, strict=True):
+        if absent := [name for name in lines if name not in paths]:
+            hint = "" if set(absent) < set(lines) else "; a line is a name without its ending, or an image and its mask"
+            raise ValueError(f'split {split} names files that are not in "{folder}": {named(absent)}{hint}')
+    images, masks = ([paths[name] for name in lines] for paths in files)
+    return MaskList(images, masks, classes)
 
 
-def image_mask_folders(images: Path, masks: Path, classes: Sequence[str] | None = None) -> MaskList:
+def image_mask_folders(images: Path, masks: Path, classes: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS) -> MaskList:
     """List images and masks in two folders, whose files and folders below have the same names but for the endings.
 
     Args:
@@ -170,50 +197,61 @@ def image_mask_folders(images: Path, masks: Path, classes: Sequence[str] | None 
         masks: folder of lossless masks.
         classes: names of the labels 0, 1, ...; by default the lines of `labels.txt` beside the masks or one folder higher, else
             "0", "1", ... up to the largest label, for which every mask is read.
+        max_pixels: of a mask.
 
     Raises:
         ValueError: a folder is missing or empty, an image has no mask or a mask no image, or a mask cannot be read.
     """
-    images, masks = _folder(images), _folder(masks)
-    image_files = _by_name(any_images(images), images)
-    mask_files = _by_name([path for path in sorted(_below(masks)) if path.suffix.lower() in _LOSSLESS], masks)
+    images, masks = existing_folder(images), existing_folder(masks)
+    image_paths, other_images = _images(images)
+    mask_paths, other_masks = images_below(masks)
+    lossy = [path for path in mask_paths if path.suffix.lower() not in _LOSSLESS]
+    image_files = by_name(image_paths, images)
+    mask_files = by_name([path for path in mask_paths if path not in lossy], masks)
     if not mask_files:
         raise ValueError(f'"{masks}" has no masks; they are {", ".join(sorted(_LOSSLESS))} files, because others change the labels')
     for kind, other, unmatched in (("image", "mask", image_files.keys() - mask_files), ("mask", "image", mask_files.keys() - image_files)):
         if unmatched:
-            raise ValueError(f"no {other} belongs to {kind} {_some(sorted(unmatched))}; both need the same names")
+            raise ValueError(f"no {other} belongs to {kind} {named(sorted(unmatched))}; both need the same names")
     names = sorted(image_files)
     paths = [mask_files[name] for name in names]
     class_names = tuple(classes or ()) or _read_labels(masks) or _read_labels(masks.parent)
     if not class_names:
-        largest = max(int(mask[mask != IGNORE].max(initial=0)) for mask in in_threads(read_mask, paths, "reading masks"))
+        read = functools.partial(read_mask, max_pixels=max_pixels)
+        largest = max(int(mask[mask != IGNORE].max(initial=0)) for mask in in_threads(read, paths, "reading masks"))
         class_names = tuple(str(label) for label in range(largest + 1))
-    return MaskList([image_files[name] for name in names], paths, class_names)
+    notes = (*told(other_images, images), *told([path for path in (*other_masks, *lossy) if path.name != "labels.txt"], masks))
+    return MaskList([image_files[name] for name in names], paths, class_names, notes)
 
 
 def read_masks(
-    paths: Sequence[Path], classes: int | None = None
+    paths: Sequence[Path], classes: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[UInt8[np.ndarray, "masks height width"], Int[np.ndarray, "masks 2"]]:
     """Read label masks at their own resolution: a palette's indices or grey values as they are in the file.
 
     Args:
         paths: lossless files of one channel.
         classes: number of classes, to check the labels against.
+        max_pixels: of a mask.
 
     Returns:
         Masks, padded with `IGNORE` at the bottom and the right to the largest height and width, and the (height, width) of each.
 
     Raises:
         ValueError: no paths, a file that cannot be read or has colours instead of labels, or a label that is neither below
-            `classes` nor `IGNORE`.
+            `classes` nor `IGNORE`; all such files are named.
     """
     if not paths:
         raise ValueError("no masks to read; give at least one path")
-    masks = list(in_threads(read_mask, paths, "reading masks"))
-    if classes is not None:
-        for path, mask in zip(paths, masks, strict=True):
-            if (largest := int(mask[mask != IGNORE].max(initial=0))) >= classes:
-                raise ValueError(f'mask "{path}" has the label {largest}, {classes} classes have labels 0 to {classes - 1} (255: ignored)')
+
+    def read(path: Path) -> UInt8[np.ndarray, "height width"]:
+        mask = read_mask(path, max_pixels)
+        if classes is not None and (largest := int(mask[mask != IGNORE].max(initial=0))) >= classes:
+            has = f"has the label {largest}, {classes} classes have labels 0 to {classes - 1} ({IGNORE}: ignored)"
+            raise Refused(path, has, "name every label in labels.txt, one a line from label 0 on, or number them anew", "mask")
+        return mask
+
+    masks = list(in_threads(read, paths, "reading masks"))
     sizes = np.array([mask.shape for mask in masks], np.int64)
     padded = np.full((len(masks), *sizes.max(axis=0)), IGNORE, np.uint8)
     for canvas, mask in zip(padded, masks, strict=True):
@@ -230,18 +268,20 @@ def spair(root: Path, split: str = "test", size_of_layout: str = "large") -> Key
         ValueError: the folder, the split, an annotation or an image is missing, a field of an annotation is missing or invalid, or an
             image has another size than its annotation says.
     """
-    root = _folder(root)
-    names = _read_split(_folder(root / "Layout" / size_of_layout), split)
-    read = functools.partial(_read_pair, root, _folder(root / "PairAnnotation" / split))
+    root = existing_folder(root)
+    names = _read_split(existing_folder(root / "Layout" / size_of_layout), split)
+    read = functools.partial(_read_pair, root, existing_folder(root / "PairAnnotation" / split))
     pairs = list(in_threads(read, names, "reading annotations"))
     sizes = {path: size for pair in pairs for path, size in pair.sizes.items()}
     images = sorted(sizes)
+    refused = []
     for path, size in zip(images, in_threads(read_size, images, "reading image sizes"), strict=True):
         if size != sizes[path]:
             actual, annotated = (" x ".join(map(str, sides)) for sides in (size, sizes[path]))
-            raise ValueError(
-                f'image "{path}" has {actual} pixels (height x width), its annotation says {annotated}; use the original images'
-            )
+            has = f"has {actual} pixels (height x width), its annotation says {annotated}"
+            refused.append(Refused(path, has, "use the original images", "image"))
+    if refused:
+        raise all_refused(refused, len(images))
     index = {path: i for i, path in enumerate(images)}
     counts = np.array([len(pair.source_points) for pair in pairs])
     source_points, target_points = np.zeros((2, len(pairs), counts.max(), 2))
@@ -275,11 +315,11 @@ class _PairAnnotation(NamedTuple):
 
 def _read_pair(root: Path, folder: Path, name: str) -> _PairAnnotation:
     """The annotation of a pair; its boxes are (x1, y1, x2, y2), its sizes (width, height, channels)."""
-    path = folder / f"{name}.json"
+    path = find(folder, f"{name}.json")
     try:
-        entry: dict[str, Any] = json.loads(path.read_text())
+        entry: dict[str, Any] = json.loads(read_text(path))
         category = str(entry["category"])
-        source, target = (root / "JPEGImages" / category / str(entry[field]) for field in ("src_imname", "trg_imname"))
+        source, target = (find(root / "JPEGImages", category, str(entry[field])) for field in ("src_imname", "trg_imname"))
         sizes = {image: (int(entry[field][1]), int(entry[field][0])) for image, field in ((source, "src_imsize"), (target, "trg_imsize"))}
         box = np.array(entry["trg_bndbox"], np.float64)
         if box.shape != (4,) or not (box[2:] > box[:2]).all():
@@ -290,67 +330,40 @@ def _read_pair(root: Path, folder: Path, name: str) -> _PairAnnotation:
         if not (np.isfinite(source_points).all() and np.isfinite(target_points).all()):
             raise ValueError("a keypoint has no coordinates")
     except KeyError as error:
-        raise ValueError(f'annotation "{path}" lacks the field {error}; get SPair-71k again') from error
+        raise Refused(path, f"lacks the field {error}", "get SPair-71k again", "annotation") from error
     except (OSError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f'annotation "{path}" cannot be read ({error}); get SPair-71k again') from error
+        raise Refused(path, f"cannot be read ({error})", "get SPair-71k again", "annotation") from error
     return _PairAnnotation(source, target, source_points, target_points, float(max(box[2:] - box[:2])), category, sizes)
+
+
+def _images(root: Path) -> tuple[list[Path], list[Path]]:
+    """Images in a folder and in those below it, and all other files there.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    paths, others = images_below(root)
+    if not paths:
+        found = f" (but {named(path.name for path in others)})" if others else ""
+        raise ValueError(f'"{root}" has no images; they end in {", ".join(sorted(ENDINGS))}{found}')
+    return paths, others
 
 
 def _read_split(folder: Path, split: str) -> list[str]:
     """Lines of the file of a split."""
     path = folder / f"{split}.txt"
     if not path.is_file():
-        splits = _some(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
+        splits = named(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise ValueError(f'there is no split "{split}" in "{folder}"; there is: {splits}')
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    names = [equal_name(line.strip()) for line in read_text(path).splitlines() if line.strip()]
     if not names:
         raise ValueError(f'split "{path}" is empty; it names one item a line')
     if len(set(names)) < len(names):
-        raise ValueError(f'split "{path}" names {_some(sorted({n for n in names if names.count(n) > 1}))} twice; remove the repetition')
+        raise ValueError(f'split "{path}" names {named(sorted({n for n in names if names.count(n) > 1}))} twice; remove the repetition')
     return names
 
 
 def _read_labels(folder: Path) -> tuple[str, ...]:
     """Class names in `labels.txt`, one a line; empty if there is no such file."""
     path = folder / "labels.txt"
-    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip()) if path.is_file() else ()
-
-
-def _folder(path: Path) -> Path:
-    """The path of a folder that exists, with `~` expanded."""
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        raise ValueError(f'there is no folder "{path}"; name one that exists')
-    return path
-
-
-def _visible(folder: Path) -> list[Path]:
-    """Files and folders that are not hidden, sorted."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _below(folder: Path) -> Iterable[Path]:
-    """Files in a folder and in the folders below it, also linked ones; hidden ones are left out."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent) / name for name in files if not name.startswith("."))
-
-
-def _by_name(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
-    """Image files by their names relative to the folder, without endings."""
-    files: dict[str, Path] = {}
-    for path in filter(_is_image, paths):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if files.setdefault(name, path) != path:
-            raise ValueError(f'"{files[name]}" and "{path}" have the same name but for the ending; remove one')
-    return files
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and path.is_file()
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    listed = list(names)
-    return ", ".join(listed[:_LISTED]) + (f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else "")
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip()) if path.is_file() else ()

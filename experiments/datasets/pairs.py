@@ -7,7 +7,6 @@ pixel centres at integer + 0.5.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from experiments.datasets.images import in_threads, read_rgb
+from experiments.datasets.plausibility import refuse_blank
+from experiments.datasets.reading import MAX_PIXELS, in_threads, read_rgb
 
 _GREY = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
 _FREE_DRAWS = 10  # draws of the second view before it is moved towards the first
@@ -79,6 +79,8 @@ def view_pairs(
     size: int,
     seed: int = 0,
     recipe: PairRecipe | None = None,
+    max_pixels: int = MAX_PIXELS,
+    keep_blank: bool = True,
 ) -> ViewPairs:
     """Two views of each of `count` images, taken in an order that the seed determines.
 
@@ -89,16 +91,26 @@ def view_pairs(
         count: number of pairs, each from an image of its own.
         size: pixels of a view's side.
         recipe: how the views differ; the default of `PairRecipe` by default.
+        max_pixels: of the image in a file.
+        keep_blank: accept files of one colour.
 
     Raises:
-        ValueError: fewer images than pairs, no pairs, views of no pixels, or an image that cannot be read.
+        ValueError: fewer images than pairs, no pairs, views of no pixels, or files that cannot be read or (unless they are
+            kept) show nothing.
     """
     if count < 1 or size < 1:
         raise ValueError(f"{count} pairs of {size} pixels do not exist; use at least 1 of each")
     if count > len(images):
         raise ValueError(f"{count} pairs need as many images, there are {len(images)}; lower the count or add images")
     order = np.random.default_rng(seed).permutation(len(images))[:count].tolist()
-    make = functools.partial(_pair, size=size, seed=seed, recipe=recipe or PairRecipe())
+
+    def make(item: tuple[int, Path | np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        index, source = item
+        image = Image.fromarray(source) if isinstance(source, np.ndarray) else read_rgb(source, max_pixels)
+        if not keep_blank and not isinstance(source, np.ndarray):
+            refuse_blank(np.asarray(image)[None], [source])
+        return _pair(image, index, size, seed, recipe or PairRecipe())
+
     first, second = (np.empty((count, size, size, 3), np.uint8) for _ in range(2))
     warps = np.empty((count, 2, 3), np.float32)
     chosen = [images[i] for i in order]
@@ -118,10 +130,8 @@ class _View(NamedTuple):
     mirrored: bool = False
 
 
-def _pair(item: tuple[int, Path | np.ndarray], size: int, seed: int, recipe: PairRecipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First view, second view and the warp between them, of a pair given by its number and its image."""
-    index, source = item
-    image = Image.fromarray(source) if isinstance(source, np.ndarray) else read_rgb(source)
+def _pair(image: Image.Image, index: int, size: int, seed: int, recipe: PairRecipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First view, second view and the warp between them, of a pair given by its image and its number."""
     random = np.random.default_rng((seed, index))
     first, second = _draw_views(random, *image.size, recipe)
     warp = np.linalg.inv(_to_image(second, size)) @ _to_image(first, size)

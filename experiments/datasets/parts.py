@@ -13,6 +13,7 @@ from jaxtyping import Int, UInt8
 
 from experiments.datasets.base import PARTS_OF, DataSize, Part, Views
 from experiments.datasets.pairs import PairRecipe, view_pairs
+from experiments.datasets.reading import MAX_PIXELS
 
 IMAGENET_SIZE = DataSize(
     train=35_000, val=5_000, test=10_000, pairs=2_000, segmentation=1_464, segmentation_test=1_449, keypoints=12_234,
@@ -99,10 +100,16 @@ def labelled_parts(pixels: Mapping[str, UInt8[np.ndarray, "images height width 3
 
 
 def add_views(
-    parts: dict[str, Part], images: Sequence[Path] | UInt8[np.ndarray, "images height width 3"], count: int, side: int, seed: int
+    parts: dict[str, Part],
+    images: Sequence[Path] | UInt8[np.ndarray, "images height width 3"],
+    count: int,
+    side: int,
+    seed: int,
+    max_pixels: int = MAX_PIXELS,
+    keep_blank: bool = True,
 ) -> Views:
     """Pairs of views, each of an image of its own; adds the parts first and second."""
-    pairs = view_pairs(images, count, side, seed, PairRecipe())
+    pairs = view_pairs(images, count, side, seed, PairRecipe(), max_pixels, keep_blank)
     parts["first"], parts["second"] = Part(pairs.first, len(pairs.first)), Part(pairs.second, len(pairs.second))
     return Views(pairs.warp, {})
 

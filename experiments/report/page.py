@@ -103,6 +103,7 @@ def _cautions(results: StudyResults) -> list[str]:
     if any(row["model"].endswith("_random") for row in results.rows):
         texts.append(_BASELINES)
     texts += [_INTERVALS, *(f"<b>{label(m)}</b>: {NOTES[m]}" for m in results.models if m in NOTES)]
+    texts += map(html.escape, results.manifest.get("notes", ()))
     return [f'<p class="note caution">{text}</p>' for text in texts]
 
 

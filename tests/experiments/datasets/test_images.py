@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from scipy.ndimage import map_coordinates
 
-from experiments.datasets import images
+from experiments.datasets import images, reading
+from experiments.datasets.reading import read_rgb
 from tests.conftest import SHARED
 
 
@@ -89,23 +90,23 @@ def test_photographs_are_turned_upright(tmp_path: Path, orientation: int) -> Non
     exif[0x0112] = orientation
     path = write_image(tmp_path, smooth(40, 64), "photo.png", exif=exif)
     expected = ImageOps.exif_transpose(Image.open(path))
-    np.testing.assert_array_equal(np.asarray(images.read_rgb(path)), np.asarray(expected))
-    assert images.read_size(path) == expected.size[::-1]
+    np.testing.assert_array_equal(np.asarray(read_rgb(path)), np.asarray(expected))
+    assert reading.read_size(path) == expected.size[::-1]
 
 
 def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path) -> None:
     colours = smooth(16, 16)
     grey = colours[..., 0]
-    np.testing.assert_array_equal(np.asarray(images.read_rgb(write_image(tmp_path, grey))), np.stack([grey] * 3, axis=-1))
+    np.testing.assert_array_equal(np.asarray(read_rgb(write_image(tmp_path, grey))), np.stack([grey] * 3, axis=-1))
     deep = grey.astype(np.uint16) * 257
-    np.testing.assert_array_equal(np.asarray(images.read_rgb(write_image(tmp_path, deep))), np.stack([grey] * 3, axis=-1))
+    np.testing.assert_array_equal(np.asarray(read_rgb(write_image(tmp_path, deep))), np.stack([grey] * 3, axis=-1))
 
     few = (colours // 64 * 64).astype(np.uint8)
     Image.fromarray(few).quantize(64).save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(np.asarray(images.read_rgb(tmp_path / "palette.png")), few)
+    np.testing.assert_array_equal(np.asarray(read_rgb(tmp_path / "palette.png")), few)
 
     Image.fromarray(colours).convert("CMYK").save(tmp_path / "print.jpg", quality=100, subsampling=0)
-    assert np.abs(np.asarray(images.read_rgb(tmp_path / "print.jpg")).astype(int) - colours).max() < 8
+    assert np.abs(np.asarray(read_rgb(tmp_path / "print.jpg")).astype(int) - colours).max() < 8
 
 
 def test_transparent_pixels_are_blended_over_white(tmp_path: Path) -> None:
@@ -113,13 +114,13 @@ def test_transparent_pixels_are_blended_over_white(tmp_path: Path) -> None:
     alpha = np.zeros((16, 16), np.uint8)
     alpha[:, 5:10], alpha[:, 10:] = 102, 255
     expected = np.round(colours * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255))
-    blended = np.asarray(images.read_rgb(write_image(tmp_path, np.dstack([colours, alpha])))).astype(int)
+    blended = np.asarray(read_rgb(write_image(tmp_path, np.dstack([colours, alpha])))).astype(int)
     assert np.abs(blended - expected).max() <= 1
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([9, 9, 9, 70, 80, 90])
     palette.putpixel((0, 0), 0)
     palette.save(tmp_path / "keyed.png", transparency=0)
-    pixels = np.asarray(images.read_rgb(tmp_path / "keyed.png"))
+    pixels = np.asarray(read_rgb(tmp_path / "keyed.png"))
     assert pixels[0, 0].tolist() == [255, 255, 255]
     assert pixels[1, 1].tolist() == [70, 80, 90]
 
@@ -138,7 +139,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_an_image_with_damaged_exif_data_is_read(tmp_path: Path) -> None:
     path = write_image(tmp_path, noise(8, 8), "photo.jpg", exif=b"Exif\0\0not a TIFF header at all")
-    assert images.read_rgb(path).size == (8, 8)
+    assert read_rgb(path).size == (8, 8)
 
 
 def test_wrong_requests_are_refused(tmp_path: Path) -> None:
@@ -212,11 +213,11 @@ def test_without_a_writable_cache_pixels_stay_in_memory(tmp_path: Path, monkeypa
 
 
 def test_threads_keep_the_order_and_short_work_is_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(images.in_threads(lambda n: n * n, range(200), "squaring")) == [n * n for n in range(200)]
+    assert list(reading.in_threads(lambda n: n * n, range(200), "squaring")) == [n * n for n in range(200)]
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(images, "BAR_DELAY", -1.0)
+    monkeypatch.setattr(reading, "BAR_DELAY", -1.0)
     monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, a terminal
-    assert list(images.in_threads(lambda n: n * n, range(200), "squaring")) == [n * n for n in range(200)]
+    assert list(reading.in_threads(lambda n: n * n, range(200), "squaring")) == [n * n for n in range(200)]
     assert "squaring" in capsys.readouterr().err
 
 
