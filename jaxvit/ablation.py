@@ -97,12 +97,18 @@ def noise(
     return _single("noise", tokens, layers, at, seed=seed, value=value, deviation=deviation, image_size=size)
 
 
-def shuffle(tokens: Selector | RandomPatches, seed: int = 0, layers: Layers = "all", at: str = "block_output") -> Ablation:
-    """Replace tokens by those of another valid example of the batch.
+def shuffle(
+    tokens: Selector | RandomPatches, seed: int = 0, layers: Layers = "all", at: str = "block_output", same_donor: bool = False
+) -> Ablation:
+    """Replace tokens by those of another valid example of the same group (`forward(..., groups=...)`), by default of the batch.
 
-    In each layer a random cycle through the valid examples, drawn from (seed, layer, example ids), gives everyone its donor.
+    In each layer a random cycle through the valid examples of a group, drawn from (seed, layer, example ids), gives everyone its donor.
+
+    Args:
+        same_donor: draw one cycle from (seed, example ids) for all layers, so that an example's tokens come from one other example.
+            Otherwise every layer has its own donors, and the streams are a mix of images that no run ever saw together.
     """
-    return _single("shuffle", tokens, layers, at, seed=seed)
+    return _single("shuffle", tokens, layers, at, seed=seed, same_donor=same_donor)
 
 
 def random_patches(count: int, seed: int = 0) -> RandomPatches:

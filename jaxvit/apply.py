@@ -29,33 +29,36 @@ def _target(op: EditOp, x: Array, context: BlockContext) -> Array:
         return x[_donors(op, x.shape[0], context)]
     target: Array = op.values[op.index][None]
     if op.kind == "noise":
-        draws = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(_example_keys(op.seed, context))
+        draws = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(_example_keys(op.seed, context, context.layer))
         target = target + op.deviations[op.index][None] * draws
     return target.astype(x.dtype)
 
 
-def _example_keys(seed: Array, context: BlockContext, per_layer: bool = True) -> Array:
-    """A random key for every example, from (seed, layer, example id), or from (seed, example id)."""
+def _example_keys(seed: Array, context: BlockContext, draw: Array | None = None) -> Array:
+    """A random key for every example, from (seed, number of a draw, example id), or from (seed, example id)."""
     key = jax.random.key(seed)
-    if per_layer:
-        key = jax.random.fold_in(key, context.layer)
+    if draw is not None:
+        key = jax.random.fold_in(key, draw)
     return jax.vmap(lambda example_id: jax.random.fold_in(key, example_id))(context.example_ids)
 
 
 def _donors(op: EditOp, batch: int, context: BlockContext) -> Int[Array, "batch"]:
-    """The index of each example's donor: the next in the random order of the valid examples. Padding is its own donor."""
-    uniform = jax.vmap(jax.random.uniform)(_example_keys(op.seed, context))
+    """The index of each example's donor: the next in the random order of the valid examples of its group. Padding is its own donor."""
+    uniform = jax.vmap(jax.random.uniform)(_example_keys(op.seed, context, op.draw))
     valid = jnp.ones(batch, bool) if context.valid is None else context.valid
-    order = jnp.argsort(jnp.where(valid, uniform, jnp.inf))
-    count = valid.sum()
-    rank = jnp.arange(batch)
-    donor = jnp.where(rank < count, order[(rank + 1) % jnp.maximum(count, 1)], order)
+    group = jnp.zeros(batch, jnp.int32) if context.groups is None else context.groups
+    order = jnp.lexsort((uniform, group, ~valid))  # padding last
+    group, valid, rank = group[order], valid[order], jnp.arange(batch)
+    continues = (group[1:] == group[:-1]) & (valid[1:] == valid[:-1])
+    first = jax.lax.cummax(jnp.where(jnp.append(False, continues), 0, rank))  # of the group
+    following = jnp.where(jnp.append(continues, False), rank + 1, first)
+    donor = jnp.where(valid, order[following], order)
     return jnp.zeros(batch, order.dtype).at[order].set(donor)
 
 
 def _drawn_patches(op: EditOp, context: BlockContext) -> Float[Array, "batch tokens"]:
     """1 on the patches with the `op.patches` smallest uniform draws of each example, the same in all layers."""
-    keys = _example_keys(op.patch_seed, context, per_layer=False)
+    keys = _example_keys(op.patch_seed, context)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (context.layout.patches,)))(keys)
     rank = jnp.argsort(jnp.argsort(uniform, axis=-1), axis=-1)
     drawn = (rank < op.patches).astype(jnp.float32)

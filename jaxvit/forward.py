@@ -71,6 +71,7 @@ def forward(
     capture: CaptureSpec = (),
     example_ids: Int[Array, "batch"] | None = None,
     valid: Bool[Array, "batch"] | None = None,
+    groups: Int[Array, "batch"] | None = None,
 ) -> Output:
     """Run a model, with tokens replaced by an ablation and activations read out by captures.
 
@@ -82,12 +83,13 @@ def forward(
         capture: a name or names of `jaxvit.capture.CAPTURES`, or {key: name or function of the `BlockState`}.
         example_ids: one integer per image, from which its random draws are made; required by noise, shuffle and random patches.
         valid: which examples are not padding; padding never donates in a shuffle.
+        groups: a number per image; a shuffle exchanges tokens among images of one number, by default in the whole batch.
 
     Raises:
         ValueError: images, ablation, captures or ids do not fit the model or one another.
     """
-    edits = _prepare(model, images, ablation, example_ids, valid)
-    output: Output = _forward(model, images, edits, _ids(example_ids), valid, resolve(capture, CAPTURES))
+    edits = _prepare(model, images, ablation, example_ids, valid, groups)
+    output: Output = _forward(model, images, edits, _ids(example_ids), valid, _ids(groups), resolve(capture, CAPTURES))
     return output
 
 
@@ -98,13 +100,14 @@ def contrast(
     capture: CaptureSpec = (),
     example_ids: Int[Array, "batch"] | None = None,
     valid: Bool[Array, "batch"] | None = None,
+    groups: Int[Array, "batch"] | None = None,
 ) -> Pair:
     """Run the clean and the ablated model together in one scan; captures are functions of (clean state, ablated state) of each block.
 
     Arguments and errors as for `forward`; the named captures are those of `jaxvit.capture.CONTRASTS`.
     """
-    edits = _prepare(model, images, ablation, example_ids, valid)
-    pair: Pair = _contrast(model, images, edits, _ids(example_ids), valid, resolve(capture, CONTRASTS))
+    edits = _prepare(model, images, ablation, example_ids, valid, groups)
+    pair: Pair = _contrast(model, images, edits, _ids(example_ids), valid, _ids(groups), resolve(capture, CONTRASTS))
     return pair
 
 
@@ -114,6 +117,7 @@ def sweep_layers(
     ablation: Ablation | Edits,
     example_ids: Int[Array, "batch"] | None = None,
     valid: Bool[Array, "batch"] | None = None,
+    groups: Int[Array, "batch"] | None = None,
 ) -> Output:
     """Run an ablation at one block at a time, for every block.
 
@@ -122,25 +126,33 @@ def sweep_layers(
     (from block l + 1 where only block outputs are edited): about L (L + 1) / 2 blocks instead of L^2. One compiled program serves
     all l; its loops have no reverse-mode gradient. Arguments and errors as for `forward`.
     """
-    edits = _prepare(model, images, ablation, example_ids, valid)
-    output: Output = _sweep_layers(model, images, edits, _ids(example_ids), valid)
+    edits = _prepare(model, images, ablation, example_ids, valid, groups)
+    output: Output = _sweep_layers(model, images, edits, _ids(example_ids), valid, _ids(groups))
     return output
 
 
 @functools.partial(jax.jit, static_argnames="captures")
-def _forward(model: ViT, images: Array, edits: Edits | None, ids: Array | None, valid: Array | None, captures: Captures) -> Output:
+def _forward(
+    model: ViT,
+    images: Array,
+    edits: Edits | None,
+    ids: Array | None,
+    valid: Array | None,
+    groups: Array | None,
+    captures: Captures,
+) -> Output:
     x, rope, layout = _embed(model, images)
-    groups = group_columns(layout)
+    columns = group_columns(layout)
 
     def with_groups(q: Array, k: Array, v: Array, attention_mask: Array | None) -> tuple[Array, dict[str, Array]]:
-        values, group_attention = attention_with_groups(q, k, v, groups, attention_mask)
+        values, group_attention = attention_with_groups(q, k, v, columns, attention_mask)
         return values, {"group_attention": group_attention}
 
     attention = with_groups if FUSED_GROUPS.intersection(function for _, function in captures) else attend_only
 
     def step(x: Array, scanned: tuple[Block, LayerOps, Array]) -> tuple[Array, dict[str, Any]]:
         block, ops, layer = scanned
-        context = BlockContext(layer, ids, valid, layout)
+        context = BlockContext(layer, ids, valid, groups, layout)
 
         def edit(site: str, stream: Array) -> Array:
             return apply(ops[site], stream, context) if site in ops else stream
@@ -153,7 +165,9 @@ def _forward(model: ViT, images: Array, edits: Edits | None, ids: Array | None, 
 
 
 @functools.partial(jax.jit, static_argnames="captures")
-def _contrast(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, captures: Captures) -> Pair:
+def _contrast(
+    model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, groups: Array | None, captures: Captures
+) -> Pair:
     x, rope, layout = _embed(model, images)
 
     def with_divergence(q: Array, k: Array, v: Array, attention_mask: Array | None) -> tuple[Array, dict[str, Array]]:
@@ -164,7 +178,7 @@ def _contrast(model: ViT, images: Array, edits: Edits, ids: Array | None, valid:
 
     def step(streams: Array, scanned: tuple[Block, LayerOps, Array]) -> tuple[Array, dict[str, Any]]:
         block, ops, layer = scanned
-        context = BlockContext(layer, ids, valid, layout)
+        context = BlockContext(layer, ids, valid, groups, layout)
 
         def edit(site: str, pair: Array) -> Array:
             return jnp.stack([pair[0], apply(ops[site], pair[1], context)]) if site in ops else pair
@@ -180,7 +194,7 @@ def _contrast(model: ViT, images: Array, edits: Edits, ids: Array | None, valid:
 
 
 @jax.jit
-def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None) -> Output:
+def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, groups: Array | None) -> Output:
     x, rope, layout = _embed(model, images)
     outputs_only = set(edits.ops) <= {"block_output"}
 
@@ -194,7 +208,7 @@ def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, va
 
     def edited_at(scanned: tuple[Array, LayerOps, Array]) -> Array:
         x, ops, layer = scanned
-        context = BlockContext(layer, ids, valid, layout)
+        context = BlockContext(layer, ids, valid, groups, layout)
 
         def edit(site: str, stream: Array) -> Array:
             return apply(ops[site], stream, context) if site in ops else stream
@@ -219,7 +233,7 @@ def _scanned(model: ViT, edits: Edits | None) -> tuple[Block, LayerOps, Array]:
     return model.blocks, {} if edits is None else edits.ops, jnp.arange(model.config.depth)
 
 
-def _prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: Any, valid: Any) -> Edits | None:
+def _prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: Any, valid: Any, groups: Any) -> Edits | None:
     """The edits of the ablation, after all checks that need no traced values."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be [batch, height, width, 3], got {tuple(images.shape)}")
@@ -227,7 +241,7 @@ def _prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: 
         raise ValueError(f"images must be normalised floats, got {images.dtype}; use jaxvit.normalise(images, model.config)")
     batch, size = images.shape[0], (images.shape[1], images.shape[2])
     layout = TokenLayout.of(model.config, size)
-    for name, array in (("example_ids", ids), ("valid", valid)):
+    for name, array in (("example_ids", ids), ("valid", valid), ("groups", groups)):
         if array is not None and tuple(array.shape) != (batch,):
             raise ValueError(f"{name} must have one entry per image ({batch}), got shape {tuple(array.shape)}")
     if ablation is None:
@@ -241,11 +255,19 @@ def _prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: 
     if edits.needs_example_ids and ids is None:
         raise ValueError("noise, shuffle and random patches are drawn per example: pass example_ids, one integer per image")
     if edits.shuffles:
-        # under a transformation `valid` is traced and cannot be counted
-        count = batch if valid is None or isinstance(valid, jax.core.Tracer) else int(np.sum(np.asarray(valid)))
-        if count < 2:
-            raise ValueError(f"shuffle needs at least 2 valid examples in a batch, got {count}")
+        _check_donors(batch, valid, groups)
     return edits
+
+
+def _check_donors(batch: int, valid: Any, groups: Any) -> None:
+    """Refuse a shuffle in which an example has nobody to take tokens from, as far as that can be known: traced values cannot be counted."""
+    known = not any(isinstance(array, jax.core.Tracer) for array in (valid, groups))
+    present = np.asarray(valid, bool) if known and valid is not None else np.ones(batch, bool)
+    numbers = np.asarray(groups)[present] if known and groups is not None else np.zeros(present.sum(), int)
+    names, counts = np.unique(numbers, return_counts=True)
+    if counts.min(initial=batch) < 2 or not len(counts):
+        count, where = (counts.min(), f" in group {names[counts.argmin()]}" if groups is not None else "") if len(counts) else (0, "")
+        raise ValueError(f"shuffle needs at least 2 valid examples in a batch, and in each of its groups, got {count}{where}")
 
 
 def _ids(example_ids: Any) -> Array | None:

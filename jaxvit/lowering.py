@@ -22,6 +22,9 @@ from jaxvit.vit import ViT
 _TABLE_STEP = 8
 """The number of rows of a table of values is padded to a multiple of this: conditions then have equal shapes and share a program."""
 
+_EVERY_LAYER = 2**32 - 1
+"""What a shuffle with one donor for all layers folds into its seed, instead of the number of a layer."""
+
 _OP_KINDS: dict[Kind, Literal["fixed", "noise", "shuffle"]] = {
     "zero": "fixed",
     "constant": "fixed",
@@ -114,7 +117,8 @@ def _lower_one(replacement: Replacement, config: ViTConfig, layout: TokenLayout)
     if replacement.kind in ("noise", "shuffle"):
         op = dataclasses.replace(op, seed=np.full(depth, replacement.seed, np.uint32))
     if replacement.kind == "shuffle":
-        return op
+        draw = np.full(depth, _EVERY_LAYER) if replacement.same_donor else np.arange(depth)
+        return dataclasses.replace(op, draw=draw.astype(np.uint32))
     index, values = _values(replacement, positions, config, layout)
     deviations = None if replacement.deviation is None else replacement.deviation.array
     return dataclasses.replace(op, index=np.broadcast_to(index, mask.shape), values=values, deviations=deviations)

@@ -18,7 +18,7 @@ from jaxvit.tokens import TokenLayout
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["mask", "seed", "patches", "patch_seed", "index", "values", "deviations"],
+    data_fields=["mask", "seed", "draw", "patches", "patch_seed", "index", "values", "deviations"],
     meta_fields=["kind"],
 )
 @dataclass(frozen=True)
@@ -27,9 +27,10 @@ class EditOp:
 
     Attributes:
         kind: what a token becomes: "fixed" (a row of `values`), "noise" (that row plus a random draw) or "shuffle" (the same token
-            of another example).
+            of another example of the group).
         mask: [L, T] 1 where a token is replaced.
         seed: [L] of the draws of noise and shuffle.
+        draw: [L] number of a shuffle's draw, which is folded into its seed: that of the layer, or one for all.
         patches, patch_seed: [L] number and seed of randomly drawn patches, to which the mask is restricted.
         index: [L, T] row of `values` and `deviations` for each token.
         values, deviations: [L, rows, D].
@@ -38,6 +39,7 @@ class EditOp:
     kind: Literal["fixed", "noise", "shuffle"]
     mask: Any
     seed: Any = None
+    draw: Any = None
     patches: Any = None
     patch_seed: Any = None
     index: Any = None
@@ -69,7 +71,7 @@ class Edits:
         return any(op.kind != "fixed" or op.patches is not None for ops in self.ops.values() for op in ops)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["layer", "example_ids", "valid"], meta_fields=["layout"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["layer", "example_ids", "valid", "groups"], meta_fields=["layout"])
 @dataclass(frozen=True)
 class BlockContext:
     """The block and the examples that ops are applied to."""
@@ -77,4 +79,5 @@ class BlockContext:
     layer: Int[Array, ""]
     example_ids: Int[Array, "batch"] | None
     valid: Bool[Array, "batch"] | None
+    groups: Int[Array, "batch"] | None
     layout: TokenLayout

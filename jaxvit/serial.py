@@ -10,12 +10,13 @@ import numpy as np
 
 from jaxvit.specs import RandomPatches, Replacement, StoredArray
 
-FORMAT = 1
+FORMATS = (1, 2)  # 2 has the field "same_donor"; texts without it stay as they were
 
 
 def to_json(replacements: Sequence[Replacement]) -> str:
     """The replacements as one line of JSON, which names arrays by their hash."""
-    return json.dumps({"format": FORMAT, "replacements": [_to_dict(r) for r in replacements]}, sort_keys=True)
+    version = 2 if any(r.same_donor for r in replacements) else 1
+    return json.dumps({"format": version, "replacements": [_to_dict(r) for r in replacements]}, sort_keys=True)
 
 
 def from_json(text: str, arrays: Mapping[str, np.ndarray]) -> tuple[Replacement, ...]:
@@ -29,8 +30,8 @@ def from_json(text: str, arrays: Mapping[str, np.ndarray]) -> tuple[Replacement,
     """
     try:
         data = json.loads(text)
-        if data["format"] != FORMAT:
-            raise ValueError(f"ablation format {data['format']} is unknown; this version reads format {FORMAT}")
+        if data["format"] not in FORMATS:
+            raise ValueError(f"ablation format {data['format']} is unknown; this version reads formats {FORMATS[0]} to {FORMATS[-1]}")
         return tuple(_from_dict(entry, arrays) for entry in data["replacements"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"not an ablation in JSON ({type(error).__name__}: {error}); pass what Ablation.to_json wrote") from error
@@ -49,6 +50,7 @@ def _to_dict(r: Replacement) -> dict[str, Any]:
         "value": r.value and r.value.sha256,
         "deviation": r.deviation and r.deviation.sha256,
         "image_size": r.image_size,
+        **({"same_donor": True} if r.same_donor else {}),
     }
 
 
@@ -77,4 +79,5 @@ def _from_dict(data: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Replac
         value=stored(data["value"]),
         deviation=stored(data["deviation"]),
         image_size=data["image_size"] and (data["image_size"][0], data["image_size"][1]),
+        same_donor=data.get("same_donor", False),
     )

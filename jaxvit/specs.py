@@ -53,6 +53,7 @@ class Replacement:
         value: a constant vector [D] or one per token [n, D]; the dataset mean [L, slots, D] for mean and noise.
         deviation: the standard deviation [L, slots, D] for noise.
         image_size: height and width in pixels that the moments were measured at, or None where any is allowed.
+        same_donor: a shuffle takes one donor for all layers.
 
     Raises:
         ValueError: an unknown site, a token name that no model has, or a seed outside 0 to 2^32 - 1.
@@ -66,6 +67,7 @@ class Replacement:
     value: StoredArray | None = None
     deviation: StoredArray | None = None
     image_size: tuple[int, int] | None = None
+    same_donor: bool = False
 
     def __post_init__(self) -> None:
         if self.at not in SITES:

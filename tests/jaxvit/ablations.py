@@ -46,5 +46,5 @@ def any_ablations(draw):
     if kind == "noise":
         return jaxvit.noise(tokens, statistics(), seed, layers, at)
     if kind == "shuffle":
-        return jaxvit.shuffle(tokens, seed, layers, at)
+        return jaxvit.shuffle(tokens, seed, layers, at, draw(st.booleans()))
     return jaxvit.zero(jaxvit.random_patches(draw(st.integers(1, 12)), seed), layers, at)

@@ -140,6 +140,8 @@ def test_constant_valued_conditions_of_different_sizes_share_one_compile():
         (lambda: run(jaxvit.zero(jaxvit.random_patches(2)), example_ids=None), "pass example_ids"),
         (lambda: run(jaxvit.noise("cls", statistics()), example_ids=None), "pass example_ids"),
         (lambda: run(jaxvit.shuffle("cls"), batch=1), "at least 2 valid examples"),
+        (lambda: run(jaxvit.shuffle("cls"), groups=np.array([4, 4, 4, 9])), "in each of its groups, got 1 in group 9"),
+        (lambda: run(jaxvit.shuffle("cls"), groups=np.array([4, 4, 4])), "groups must have one entry per image"),
         (lambda: run(jaxvit.shuffle("cls"), valid=np.array([True, False, False, False])), "at least 2 valid examples"),
         (lambda: run(jaxvit.lower(jaxvit.zero("cls"), tiny.CONFIG, 16)), "lower the ablation for this model and size"),
         (lambda: jaxvit.stack([], tiny.CONFIG, 16), "at least one"),

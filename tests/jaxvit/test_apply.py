@@ -24,7 +24,7 @@ def test_composition_applies_the_second_after_the_first(first, second):
     both = run(first & second).prenorm
     one = run(first).prenorm
     ops = jaxvit.lower(second, tiny.model(), tiny.SIZE).ops["block_output"]
-    context = BlockContext(jnp.asarray(2), jnp.asarray(tiny.ids()), None, tiny.LAYOUT)
+    context = BlockContext(jnp.asarray(2), jnp.asarray(tiny.ids()), None, None, tiny.LAYOUT)
     in_order = jax.jit(apply)(jax.tree.map(lambda leaf: leaf[2], ops), one, context)
     np.testing.assert_allclose(both, in_order, atol=1e-6)
 
@@ -49,17 +49,54 @@ def test_shuffle_moves_only_the_chosen_tokens_and_never_onto_themselves(seed, to
     assert sorted(donors) == list(range(batch)), "one cycle: everybody donates once"
 
 
-def test_shuffle_draws_another_order_at_each_layer():
+def _donors(clean, moved):
+    """Whose CLS an example has at the last block's output."""
+    return [int(np.argmin(np.abs(clean[:, 0] - moved[i, 0]).max(axis=-1))) for i in range(len(moved))]
+
+
+@given(st.integers(0, 2**32 - 1), st.permutations([7, 7, 7, -2, -2, 3, 3, 3]))
+def test_shuffle_stays_within_groups_whatever_else_is_in_the_batch(seed, groups):
+    """A group is shuffled as it is when it is the whole batch: by the examples' ids alone."""
+    groups = np.array(groups)
+    ablation = jaxvit.shuffle("cls", seed, [2])
+    clean, moved = run(None, 8).prenorm, run(ablation, 8, groups=groups).prenorm
+    donors = np.array(_donors(clean, moved))
+    assert (groups[donors] == groups).all()
+    assert sorted(donors) == list(range(8))
+    assert (donors != np.arange(8)).all()
+    ids = jaxvit.forward(tiny.model(), tiny.images(8)[groups == 7], ablation, example_ids=tiny.ids(8)[groups == 7]).prenorm
+    np.testing.assert_array_equal(np.flatnonzero(groups == 7)[_donors(clean[groups == 7], ids)], donors[groups == 7])
+
+
+def test_padding_donates_in_no_group():
+    valid = np.array([True, True, False, True, True, True, False, True])
+    groups = np.array([0, 0, 0, 1, 1, 1, 1, 0])
+    ablation = jaxvit.shuffle("cls", 5, [2])
+    clean, moved = run(None, 8).prenorm, run(ablation, 8, groups=groups, valid=valid).prenorm
+    donors = np.array(_donors(clean, moved))
+    assert (donors[~valid] == np.flatnonzero(~valid)).all()
+    assert valid[donors[valid]].all()
+    assert (groups[donors] == groups).all()
+
+
+def test_one_donor_gives_its_tokens_at_all_layers():
+    orders = {same: [tuple(order) for order in _orders(jaxvit.shuffle("cls", seed=3, same_donor=same))] for same in (False, True)}
+    assert len(set(orders[False])) > 1
+    assert len(set(orders[True])) == 1
+
+
+def _orders(ablation):
+    """Whose CLS an example has after each block."""
     capture = {"in": lambda s: s.trace.block_input, "out": lambda s: s.stream_out}
-    out = run(jaxvit.shuffle("cls", seed=3), 6, capture=capture)
+    out = run(ablation, 6, capture=capture)
     model = tiny.model()
     orders = []
     for layer in range(3):
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], model.blocks)
         unshuffled = block(out.captured["in"][layer], None).block_output[:, 0]
         distance = np.abs(out.captured["out"][layer][:, None, 0] - unshuffled[None]).max(axis=-1)
-        orders.append(tuple(np.argmin(distance, axis=1)))
-    assert len(set(orders)) > 1
+        orders.append(np.argmin(distance, axis=1))
+    return orders
 
 
 def test_noise_is_drawn_by_example_and_layer_with_the_calibrated_moments():
