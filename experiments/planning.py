@@ -31,9 +31,10 @@ from experiments.study.target import PIXELS, Settings, Target
 from experiments.tasks.base import Readouts, Task
 from experiments.tasks.table import TASKS
 from jaxvit import ViTConfig
-from jaxvit.sharding import bounds
 from jaxvit.vit import cast, truncated
 
+BATCH_SIZE = 128
+"""Images under way at a time unless another number is given."""
 PRECISIONS = {
     "float32": "float32, matmul precision highest",
     "bfloat16": "bfloat16 models with float32 norms, softmax and RoPE; all else float32, matmul precision highest",
@@ -62,7 +63,7 @@ class Study:
         quiet: print nothing.
         seed, seeds: the first seed, and how many.
         image_size: pixels of a side, for folders of images.
-        batch_size: images per step, over all devices.
+        batch_size: images under way at a time, over all devices; no number depends on it.
         dtype: of the models.
         random_weights: models of these names with random weights.
         resamples: of bootstrap and permutation tests.
@@ -125,7 +126,7 @@ class Study:
 
     def identity(self, data: StudyData) -> dict[str, Any]:
         """What makes two runs the same study: its data and settings. What is run may differ from run to run."""
-        names = ("preset", "quick", "seed", "seeds", "image_size", "batch_size", "dtype", "random_weights", "resamples")
+        names = ("preset", "quick", "seed", "seeds", "image_size", "dtype", "random_weights", "resamples")
         settings = {name: getattr(self, name) for name in names}
         entries = {**settings, "sizes": asdict(self.sizes), "readouts": asdict(self.chosen_readouts), "data": cell_hash(data.key)}
         return json.loads(json.dumps(entries, default=str))
@@ -180,7 +181,7 @@ def make_plan(study: Study, choices: Choices, models: Mapping[str, jaxvit.ViT], 
     Raises:
         ValueError: a condition that no model can run.
     """
-    options = settings(study, data, mesh, choices.tasks)
+    options = settings(study, choices.tasks)
     skipped: list[str] = []
     tables = {name: _condition_table(study, choices.plugins, name, model.config, data, skipped) for name, model in models.items()}
     _check_conditions(study, tables, skipped)
@@ -252,17 +253,13 @@ def study_of(manifest: Mapping[str, Any]) -> Study:
     return Study(**{**entries, "sizes": DataSize(**entries["sizes"]), "readouts": Readouts(**readouts)})
 
 
-def settings(study: Study, data: StudyData, mesh: Mesh, tasks: Mapping[str, Task] = TASKS) -> Settings:
-    """The options of a study as its jobs read them.
-
-    Raises:
-        ValueError: a batch would leave one image alone.
-    """
+def settings(study: Study, tasks: Mapping[str, Task] = TASKS) -> Settings:
+    """The options of a study as its jobs read them."""
     preset = study.chosen_preset
     return Settings(
         seed=study.seed,
         seeds=study.seeds or preset.seeds,
-        batch_size=_batch_size(study, data, mesh),
+        batch_size=study.batch_size or BATCH_SIZE,
         resamples=study.resamples or preset.resamples,
         precision=PRECISIONS[study.dtype],
         readouts=study.chosen_readouts,
@@ -366,18 +363,6 @@ def _baselines(study: Study, models: Mapping[str, jaxvit.ViT], data: StudyData, 
         untrained = cast(jaxvit.create(config, study.seed), study.dtype)
         targets.append(Target(f"{name}_random", untrained, mesh, data, options, baseline=True))
     return [*targets, Target(PIXELS, None, mesh, data, options, baseline=True)]
-
-
-def _batch_size(study: Study, data: StudyData, mesh: Mesh) -> int:
-    """Images per step: what was asked for, rounded up to the devices. Every batch must have two images to shuffle between."""
-    batch = -(-(study.batch_size or study.chosen_preset.batch_size) // mesh.size) * mesh.size
-    parts = {name: len(part.images) for name, part in data.parts.items()} | {"analysis_images": len(data.analysis_images)}
-    single = [f"{name} ({count})" for name, count in parts.items() if any(stop - start == 1 for start, stop in bounds(count, batch))]
-    if single:
-        raise ValueError(
-            f"batches of {batch} leave one image alone in {', '.join(single)}, which cannot be shuffled; give --batch-size 3 or more"
-        )
-    return batch
 
 
 def _check_names(option: str, names: Collection[str], known: Collection[str]) -> None:

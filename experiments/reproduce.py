@@ -69,7 +69,7 @@ class Options:
         seeds: number of seeds. They vary what is random in a condition (noise, shuffle, random patches) and in a read-out (memory of
             the retrieval segmentation, few-shot samples, SGD), never the model, the images or the resampling.
         image_size: pixels of a side, for folders of images.
-        batch_size: images per step, over all devices; which images shuffle among one another depends on it.
+        batch_size: images under way at a time, over all devices. It moves no number, nor does the number of devices.
         dtype: of the models' weights and streams; norms, softmax, RoPE and everything after the models stay float32.
         random_weights: models of these names with random weights, for trying a study without any.
         resamples: of bootstrap and permutation tests.
@@ -95,7 +95,7 @@ class Options:
     seed: int = 0
     seeds: Annotated[int | None, _shown("INT", "the preset's")] = None
     image_size: Annotated[int | None, _shown("INT", "the preset's")] = None
-    batch_size: Annotated[int | None, _shown("INT", "the preset's")] = None
+    batch_size: Annotated[int | None, _shown("INT", "128")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     random_weights: bool = False
     resamples: Annotated[int | None, _shown("INT", "the preset's")] = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,11 +35,8 @@ def calibrate(
     Raises:
         ValueError: an unknown site, no valid image, or batches of different image sizes.
     """
-    for site in sites:
-        if site not in SITES:
-            raise ValueError(f'unknown site "{site}"; sites are {", ".join(SITES)}')
-    captures: dict[str, str | Capture] = {site: SITE_MOMENTS[site] for site in sites}
-    merged: dict[str, _Partial] = {}
+    _check_sites(sites)
+    merged: dict[str, PartialMoments] | None = None
     size, examples = None, 0
     for images, valid in batches:
         if size is not None and images.shape[1:3] != size:
@@ -46,22 +44,53 @@ def calibrate(
         size = (images.shape[1], images.shape[2])
         valid = jnp.ones(images.shape[0], bool) if valid is None else jnp.asarray(valid)
         count = int(valid.sum())
-        if not count:
-            continue
-        examples += count
-        captured = forward(model, images, capture=captures, valid=valid).captured
-        for site in sites:
-            batch: _Partial = jax.tree.map(lambda array: np.asarray(array, np.float64), captured[site])
-            merged[site] = _merge(merged[site], batch) if site in merged else batch
-    if size is None or not examples:
+        if count:
+            examples += count
+            merged = _merge_sites(merged, partial_moments(model, images, valid, sites))
+    if size is None or merged is None:
         raise ValueError("calibration saw no valid image; pass batches of (images, valid)")
+    return _moments_of(merged, examples, size)
+
+
+def partial_moments(
+    model: ViT, images: Float[Array, "batch height width 3"], valid: Bool[Array, "batch"], sites: tuple[str, ...]
+) -> dict[str, PartialMoments]:
+    """Moments of the activations of one batch by site, with a leading axis of layers; `valid` must not be False everywhere.
+
+    Raises:
+        ValueError: an unknown site.
+    """
+    _check_sites(sites)
+    captures: dict[str, str | Capture] = {site: SITE_MOMENTS[site] for site in sites}
+    return forward(model, images, capture=captures, valid=valid).captured
+
+
+def merged_moments(partials: Iterable[dict[str, PartialMoments]], examples: int, image_size: Sequence[int]) -> Moments:
+    """The moments of all batches together, from those of each, merged in their order in float64."""
+    merged: dict[str, PartialMoments] | None = functools.reduce(_merge_sites, partials, None)
+    assert merged is not None
+    return _moments_of(merged, examples, image_size)
+
+
+def _check_sites(sites: Sequence[str]) -> None:
+    for site in sites:
+        if site not in SITES:
+            raise ValueError(f'unknown site "{site}"; sites are {", ".join(SITES)}')
+
+
+def _merge_sites(merged: dict[str, PartialMoments] | None, partial: dict[str, PartialMoments]) -> dict[str, PartialMoments]:
+    in_float64 = jax.tree.map(lambda array: np.asarray(array, np.float64), partial)
+    return in_float64 if merged is None else {site: _merge(merged[site], moments) for site, moments in in_float64.items()}
+
+
+def _moments_of(merged: dict[str, PartialMoments], examples: int, image_size: Sequence[int]) -> Moments:
     mean = {site: partial.mean.astype(np.float32) for site, partial in merged.items()}
     variance = {site: (partial.squares / partial.count[..., None]).astype(np.float32) for site, partial in merged.items()}
-    return Moments(mean, variance, examples, size)
+    return Moments(mean, variance, examples, (image_size[0], image_size[1]))
 
 
-class _Partial(NamedTuple):
-    """Moments of a part of the activations; with a leading axis of layers after the scan.
+class PartialMoments(NamedTuple):
+    """Moments of a part of the activations, at one site; with a leading axis of layers after the scan.
 
     Attributes:
         count: [slots], number of activations.
@@ -74,14 +103,14 @@ class _Partial(NamedTuple):
     squares: Any
 
 
-def _merge(a: _Partial, b: _Partial) -> _Partial:
+def _merge(a: PartialMoments, b: PartialMoments) -> PartialMoments:
     """The moments of two sets of activations together (Chan's rule)."""
     count, delta = a.count + b.count, b.mean - a.mean
     mean = a.mean + delta * (b.count / count)[..., None]
-    return _Partial(count, mean, a.squares + b.squares + delta**2 * (a.count * b.count / count)[..., None])
+    return PartialMoments(count, mean, a.squares + b.squares + delta**2 * (a.count * b.count / count)[..., None])
 
 
-def _moments(x: Float[Array, "batch tokens width"], state: BlockState) -> _Partial:
+def _moments(x: Float[Array, "batch tokens width"], state: BlockState) -> PartialMoments:
     """Moments of every token slot over the valid examples of a batch."""
     prefix, patches = state.layout.prefix, state.layout.patches
     weight = jnp.ones(x.shape[0]) if state.valid is None else state.valid.astype(jnp.float32)
@@ -92,22 +121,22 @@ def _moments(x: Float[Array, "batch tokens width"], state: BlockState) -> _Parti
     head_squares = (weight * (head - mean[:prefix]) ** 2).sum(axis=0)
     tail_squares = (weight * (tail - mean[prefix]) ** 2).sum(axis=(0, 1))[None]
     count = jnp.concatenate([jnp.full(prefix, 1.0), jnp.full(1, float(patches))]) * examples
-    return _Partial(count, mean, jnp.concatenate([head_squares, tail_squares]))
+    return PartialMoments(count, mean, jnp.concatenate([head_squares, tail_squares]))
 
 
-def _block_input(state: BlockState) -> _Partial:
+def _block_input(state: BlockState) -> PartialMoments:
     return _moments(state.trace.block_input, state)
 
 
-def _attention_output(state: BlockState) -> _Partial:
+def _attention_output(state: BlockState) -> PartialMoments:
     return _moments(state.trace.attention_output, state)
 
 
-def _mlp_output(state: BlockState) -> _Partial:
+def _mlp_output(state: BlockState) -> PartialMoments:
     return _moments(state.trace.mlp_output, state)
 
 
-def _block_output(state: BlockState) -> _Partial:
+def _block_output(state: BlockState) -> PartialMoments:
     return _moments(state.trace.block_output, state)
 
 

@@ -35,7 +35,7 @@ def nearest(
     not `valid` have similarity -inf.
 
     Args:
-        chunk: queries that a device searches at a time.
+        chunk: queries that a device searches at a time, at most.
         rows: rows of the bank that it searches at a time (at least `k`), keeping a running list of the nearest. Besides inputs and
             outputs a device needs memory for about 3 x chunk x rows + rows x width floats, and for the queries in float32.
         mesh: its devices share the queries, and each holds the whole bank. By default all stay where the inputs are.
@@ -44,7 +44,8 @@ def nearest(
         ValueError: `k` is below 1 or above the size of the bank; `chunk` or `rows` is below 1.
     """
     check_sizes(k, len(bank), chunk, rows)
-    return by_query(functools.partial(search, k=k, chunk=chunk, rows=rows), queries, (bank, valid), mesh)
+    chunk = chunk_of(len(queries), chunk)
+    return by_query(functools.partial(search, k=k, chunk=chunk, rows=rows), queries, (bank, valid), chunk, mesh)
 
 
 def check_sizes(k: int, bank: int, chunk: int, rows: int) -> None:
@@ -60,20 +61,31 @@ def check_sizes(k: int, bank: int, chunk: int, rows: int) -> None:
 
 
 def by_query(
-    function: Callable[..., Result], queries: Shaped[Array, "queries width"], shared: tuple[Array | None, ...], mesh: Mesh | None
+    function: Callable[..., Result],
+    queries: Shaped[Array, "queries width"],
+    shared: tuple[Array | None, ...],
+    chunk: int,
+    mesh: Mesh | None,
 ) -> Result:
-    """`function(queries, *shared)`, which treats every query on its own; on a mesh every device computes its share of the queries.
+    """`function(queries, *shared)`, which treats every query on its own, `chunk` at a time; on a mesh every device computes its share of
+    the queries.
 
-    Shared arrays are passed as arguments because `jax.shard_map` cannot close over an array that is on the mesh already.
+    Queries are padded to whole chunks, so that a query is in the same place of a chunk of the same shape however many devices there
+    are. Shared arrays are passed as arguments because `jax.shard_map` cannot close over an array that is on the mesh already.
     """
-    if mesh is None:
-        return function(queries, *shared)
-    spec = PartitionSpec(mesh.axis_names)
-    specs = (spec, *[PartitionSpec()] * len(shared))
-    split = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
-    padded = jnp.pad(queries, ((0, -len(queries) % mesh.size), (0, 0)))
-    result: Result = jax.tree.map(lambda leaf: leaf[: len(queries)], split(padded, *shared))
+    places = chunk * (1 if mesh is None else mesh.size)
+    padded = jnp.pad(queries, ((0, -len(queries) % places), (0, 0)))
+    if mesh is not None:
+        spec = PartitionSpec(mesh.axis_names)
+        specs = (spec, *[PartitionSpec()] * len(shared))
+        function = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
+    result: Result = jax.tree.map(lambda leaf: leaf[: len(queries)], function(padded, *shared))
     return result
+
+
+def chunk_of(queries: int, most: int) -> int:
+    """Queries that are searched together: a power of two, at most `most` and about an eighth of all, so that devices share them."""
+    return min(most, max(8, 1 << (max(queries - 1, 0) // 8).bit_length()))
 
 
 def search(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 
 def batch_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -30,62 +30,41 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 class Batch(NamedTuple):
-    """Consecutive rows of a larger array, padded by repeating the last of them.
+    """Rows of a larger array on their way through the devices.
 
     Attributes:
-        rows: [padded, ...].
+        rows: [devices x size, ...].
         valid: False for padding.
         example_ids: numbers that address random draws, one per row.
-        start, length: the first row's position in the larger array, and the number of rows that are no padding.
+        source: on the host, the position of each row in the larger array; -1 for padding.
     """
 
     rows: Array
-    valid: Bool[Array, "padded"]
+    valid: Bool[Array, "rows"]
     example_ids: Array
-    start: int
-    length: int
+    source: Int[np.ndarray, "rows"]
 
 
-def batches(rows: np.ndarray, size: int, mesh: Mesh, first_id: int = 0) -> Iterator[Batch]:
-    """All rows in batches of at most `size`, split over the mesh; ids count from `first_id`.
+def batches(rows: np.ndarray, size: int, mesh: Mesh, first_id: int = 0, order: Int[np.ndarray, "places"] | None = None) -> Iterator[Batch]:
+    """All rows in batches of which every device takes `size` rows; padding repeats the last row.
 
-    The last batch is padded to the shortest of size, size / 2, size / 4, ... that holds it, so that few rows cost little and few
-    programs are compiled. A last row that would be alone takes one from the batch before: an example needs another to shuffle with.
+    A device's share has one shape, and a row has the same neighbours in it, however many devices there are: programs that work on
+    shares alone (`jax.shard_map`) then give the same numbers, bit for bit.
+
+    Args:
+        first_id: example id of the first row; ids count from here.
+        order: positions of the rows in the order in which they are taken, -1 for padding; by default that of the array.
 
     Raises:
-        ValueError: `size` is no positive multiple of the number of devices.
+        ValueError: `size` is not positive.
     """
-    if size < 1 or size % mesh.size:
-        raise ValueError(f"batch size {size} is no positive multiple of the {mesh.size} devices; choose one")
-    for start, stop in bounds(len(rows), size):
-        index = np.arange(start, start + padded(stop - start, size, mesh.size))
-        source = np.minimum(index, stop - 1)
-        batch_rows, valid, example_ids = split((rows[source], index < stop, first_id + index), mesh)
-        yield Batch(batch_rows, valid, example_ids, start, stop - start)
-
-
-def bounds(count: int, size: int) -> list[tuple[int, int]]:
-    """(start, stop) of every batch of `count` rows: `size` rows each, then the rest; where size > 2, a rest of one row takes another from
-    the batch before."""
-    stops = [*range(size, count, size), count] if count else []
-    if len(stops) > 1 and size > 2 and stops[-1] - stops[-2] == 1:
-        stops[-2] -= 1
-    return list(zip([0, *stops[:-1]], stops, strict=True)) if stops else []
-
-
-def padded(count: int, size: int, devices: int) -> int:
-    """Rows that a batch of `count` is padded to: the shortest of size, size / 2, size / 4, ..., in multiples of the devices."""
-    while (half := _half(size, devices)) >= count and half < size:
-        size = half
-    return size
-
-
-def halved(size: int, most: int, devices: int) -> int:
-    """The largest of size, size / 2, size / 4, ..., in multiples of the devices, that is at most `most`; the smallest where none is."""
-    while size > most and (half := _half(size, devices)) < size:
-        size = half
-    return size
-
-
-def _half(size: int, devices: int) -> int:
-    return -(-size // 2 // devices) * devices
+    if size < 1:
+        raise ValueError(f"{size} rows a device is not a number of rows; choose 1 or more")
+    places = np.arange(len(rows)) if order is None else np.asarray(order)
+    step = size * mesh.size
+    for start in range(0, len(places), step):
+        source = np.full(step, -1)
+        source[: len(places[start : start + step])] = places[start : start + step]
+        index = np.where(source < 0, len(rows) - 1, source)
+        batch_rows, valid, example_ids = split((rows[index], source >= 0, first_id + index), mesh)
+        yield Batch(batch_rows, valid, example_ids, source)

@@ -29,6 +29,8 @@ NOTE = (
 )
 TASK = "layer_correspondence"
 VERSION = 1
+PAIRS_AT_ONCE = 128
+"""Pairs of views whose patches of all blocks are held in memory."""
 
 
 def jobs(target: Target) -> Iterator[Job]:
@@ -58,12 +60,12 @@ def _compute(target: Target) -> tuple[list[Row], Arrays]:
 def _count_matches(target: Target, tolerance: float) -> np.ndarray:
     """Hits, closed cycles and patches that have a true match, [3, layers, pairs].
 
-    A batch of pairs at a time: the patches of all blocks of all pairs would fill the memory.
+    `PAIRS_AT_ONCE` at a time: the patches of all blocks of all pairs would fill the memory.
     """
     assert target.model is not None
     assert target.data.views is not None
     views, parts = target.data.views, target.data.parts
-    step, prefix, counts = target.settings.batch_size, 1 + target.model.config.registers, []
+    step, prefix, counts = PAIRS_AT_ONCE, 1 + target.model.config.registers, []
     for start in range(0, len(views.warp), step):
         pairs = slice(start, start + step)
         first, second = (

@@ -63,7 +63,6 @@ class Preset:
         conditions, tasks: those that are run; empty for all.
         seeds: number of seeds of everything random.
         baselines: whether random initialisations and raw pixels are measured as well.
-        batch_size: images per step.
         resamples: of bootstrap and permutation tests.
     """
 
@@ -77,7 +76,6 @@ class Preset:
     tasks: tuple[str, ...] = ()
     seeds: int = 3
     baselines: bool = False
-    batch_size: int = 128
     resamples: int = 10_000
 
 
@@ -97,7 +95,6 @@ PRESETS = {
         image_size=224,
         readouts=replace(_DEMO_READOUTS, memory=20_000, grid_iterations=0),
         baselines=True,
-        batch_size=64,
     ),
     "parodi2026": Preset(
         "Parodi & Segado, post (2026), and Parodi, Matelsky & Segado, arXiv 2604.14433: tokens are overwritten at the output of every "
@@ -118,7 +115,6 @@ PRESETS = {
         analyses=("ablation_table", "off_manifold"),
         conditions=("fix_reg_mean",),
         tasks=("linear_probe",),
-        batch_size=32,
     ),
     "darcet-norms": Preset(
         "Darcet et al. 2024 (registers), section 2: norms of patches before the final norm, outliers above 150; they are expected only in "
@@ -130,7 +126,6 @@ PRESETS = {
         analyses=("patch_geometry", "feature_maps"),
         conditions=("full",),
         tasks=("patch_norms", "effective_rank", "register_cosine"),
-        batch_size=32,
     ),
 }
 
@@ -141,7 +136,6 @@ QUICK = replace(
     size=QUICK_SIZE,
     readouts=Readouts(cs=(1e-3, 1e-1, 10.0), neighbours=(10, 20), shots=(1, 5), grid_iterations=0, memory=500),
     seeds=1,
-    batch_size=32,
     resamples=1_000,
 )
 """What `--quick` runs: two models of one shape, of which one has registers that are read."""

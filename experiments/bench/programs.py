@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 import jaxvit
 from experiments.bench.rows import Size
 from experiments.datasets.folders import IMAGENET_SIZE
+from experiments.features import extraction
 from experiments.features.conditions import CALIBRATED_SITES, conditions
-from experiments.features.extraction import forward_batch
 from experiments.tasks import keypoints, off_manifold
 from experiments.tasks.segmentation import L2, NEIGHBOURS, TEMPERATURE
 from jaxvit import ViTConfig, calibration, geometry, metrics
@@ -95,17 +95,20 @@ def model_programs(name: str, dtype: Any, shapes: Shapes, size: Size) -> Iterato
     outer, norm, feature_ends = (_ends, (model, images)), (_norm, (model, stream)), (_feature_ends, (model, pixels))
     distance = (_distance, (patches, moment, moment))
 
+    def extract(model: jaxvit.ViT, pixels: jax.Array, edits: Any, ids: jax.Array, valid: jax.Array) -> Any:
+        return extraction.forward_batch(model, pixels, edits, (), ids, valid, "final", shapes.mesh)
+
     def program(title: str, ends: tuple[Call, ...], function: Callable[..., Any], *arguments: Any, **more: Any) -> Program:
         return Program(title, name, jnp.dtype(dtype).name, (function, arguments), per_chip, ends, **({"blocks": depth} | more))
 
     yield program("forward", (outer,), _capture(()), model, images)
     for title, edits in _condition_edits(config).items():
-        yield program(title, (feature_ends,), _extract, model, pixels, shapes.everywhere(edits), ids, valid)
+        yield program(title, (feature_ends,), extract, model, pixels, shapes.everywhere(edits), ids, valid)
     yield program("calibration", (outer,), _calibrate, model, images, valid)
     yield program("attention flow", (outer,), _capture("attention_flow"), model, images)
     yield program("attention flow by maps", (outer,), _capture({"flow": _flow_by_maps}), model, images)
     yield program("attention divergence", (outer, norm), _diverge, model, images, zeroed)
-    meter = off_manifold.measure_batch
+    meter = functools.partial(extraction.map_shares, off_manifold.measure_share, shapes.mesh)
     yield program("off-manifold meter", (outer, norm, distance), meter, (moment, moment), model, pixels, zeroed, ids, valid)
     blocks = depth * (depth + 1) // 2
     yield program("sweep over layers", (outer,), _sweep, model, images, zeroed, blocks=blocks, block_of="forward")
@@ -222,10 +225,6 @@ def _capture(capture: Any) -> Callable[..., Any]:
         return out.captured or out.tokens
 
     return run
-
-
-def _extract(model: jaxvit.ViT, pixels: jax.Array, edits: Any, ids: jax.Array, valid: jax.Array) -> Any:
-    return forward_batch(model, pixels, edits, (), ids, valid, "final")
 
 
 def _calibrate(model: jaxvit.ViT, images: jax.Array, valid: jax.Array) -> Any:

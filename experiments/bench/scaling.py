@@ -59,7 +59,7 @@ def tokens(size: Size) -> Iterator[tuple[int, Callable[[], Any]]]:
 
 
 def _in_batches(model: jaxvit.ViT, pixels: np.ndarray, batch: int) -> list[np.ndarray]:
-    return [np.asarray(jaxvit.forward(model, part.rows).cls) for part in batches(pixels, batch, batch_mesh())]
+    return [np.asarray(jaxvit.forward(model, part.rows).cls) for part in batches(pixels, batch // jax.device_count(), batch_mesh())]
 
 
 def _each(model: jaxvit.ViT, pixels: jax.Array, edits: list[Any]) -> list[jax.Array]:

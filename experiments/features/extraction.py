@@ -11,22 +11,27 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 import jaxvit
 from experiments.features.conditions import CALIBRATED_SITES
 from jaxvit import Ablation, Edits, Moments, ViT
+from jaxvit.calibration import PartialMoments, merged_moments, partial_moments
 from jaxvit.capture import CAPTURES, Capture, CaptureSpec, cls, resolve
-from jaxvit.sharding import Batch, batches, halved, replicate
+from jaxvit.sharding import Batch, batches, replicate
 from jaxvit.tokens import TokenLayout
 
 Norm = Literal["final", "none"]
 """Tokens are read after the final norm, or as the last block leaves them."""
 Captures = tuple[tuple[str, Capture], ...]
 Images = UInt8[np.ndarray, "images height width 3"]
-_IN_FLIGHT = 2  # batches that are under way while one is fetched
+GROUP = 8
+"""Images of a group in which a shuffle exchanges tokens. Groups are drawn over all images of a part, so that a donor is any other."""
 _CORE_CACHE = 2**21  # bytes of the feed-forward layer that stay in the caches of a CPU's core
+_DEVICE_ROOM = 2**30  # the same on accelerators
+_LARGEST_SHARE = 128
+_EVERYWHERE, _BY_IMAGE, _BY_LAYER = PartitionSpec(), PartitionSpec("batch"), PartitionSpec(None, "batch")
 _CLS_BLOCKS = 4  # last blocks whose CLS is kept, as DINOv2's grid of heads reads it
 _CLS = "CLS of every block"
 
@@ -51,7 +56,7 @@ class Features(NamedTuple):
     captured: dict[str, np.ndarray]
 
 
-@functools.partial(jax.jit, static_argnames=("capture", "norm"))
+@functools.partial(jax.jit, static_argnames=("capture", "norm", "mesh"))
 def forward_batch(
     model: ViT,
     images: UInt8[Array, "batch height width 3"],
@@ -60,20 +65,85 @@ def forward_batch(
     ids: Int[Array, "batch"],
     valid: Bool[Array, "batch"],
     norm: Norm,
+    mesh: Mesh,
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """Features of one batch, from pixels on in one program: work outside of it would wait for the batch before.
+    """Features of one batch, from pixels on in one program: work outside of it would wait for the batch before. Each device works on its
+    share of the batch alone.
 
     Returns:
         By their names in `Features`: what is small, [batch, ...]; patches and their norms, [batch, patches, ...]; captures,
         [layers, batch, ...].
     """
-    out = jaxvit.forward(model, jaxvit.normalise(images, model.config), edits, {**dict(capture), _CLS: cls}, ids, valid)
-    tokens, prefix = out.tokens if norm == "final" else out.prenorm, out.layout.prefix
-    patches, norms = tokens[:, prefix:], jnp.linalg.norm(out.prenorm[:, prefix:].astype(jnp.float32), axis=-1)
-    captured = dict(out.captured)
-    block_cls = model.final_norm(captured.pop(_CLS)[-_CLS_BLOCKS:, :, None])[:, :, 0].swapaxes(0, 1)
-    small = {"cls": tokens[:, 0], "registers": tokens[:, 1:prefix], "patch_mean": patches.mean(axis=1), "block_cls": block_cls}
-    return small, {"patches": patches, "patch_norms": norms}, captured
+
+    def share(
+        model: ViT, images: Array, edits: Edits | None, ids: Array, valid: Array
+    ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+        out = jaxvit.forward(
+            model,
+            jaxvit.normalise(images, model.config),
+            edits,
+            {**dict(capture), _CLS: cls},
+            ids,
+            valid,
+            groups=shuffle_groups(len(images)),
+        )
+        tokens, prefix = out.tokens if norm == "final" else out.prenorm, out.layout.prefix
+        patches, norms = tokens[:, prefix:], jnp.linalg.norm(out.prenorm[:, prefix:].astype(jnp.float32), axis=-1)
+        captured = dict(out.captured)
+        block_cls = model.final_norm(captured.pop(_CLS)[-_CLS_BLOCKS:, :, None])[:, :, 0].swapaxes(0, 1)
+        small = {"cls": tokens[:, 0], "registers": tokens[:, 1:prefix], "patch_mean": patches.mean(axis=1), "block_cls": block_cls}
+        return small, {"patches": patches, "patch_norms": norms}, captured
+
+    in_specs = (_EVERYWHERE, _BY_IMAGE, _EVERYWHERE, _BY_IMAGE, _BY_IMAGE)
+    on_shares = jax.shard_map(share, mesh=mesh, in_specs=in_specs, out_specs=(_BY_IMAGE, _BY_IMAGE, _BY_LAYER), check_vma=False)
+    return on_shares(model, images, edits, ids, valid)
+
+
+@functools.partial(jax.jit, static_argnames=("program", "mesh"))
+def map_shares(
+    program: Callable[..., dict[str, Array]],
+    mesh: Mesh,
+    shared: Any,
+    model: ViT,
+    images: Array,
+    edits: Edits,
+    ids: Array,
+    valid: Array,
+) -> dict[str, Array]:
+    """A program of `Runner.map_batches` on every device's share of a batch."""
+    in_specs = (_EVERYWHERE, _EVERYWHERE, _BY_IMAGE, _EVERYWHERE, _BY_IMAGE, _BY_IMAGE)
+    on_shares = jax.shard_map(program, mesh=mesh, in_specs=in_specs, out_specs=_BY_LAYER, check_vma=False)
+    return on_shares(shared, model, images, edits, ids, valid)
+
+
+@functools.partial(jax.jit, static_argnames=("sites", "mesh"))
+def _moments_of_shares(sites: tuple[str, ...], mesh: Mesh, model: ViT, images: Array, valid: Array) -> dict[str, PartialMoments]:
+    """Moments of activations of every device's share of a batch, [devices, layers, ...]."""
+
+    def share(model: ViT, images: Array, valid: Array) -> dict[str, PartialMoments]:
+        moments = partial_moments(model, jaxvit.normalise(images, model.config), valid, sites)
+        with_axis: dict[str, PartialMoments] = jax.tree.map(lambda leaf: leaf[None], moments)
+        return with_axis
+
+    in_specs = (_EVERYWHERE, _BY_IMAGE, _BY_IMAGE)
+    return jax.shard_map(share, mesh=mesh, in_specs=in_specs, out_specs=_BY_IMAGE, check_vma=False)(model, images, valid)
+
+
+def shuffle_groups(images: int) -> Int[Array, "images"]:
+    """The group of each image of a device's share, in which a shuffle exchanges tokens: `GROUP` neighbours."""
+    return jnp.arange(images) // GROUP
+
+
+def group_order(count: int, seed: int) -> Int[np.ndarray, "places"]:
+    """Positions of all of `count` images in random groups of at most `GROUP`, each padded with -1 to that number; at least two together.
+
+    Raises:
+        ValueError: there is one image alone.
+    """
+    if count < 2:
+        raise ValueError(f"a shuffle needs at least 2 images, there are {count}; give more")
+    groups = np.array_split(np.random.default_rng((seed, count)).permutation(count), -(-count // GROUP))
+    return np.concatenate([np.pad(group, (0, GROUP - len(group)), constant_values=-1) for group in groups])
 
 
 def patch_grid(patches: Float[np.ndarray, "images patches width"], images: Images) -> tuple[int, int, int]:
@@ -85,18 +155,22 @@ def patch_grid(patches: Float[np.ndarray, "images patches width"], images: Image
 
 @dataclass(frozen=True)
 class Runner:
-    """A model on a mesh, and the batch size of its runs: the images that shuffle among one another, and the largest step.
+    """A model on a mesh.
 
-    On a CPU runs without shuffling take smaller steps (`_step`).
+    Numbers depend neither on the number of devices nor on how many images are under way: every device works on shares of one shape,
+    which model, size of images and kind of device determine (`share`), and an image has the same neighbours in it.
+
+    Attributes:
+        at_a_time: images under way, over all devices; at least one share each.
     """
 
     model: ViT
     mesh: Mesh
-    batch_size: int
+    at_a_time: int
 
     @classmethod
-    def on(cls, mesh: Mesh, model: ViT, batch_size: int) -> Runner:
-        return cls(replicate(model, mesh), mesh, batch_size)
+    def on(cls, mesh: Mesh, model: ViT, at_a_time: int) -> Runner:
+        return cls(replicate(model, mesh), mesh, at_a_time)
 
     def extract(
         self,
@@ -120,70 +194,107 @@ class Runner:
         edits, captures = self._edits(ablation, images) if ablation.replacements else None, resolve(capture, CAPTURES)
 
         def start(batch: Batch) -> tuple:
-            small, patches, captured = forward_batch(self.model, batch.rows, edits, captures, batch.example_ids, batch.valid, norm)
-            return small, patches if batch.start < patch_count else None, captured
+            small, patches, captured = forward_batch(
+                self.model, batch.rows, edits, captures, batch.example_ids, batch.valid, norm, self.mesh
+            )
+            kept = ((batch.source >= 0) & (batch.source < patch_count)).any()
+            return small, patches if kept else {}, captured
 
-        counts, results = zip(*self._run(start, images, first_id, self._step(images, edits)), strict=True)
-        small, patches, captured = zip(*results, strict=True)
-        patch_batches = [p for p in patches if p is not None]
-        no_patches = {"patches": np.zeros((0, 0, small[0]["cls"].shape[-1]), np.float32), "patch_norms": np.zeros((0, 0), np.float32)}
-        patch_arrays = _concatenate(patch_batches, counts[: len(patch_batches)]) if patch_batches else no_patches
-        return Features(
-            **_concatenate(small, counts),
-            **{name: array[:patch_count] for name, array in patch_arrays.items()},
-            captured=_concatenate(captured, counts, axis=1),
-        )
+        small, patches, captured = _Gathered(count), _Gathered(patch_count), _Gathered(count, axis=1)
+        for source, results in self._run(start, images, first_id, self.share(images, edits), _order(ablation, count)):
+            for gathered, result in zip((small, patches, captured), results, strict=True):
+                gathered.put(source, result)
+        no_patches = {"patches": np.zeros((0, 0, small.arrays["cls"].shape[-1]), np.float32), "patch_norms": np.zeros((0, 0), np.float32)}
+        return Features(**small.arrays, **(patches.arrays or no_patches), captured=captured.arrays)
 
-    def map_batches(self, program: Callable[..., Any], images: Images, ablation: Ablation, first_id: int) -> dict[str, np.ndarray]:
+    def map_batches(
+        self, program: Callable[..., dict[str, Array]], shared: Any, images: Images, ablation: Ablation, first_id: int
+    ) -> dict[str, np.ndarray]:
         """Outputs of a program for all images.
 
         Args:
-            program: (model, images, edits, ids, valid) of a batch -> arrays by name, [layers, batch, ...].
+            program: a module-level function of (shared, model, images, edits, ids, valid) of a device's share, to arrays by name, [layers,
+                images, ...]. Shuffles are in `shuffle_groups`.
+            shared: arrays that are the same for all images.
             first_id: example id of the first image; ids count from here.
         """
-        edits = self._edits(ablation, images)
+        edits, shared = self._edits(ablation, images), replicate(shared, self.mesh)
 
         def start(batch: Batch) -> dict[str, Array]:
-            return program(self.model, batch.rows, edits, batch.example_ids, batch.valid)
+            return map_shares(program, self.mesh, shared, self.model, batch.rows, edits, batch.example_ids, batch.valid)
 
-        counts, results = zip(*self._run(start, images, first_id, self._step(images, edits, streams=2)), strict=True)
-        return _concatenate(results, counts, axis=1)
+        gathered = _Gathered(len(images), axis=1)
+        for source, results in self._run(start, images, first_id, self.share(images, edits, streams=2), _order(ablation, len(images))):
+            gathered.put(source, results)
+        return gathered.arrays
 
     def calibrate(self, images: Images, sites: Sequence[str] = CALIBRATED_SITES) -> Moments:
-        """Moments of activations at some sites, over images."""
-        prepared = ((jaxvit.normalise(batch.rows, self.model.config), batch.valid) for batch in batches(images, self.batch_size, self.mesh))
-        return jaxvit.calibrate(self.model, prepared, tuple(sites))
+        """Moments of activations at some sites, over images: those of the shares, merged in the order of the images."""
+
+        def start(batch: Batch) -> dict[str, PartialMoments]:
+            return _moments_of_shares(tuple(sites), self.mesh, self.model, batch.rows, batch.valid)
+
+        share = self.share(images, None)
+        partials = (
+            jax.tree.map(lambda leaf, device=device: leaf[device], moments)
+            for source, moments in self._run(start, images, 0, share)
+            for device in range(self.mesh.size)
+            if source[device * share] >= 0
+        )
+        return merged_moments(partials, len(images), images.shape[1:3])
 
     def _edits(self, ablation: Ablation, images: Images) -> Edits:
         return replicate(jaxvit.lower(ablation, self.model, images.shape[1:3]), self.mesh)
 
-    def _step(self, images: Images, edits: Edits | None, streams: int = 1) -> int:
-        """Images per step: the whole batch on accelerators and where images shuffle among one another. On a CPU it is halved until the
-        feed-forward layer's activations of a core stay in its caches, which takes a quarter less time."""
-        if self.mesh.devices.flat[0].platform != "cpu" or (edits is not None and edits.shuffles):
-            return self.batch_size
+    def share(self, images: Images, edits: Edits | None, streams: int = 1) -> int:
+        """Images that a device takes at a time, a power of two: as many as keep the activations of a feed-forward layer in the caches of a
+        CPU's core (which takes a quarter less time), or in a small part of an accelerator's memory; for shuffles at least a group."""
         tokens = TokenLayout.of(self.model.config, images.shape[1:3]).tokens
-        fitting = max(2, _CORE_CACHE // (4 * streams * tokens * self.model.config.mlp_dim)) * self.mesh.size
-        return halved(self.batch_size, fitting, self.mesh.size)
+        room = _CORE_CACHE if self.mesh.devices.flat[0].platform == "cpu" else _DEVICE_ROOM
+        fitting = max(2, room // (4 * streams * tokens * self.model.config.mlp_dim))
+        share = min(_LARGEST_SHARE, 2 ** (fitting.bit_length() - 1))
+        return max(share, GROUP) if edits is not None and edits.shuffles else share
 
-    def _run(self, start: Callable[[Batch], Any], images: Images, first_id: int, step: int) -> Iterator[tuple[int, Any]]:
-        """Number of images and results of every step, in order; a few steps are under way while one is fetched."""
-        running: deque[tuple[int, Any]] = deque()
-        for batch in batches(images, step, self.mesh, first_id):
-            running.append((batch.length, start(batch)))
-            if len(running) > _IN_FLIGHT:
-                count, results = running.popleft()
-                yield count, _fetch(results)
-        for count, results in running:
-            yield count, _fetch(results)
+    def _run(
+        self, start: Callable[[Batch], Any], images: Images, first_id: int, share: int, order: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """Positions of the images and results of every step; a few steps are under way while one is fetched."""
+        under_way = max(1, self.at_a_time // (share * self.mesh.size))
+        running: deque[tuple[np.ndarray, Any]] = deque()
+        for batch in batches(images, share, self.mesh, first_id, order):
+            running.append((batch.source, start(batch)))
+            if len(running) > under_way:
+                source, results = running.popleft()
+                yield source, _fetch(results)
+        for source, results in running:
+            yield source, _fetch(results)
+
+
+class _Gathered:
+    """Results of steps, each put where its images stand among the leading `count`."""
+
+    def __init__(self, count: int, axis: Literal[0, 1] = 0) -> None:
+        self.count, self.axis = count, axis
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def put(self, source: Int[np.ndarray, "places"], results: dict[str, np.ndarray]) -> None:
+        places = np.flatnonzero((source >= 0) & (source < self.count))
+        for name, array in results.items():
+            if name not in self.arrays:
+                shape = (*array.shape[: self.axis], self.count, *array.shape[self.axis + 1 :])
+                self.arrays[name] = np.empty(shape, array.dtype)
+            if self.axis:
+                self.arrays[name][:, source[places]] = array[:, places]
+            else:
+                self.arrays[name][source[places]] = array[places]
+
+
+def _order(ablation: Ablation, count: int) -> Int[np.ndarray, "places"] | None:
+    """The order in which images run: in random groups where an ablation shuffles, drawn with the seed of its first shuffle."""
+    seeds = [replacement.seed for replacement in ablation.replacements if replacement.kind == "shuffle"]
+    return group_order(count, seeds[0]) if seeds else None
 
 
 def _fetch(tree: Any) -> Any:
     """Arrays on the host; those in half precision travel in it and are float32 from there on."""
     return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf, jax.device_get(tree))
-
-
-def _concatenate(parts: Sequence[dict[str, np.ndarray]], counts: Sequence[int], axis: Literal[0, 1] = 0) -> dict[str, np.ndarray]:
-    """Arrays of all batches along the axis of images, each without the padding behind its `count` images."""
-    cuts = [(slice(None),) * axis + (slice(count),) for count in counts]
-    return {name: np.concatenate([part[name][cut] for part, cut in zip(parts, cuts, strict=True)], axis=axis) for name in parts[0]}

@@ -223,7 +223,7 @@ def _score(runs: Sequence[TrainingRun], results: StudyResults) -> list[Row]:
     """Rows of the study's tasks without any ablation, for every training."""
     study, mesh = planning.study_of(results.manifest), batch_mesh()
     data = planning.study_data(study)
-    settings = planning.settings(study, data, mesh)
+    settings = planning.settings(study)
     store, rows = Store(results.folder / "seeds"), []
     for training_run in runs:
         for job in grid.jobs(Target(training_run.title, training_run.model(), mesh, data, settings, baseline=True)):

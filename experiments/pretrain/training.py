@@ -197,8 +197,8 @@ def _unit_cls(
     config: ViTConfig, mesh: Mesh, leaves: backbone.Leaves, images: UInt8[np.ndarray, "images height width 3"]
 ) -> Float[np.ndarray, "images width"]:
     """CLS of every image, divided by its length."""
-    parts = batches(images, _KNN_BATCH * mesh.size, mesh)
-    return np.concatenate([_batch_cls(config, mesh, leaves, part.rows)[part.valid] for part in parts])
+    parts = batches(images, _KNN_BATCH, mesh)
+    return np.concatenate([np.asarray(_batch_cls(config, mesh, leaves, part.rows))[part.source >= 0] for part in parts])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -21,7 +21,6 @@ from jaxvit.inference import compare_all, mean_scores
 
 _GIB = 2**30
 _STEPS_PER_C = 25  # of L-BFGS along a path, as seen on features of the demo models
-_TIMED = 4  # images a device in the timed batch
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Cost:
         """
         host = self.host_memory if self.free_device_memory is not None else self.host_memory + self.device_memory
         for resource, needed, free, remedy in (
-            ("memory", host, self.free_host_memory, "lower --batch-size or numbers of images (--data.pairs, --data.segmentation)"),
-            ("memory of the device", self.device_memory, self.free_device_memory, "lower --batch-size"),
+            ("memory", host, self.free_host_memory, "lower numbers of images (--data.pairs, --data.segmentation)"),
+            ("memory of the device", self.device_memory, self.free_device_memory, "choose smaller images or --dtype bfloat16"),
             ("disk", self.disk, self.free_disk, "choose another --out"),
         ):
             if free is not None and needed > free:
@@ -132,10 +131,10 @@ def _device_memory(target: Target) -> int:
     """Bytes of weights on every device that shares this memory, and of a batch on its way."""
     if target.model is None:
         return 0
-    config, batch = target.model.config, target.settings.batch_size
+    config, share = target.model.config, target.runner.share(target.data.analysis_images, None)
     tokens = _token_count(config, target.data.analysis_images.shape[1:3])
     copies = target.mesh.size if _free_device_memory() is None else 1
-    return 4 * copies * _weight_count(config) + 4 * batch * tokens * (16 * config.width + 2 * config.heads * tokens)
+    return copies * (4 * _weight_count(config) + 4 * share * tokens * (16 * config.width + 2 * config.heads * tokens))
 
 
 def _weight_count(config: ViTConfig) -> int:
@@ -194,11 +193,11 @@ def programs(target: Target, jobs: Sequence[Job]) -> set[tuple[str, ...]]:
 
 
 def _time_forward(target: Target) -> tuple[float, float]:
-    """Seconds of compiling, and seconds an image after that, in a small batch on all devices."""
+    """Seconds of compiling, and seconds an image after that, in one step on all devices."""
     assert target.model is not None
-    count = _TIMED * target.mesh.size
+    count = target.runner.share(target.data.analysis_images, None) * target.mesh.size
     images = np.resize(target.data.analysis_images, (count, *target.data.analysis_images.shape[1:]))
-    runner = replace(target.runner, batch_size=count)
+    runner = target.runner
     seconds = []
     for _ in range(2):
         started = time.monotonic()

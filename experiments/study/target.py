@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from experiments.datasets.base import StudyData, first_id
 from experiments.features.conditions import CALIBRATED_SITES, FULL, Condition, no_ablation
-from experiments.features.extraction import Features, Images, Runner
+from experiments.features.extraction import GROUP, Features, Images, Runner
 from experiments.features.raw_pixels import raw_pixels
 from experiments.features.recipes import Recipe, is_random, recipe_of
 from experiments.tasks.base import Context, Readouts, Task
@@ -31,7 +31,7 @@ class Settings:
 
     Attributes:
         seed: the first one; seeds: with how many of them everything random is drawn.
-        batch_size: images per step, over all devices.
+        batch_size: images under way at a time, over all devices; no number depends on it.
         resamples: of bootstrap and permutation tests.
         precision: of models and of everything after them, in words.
         readouts: how features are read.
@@ -52,8 +52,8 @@ class Settings:
 
     @property
     def extraction(self) -> dict[str, Any]:
-        """What features depend on besides model, images and ablation. Shuffles exchange tokens inside a batch."""
-        return {"precision": self.precision, "batch_size": self.batch_size, "norm": self.readouts.norm, "layer": self.readouts.layer}
+        """What features depend on besides model, images and ablation."""
+        return {"precision": self.precision, "shuffle_group": GROUP, "norm": self.readouts.norm, "layer": self.readouts.layer}
 
 
 @dataclass
@@ -195,11 +195,19 @@ class ConditionFeatures:
     extracted: dict[str, Features]
 
     def first_test(self, count: int) -> Features:
-        """Features of the first test images: cut from those of the whole part where they are there, else extracted alone."""
-        if "test" not in self.extracted:
+        """Features of the first test images: cut from those of the whole part where they are there and no shuffle makes them depend on one
+        another, else extracted alone."""
+        if "test" not in self.extracted or self._shuffles:  # groups of a shuffle are drawn over the images that run together
             return self._extract("test", f"first {count} of test", count)
         arrays = {name: array[:count] for name, array in self.extracted["test"]._asdict().items() if name != "captured"}
         return Features(**arrays, captured={})
+
+    @property
+    def _shuffles(self) -> bool:
+        """Whether the condition exchanges tokens among images."""
+        if self.target.model is None:
+            return False
+        return any(replacement.kind == "shuffle" for replacement in self.target.ablation(self.condition, self.seed).replacements)
 
     def __getitem__(self, part: str) -> Features:
         return self._extract(part, part, None)

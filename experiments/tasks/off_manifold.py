@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 import jaxvit
-from experiments.features.extraction import Images, Runner
+from experiments.features.extraction import Images, Runner, shuffle_groups
 from jaxvit import Ablation, Edits, Moments, ViT
 from jaxvit.capture import BlockState, attention_divergence, patch_cosine, patch_norm_ratio
 from jaxvit.geometry import mahalanobis
-from jaxvit.sharding import replicate
 
 METRICS = {
     "attention_divergence": "Jensen-Shannon divergence (base 2) of attention from the clean run, mean over heads and queries",
@@ -29,20 +24,18 @@ def measure(
     runner: Runner, images: Images, ablation: Ablation, statistics: Moments, first_id: int
 ) -> dict[str, Float[np.ndarray, "layers images"]]:
     """The metrics of an ablation per block and image; example ids count from `first_id`."""
-    patch_moments = replicate(_patch_moments(statistics), runner.mesh)
-    return runner.map_batches(functools.partial(measure_batch, patch_moments), images, ablation, first_id)
+    return runner.map_batches(measure_share, _patch_moments(statistics), images, ablation, first_id)
 
 
-@jax.jit
-def measure_batch(
+def measure_share(
     patch_moments: tuple[Float[Array, "layers width"], Float[Array, "layers width"]],
     model: ViT,
     images: UInt8[Array, "batch height width 3"],
     edits: Edits,
     ids: Int[Array, "batch"],
     valid: Bool[Array, "batch"],
-) -> Mapping[str, Float[Array, "layers batch"]]:
-    """The metrics of one batch, from pixels on in one program.
+) -> dict[str, Float[Array, "layers batch"]]:
+    """The metrics of the images that a device takes at a time, from pixels on in one program.
 
     Args:
         patch_moments: calibrated mean and variance of the patches leaving each block.
@@ -53,7 +46,7 @@ def measure_batch(
         "patch_norm_ratio": patch_norm_ratio,
         "patch_mahalanobis": _ablated_patches,
     }
-    pair = jaxvit.contrast(model, jaxvit.normalise(images, model.config), edits, captures, ids, valid)
+    pair = jaxvit.contrast(model, jaxvit.normalise(images, model.config), edits, captures, ids, valid, shuffle_groups(len(images)))
     mean, variance = (moment[:, None, None] for moment in patch_moments)
     captured = pair.captured | {"patch_mahalanobis": mahalanobis(pair.captured["patch_mahalanobis"], mean, variance)}
     return {name: values.mean(axis=-1) for name, values in captured.items()}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxvit.neighbours import CHUNK, ROWS, by_query, check_sizes, search
+from jaxvit.neighbours import CHUNK, ROWS, by_query, check_sizes, chunk_of, search
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "ks", "chunk", "rows", "mesh"))
@@ -35,6 +35,7 @@ def classify(
     if min(ks) < 1:
         raise ValueError(f"ks are {ks}; each must be at least 1")
     check_sizes(max(ks), len(bank), chunk, rows)
+    chunk = chunk_of(len(queries), chunk)
 
     def winner(weights: Float[Array, "k"], votes: Int[Array, "k"]) -> Int[Array, ""]:
         return jnp.argmax(jnp.zeros(classes).at[votes].add(weights, mode="drop"))
@@ -48,7 +49,7 @@ def classify(
         predicted: Array = jax.lax.map(winners, (jnp.exp(similarity / temperature), labels[index]), batch_size=chunk)
         return predicted
 
-    return by_query(predict, queries, (bank, labels), mesh).T
+    return by_query(predict, queries, (bank, labels), chunk, mesh).T
 
 
 @jax.jit
@@ -78,6 +79,7 @@ def retrieve(
         ValueError: `k` is below 1 or above the size of the bank; `chunk` or `rows` is below 1.
     """
     check_sizes(k, len(bank), chunk, rows)
+    chunk = chunk_of(len(queries), chunk)
     average = functools.partial(jnp.einsum, "k,kc->c", precision=jax.lax.Precision.HIGHEST)
 
     def predict(queries: Shaped[Array, "queries width"], bank: Array, targets: Array, valid: Array | None) -> Array:
@@ -86,4 +88,4 @@ def retrieve(
         averages: Array = jax.lax.map(lambda row: average(row[0], targets[row[1]]), (weights, index), batch_size=chunk)
         return averages
 
-    return by_query(predict, queries, (bank, targets, valid), mesh)
+    return by_query(predict, queries, (bank, targets, valid), chunk, mesh)

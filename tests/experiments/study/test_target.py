@@ -69,7 +69,7 @@ def test_a_study_in_bfloat16_has_bfloat16_models_and_float32_features(models):
     data, mesh = digit_scenes(SIZE, 0), batch_mesh()
     half, full = (planning.load_models(c)["with_registers"] for c in (chosen, study(Path("nowhere"), models)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
-    assert planning.settings(chosen, data, mesh).precision.startswith("bfloat16")
+    assert planning.settings(chosen).precision.startswith("bfloat16")
     found, reference = (
         Runner.on(mesh, m, 16).extract(data.analysis_images, jaxvit.zero("registers[0]"), 0, "attention_flow") for m in (half, full)
     )
