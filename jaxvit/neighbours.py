@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxvit.geometry import unit
 
+AnyArray = Array | np.ndarray
 CHUNK, ROWS = 256, 65_536
 """Queries, and rows of the bank, searched at a time by default: memory is CHUNK x ROWS floats, not queries x bank."""
 
-Result = TypeVar("Result")
 
-
-@functools.partial(jax.jit, static_argnames=("k", "chunk", "rows", "mesh"))
 def nearest(
-    queries: Shaped[Array, "queries width"],
-    bank: Shaped[Array, "bank width"],
+    queries: Shaped[AnyArray, "queries width"],
+    bank: Shaped[AnyArray, "bank width"],
     k: int,
-    valid: Bool[Array, "bank"] | None = None,
+    valid: Bool[AnyArray, "bank"] | None = None,
     chunk: int = CHUNK,
     rows: int = ROWS,
     mesh: Mesh | None = None,
@@ -45,7 +44,8 @@ def nearest(
     """
     check_sizes(k, len(bank), chunk, rows)
     chunk = chunk_of(len(queries), chunk)
-    return by_query(functools.partial(search, k=k, chunk=chunk, rows=rows), queries, (bank, valid), chunk, mesh)
+    result: tuple[Array, Array] = by_query(search, queries, (bank, valid), (k, chunk, rows), chunk, mesh)
+    return result
 
 
 def check_sizes(k: int, bank: int, chunk: int, rows: int) -> None:
@@ -61,26 +61,39 @@ def check_sizes(k: int, bank: int, chunk: int, rows: int) -> None:
 
 
 def by_query(
-    function: Callable[..., Result],
-    queries: Shaped[Array, "queries width"],
-    shared: tuple[Array | None, ...],
+    function: Callable[..., Any],
+    queries: Shaped[AnyArray, "queries width"],
+    shared: tuple[Any, ...],
+    settings: tuple[Hashable, ...],
     chunk: int,
     mesh: Mesh | None,
-) -> Result:
-    """`function(queries, *shared)`, which treats every query on its own, `chunk` at a time; on a mesh every device computes its share of
-    the queries.
+) -> Any:
+    """`function(queries, *shared, *settings)`, a module-level function that treats every query on its own, `chunk` at a time; on a mesh
+    every device computes its share of the queries.
 
-    Queries are padded to whole chunks, so that a query is in the same place of a chunk of the same shape however many devices there
-    are. Shared arrays are passed as arguments because `jax.shard_map` cannot close over an array that is on the mesh already.
+    Queries are padded to whole chunks and placed before the program begins, so that a device's program and a query's place in a chunk
+    are the same however many devices there are.
     """
-    places = chunk * (1 if mesh is None else mesh.size)
-    padded = jnp.pad(queries, ((0, -len(queries) % places), (0, 0)))
+    count = len(queries)
+    queries = jnp.pad(jnp.asarray(queries), ((0, -count % (chunk * (1 if mesh is None else mesh.size))), (0, 0)))
     if mesh is not None:
-        spec = PartitionSpec(mesh.axis_names)
-        specs = (spec, *[PartitionSpec()] * len(shared))
-        function = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
-    result: Result = jax.tree.map(lambda leaf: leaf[: len(queries)], function(padded, *shared))
-    return result
+        queries = jax.device_put(queries, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+        shared = jax.device_put(shared, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(lambda leaf: leaf[:count], _on_shares(function, settings, mesh, queries, shared))
+
+
+@functools.partial(jax.jit, static_argnames=("function", "settings", "mesh"))
+def _on_shares(
+    function: Callable[..., Any], settings: tuple[Hashable, ...], mesh: Mesh | None, queries: Array, shared: tuple[Any, ...]
+) -> Any:
+    def share(queries: Array, *shared: Any) -> Any:
+        return function(queries, *shared, *settings)
+
+    if mesh is None:
+        return share(queries, *shared)
+    spec = PartitionSpec(mesh.axis_names)
+    specs = (spec, *[PartitionSpec()] * len(shared))
+    return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)(queries, *shared)
 
 
 def chunk_of(queries: int, most: int) -> int:

@@ -50,10 +50,10 @@ def probes(size: Size) -> Case:
     count, width, classes = size.pick((2_000, 384, CLASSES), (120, 8, 4))
     sets = [[_clusters(n, width, classes, 3 * p + i) for i, n in enumerate((count, count // 4, count // 4))] for p in range(problems)]
     stacked = [jnp.asarray(np.stack([problem[part][leaf] for problem in sets])) for part in range(3) for leaf in range(2)]
-    mesh = batch_mesh()
+    options: dict[str, Any] = {"classes": classes, "cs": CS, "mesh": batch_mesh()}
 
     def run(arrays: list[jax.Array]) -> Any:
-        return logistic.probe_many(*arrays, classes=classes, cs=CS, mesh=mesh).correct.mean(axis=1)
+        return logistic.probe_many(*arrays, **options).correct.mean(axis=1)
 
     linear, scale, limits = optional("sklearn.linear_model"), optional("sklearn.preprocessing"), optional("threadpoolctl")
 
@@ -95,7 +95,7 @@ def neighbours(queries: int, bank: int, size: Size) -> Case:
         return torch.cat([top.values for top in tops]).cpu(), torch.cat([top.indices for top in tops]).cpu()
 
     return Case(
-        lambda: nearest(*ours, k),
+        lambda: nearest(ours[0], ours[1], k),
         search,
         facts={"queries": queries, "bank": bank, "k": k},
         check=lambda a, b: {

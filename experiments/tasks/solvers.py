@@ -39,12 +39,14 @@ class Solver(NamedTuple):
 
 def _fit_logistic(parts: Sequence[np.ndarray], context: Context) -> Probe:
     readouts, problems = context.readouts, _problems(parts, context)
-    return _add_seed_axis(logistic.probe_many(*problems, cs=readouts.cs, standardised=readouts.standardised, mesh=context.mesh))
+    options: dict[str, Any] = {"cs": readouts.cs, "standardised": readouts.standardised, "mesh": context.mesh}
+    return _add_seed_axis(logistic.probe_many(*problems, **options))
 
 
 def _fit_ridge(parts: Sequence[np.ndarray], context: Context) -> Probe:
     readouts, problems = context.readouts, _problems(parts, context)
-    return _add_seed_axis(ridge.probe_many(*problems, lambdas=readouts.lambdas, standardised=readouts.standardised, mesh=context.mesh))
+    options: dict[str, Any] = {"lambdas": readouts.lambdas, "standardised": readouts.standardised, "mesh": context.mesh}
+    return _add_seed_axis(ridge.probe_many(*problems, **options))
 
 
 def _fit_sgd(parts: Sequence[np.ndarray], context: Context) -> Probe:

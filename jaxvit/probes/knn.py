@@ -9,14 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxvit.neighbours import CHUNK, ROWS, by_query, check_sizes, chunk_of, search
+from jaxvit.neighbours import CHUNK, ROWS, AnyArray, by_query, check_sizes, chunk_of, search
 
 
-@functools.partial(jax.jit, static_argnames=("classes", "ks", "chunk", "rows", "mesh"))
 def classify(
-    bank: Shaped[Array, "bank width"],
-    labels: Int[Array, "bank"],
-    queries: Shaped[Array, "queries width"],
+    bank: Shaped[AnyArray, "bank width"],
+    labels: Int[AnyArray, "bank"],
+    queries: Shaped[AnyArray, "queries width"],
     classes: int,
     ks: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float | Float[Array, ""] = 0.07,
@@ -37,6 +36,16 @@ def classify(
     check_sizes(max(ks), len(bank), chunk, rows)
     chunk = chunk_of(len(queries), chunk)
 
+    shared = (jnp.asarray(bank), jnp.asarray(labels), jnp.float32(temperature))
+    predicted: Array = by_query(_vote, queries, shared, (classes, tuple(ks), chunk, rows), chunk, mesh)
+    return predicted.T
+
+
+def _vote(
+    queries: Array, bank: Array, labels: Array, temperature: Array, classes: int, ks: tuple[int, ...], chunk: int, rows: int
+) -> Int[Array, "queries ks"]:
+    """`classify` on one device."""
+
     def winner(weights: Float[Array, "k"], votes: Int[Array, "k"]) -> Int[Array, ""]:
         return jnp.argmax(jnp.zeros(classes).at[votes].add(weights, mode="drop"))
 
@@ -44,12 +53,9 @@ def classify(
         weights, votes = neighbours
         return jnp.stack([winner(weights[:k], votes[:k]) for k in ks])
 
-    def predict(queries: Shaped[Array, "queries width"], bank: Shaped[Array, "bank width"], labels: Int[Array, "bank"]) -> Array:
-        similarity, index = search(queries, bank, labels >= 0, max(ks), chunk, rows)
-        predicted: Array = jax.lax.map(winners, (jnp.exp(similarity / temperature), labels[index]), batch_size=chunk)
-        return predicted
-
-    return by_query(predict, queries, (bank, labels), chunk, mesh).T
+    similarity, index = search(queries, bank, labels >= 0, max(ks), chunk, rows)
+    predicted: Array = jax.lax.map(winners, (jnp.exp(similarity / temperature), labels[index]), batch_size=chunk)
+    return predicted
 
 
 @jax.jit
@@ -58,14 +64,13 @@ def correct(predicted: Int[Array, "*ks queries"], labels: Int[Array, "queries"])
     return ((predicted == labels) & (labels >= 0)).astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "chunk", "rows", "mesh"))
 def retrieve(
-    bank: Shaped[Array, "bank width"],
-    targets: Float[Array, "bank classes"],
-    queries: Shaped[Array, "queries width"],
+    bank: Shaped[AnyArray, "bank width"],
+    targets: Float[AnyArray, "bank classes"],
+    queries: Shaped[AnyArray, "queries width"],
     k: int = 30,
     temperature: float | Float[Array, ""] = 0.02,
-    valid: Bool[Array, "bank"] | None = None,
+    valid: Bool[AnyArray, "bank"] | None = None,
     chunk: int = CHUNK,
     rows: int = ROWS,
     mesh: Mesh | None = None,
@@ -80,12 +85,17 @@ def retrieve(
     """
     check_sizes(k, len(bank), chunk, rows)
     chunk = chunk_of(len(queries), chunk)
+    shared = (jnp.asarray(bank), jnp.asarray(targets), valid, jnp.float32(temperature))
+    averages: Array = by_query(_average, queries, shared, (k, chunk, rows), chunk, mesh)
+    return averages
+
+
+def _average(
+    queries: Array, bank: Array, targets: Array, valid: Array | None, temperature: Array, k: int, chunk: int, rows: int
+) -> Float[Array, "queries classes"]:
+    """`retrieve` on one device."""
     average = functools.partial(jnp.einsum, "k,kc->c", precision=jax.lax.Precision.HIGHEST)
-
-    def predict(queries: Shaped[Array, "queries width"], bank: Array, targets: Array, valid: Array | None) -> Array:
-        similarity, index = search(queries, bank, valid, k, chunk, rows)
-        weights = jax.nn.softmax(similarity / temperature, axis=-1)
-        averages: Array = jax.lax.map(lambda row: average(row[0], targets[row[1]]), (weights, index), batch_size=chunk)
-        return averages
-
-    return by_query(predict, queries, (bank, targets, valid), chunk, mesh)
+    similarity, index = search(queries, bank, valid, k, chunk, rows)
+    weights = jax.nn.softmax(similarity / temperature, axis=-1)
+    averages: Array = jax.lax.map(lambda row: average(row[0], targets[row[1]]), (weights, index), batch_size=chunk)
+    return averages

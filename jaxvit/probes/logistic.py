@@ -173,7 +173,6 @@ def probe(
     return result._replace(chosen=jnp.asarray(order)[result.chosen])
 
 
-@functools.partial(jax.jit, static_argnames=("classes", "cs", "standardised", "iterations", "tolerance", "at_a_time", "mesh"))
 def probe_many(
     train: Shaped[Array, "problems train width"],
     train_labels: Int[Array, "*problems train"],
@@ -201,10 +200,12 @@ def probe_many(
     """
     labels = (labels_by_problem(part, len(train)) for part in (train_labels, validation_labels, test_labels))
     arrays = tuple(array for part in zip((train, validation, test), labels, strict=True) for array in part)
-    probes: Probe[Logistic] = solve_many(
-        lambda problem: probe(*problem, classes, cs, standardised, iterations, tolerance), arrays, at_a_time, mesh
-    )
-    return probes
+    return solve_many(_probe_one, arrays, (classes, tuple(cs), standardised, iterations, tolerance), at_a_time, mesh)
+
+
+def _probe_one(problem: tuple[Array, ...], *settings: Any) -> Probe[Logistic]:
+    result: Probe[Logistic] = probe(*problem, *settings)
+    return result
 
 
 _Parameters = tuple[Float[Array, "classes width"], Float[Array, "classes 1"]]

@@ -149,7 +149,6 @@ def probe(
     return choose_and_score(path, predict, path.lambdas, validation, validation_labels, test, test_labels, classes)
 
 
-@functools.partial(jax.jit, static_argnames=("classes", "lambdas", "standardised", "at_a_time", "mesh"))
 def probe_many(
     train: Shaped[Array, "problems train width"],
     train_labels: Int[Array, "*problems train"],
@@ -175,5 +174,9 @@ def probe_many(
     """
     labels = (labels_by_problem(part, len(train)) for part in (train_labels, validation_labels, test_labels))
     arrays = tuple(array for part in zip((train, validation, test), labels, strict=True) for array in part)
-    probes: Probe[Ridge] = solve_many(lambda problem: probe(*problem, classes, lambdas, standardised), arrays, at_a_time, mesh)
-    return probes
+    return solve_many(_probe_one, arrays, (classes, tuple(lambdas), standardised), at_a_time, mesh)
+
+
+def _probe_one(problem: tuple[Array, ...], *settings: Any) -> Probe[Ridge]:
+    result: Probe[Ridge] = probe(*problem, *settings)
+    return result

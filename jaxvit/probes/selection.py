@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxvit.metrics import top1
@@ -93,12 +95,17 @@ def choose_and_score(
     return Probe(top1(predict(readout, test), test_labels), chosen, edge, readout)
 
 
-def solve_many(solve: Callable[[Any], Solution], problems: Any, at_a_time: int = 1, mesh: Mesh | None = None) -> Solution:
+def solve_many(
+    solve: Callable[..., Solution], problems: Any, settings: tuple[Hashable, ...] = (), at_a_time: int = 1, mesh: Mesh | None = None
+) -> Solution:
     """The solutions of many problems, stacked along a leading axis.
 
+    Each problem is solved by a program of one shape, whose numbers depend neither on how many problems nor on how many devices there are.
+
     Args:
-        solve: maps one problem to its solution.
+        solve: a module-level function of one problem and `settings`, to its solution.
         problems: arrays with a common leading axis, along which the problems are stacked.
+        settings: further arguments of `solve`, the same for all problems.
         at_a_time: problems that a device solves together; it needs the memory for so many besides inputs and outputs. A CPU core is
             fastest with 1, because its cache holds one problem.
         mesh: its devices share the problems. Device d solves problems d, d + devices, ...: neighbouring problems (layers, say) take
@@ -110,29 +117,39 @@ def solve_many(solve: Callable[[Any], Solution], problems: Any, at_a_time: int =
     counts = {len(leaf) for leaf in jax.tree.leaves(problems)}
     if len(counts) != 1 or 0 in counts or at_a_time < 1:
         raise ValueError(f"arrays hold {sorted(counts)} problems, {at_a_time} at a time; give one count above 0, and 1 or more at a time")
-
-    def solve_each(problems: Any) -> Solution:
-        solutions: Solution = jax.lax.map(solve, problems, batch_size=None if at_a_time == 1 else at_a_time)
-        return solutions
-
     if mesh is None:
-        return solve_each(problems)
+        solutions: Solution = _solve_each(solve, settings, at_a_time, problems)
+        return solutions
     count, devices = counts.pop(), mesh.size
     per_device = -(-count // devices)
+    dealt = np.minimum(np.arange(per_device * devices), count - 1)  # the last problem again where they do not divide evenly
+    # placed before the program begins: it then holds nothing but what one device does
+    table = jax.device_put(
+        jax.tree.map(lambda leaf: leaf[dealt].reshape(per_device, devices, *leaf.shape[1:]), problems),
+        NamedSharding(mesh, PartitionSpec(None, mesh.axis_names)),
+    )
+    solved = _solve_table(solve, settings, at_a_time, mesh, table)
+    return jax.tree.map(lambda leaf: leaf.reshape(per_device * devices, *leaf.shape[2:])[:count], solved)
 
-    def deal(leaf: Array) -> Array:  # repeats the last problem where they do not divide evenly
-        padded = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], per_device * devices - count, axis=0)])
-        return padded.reshape(per_device, devices, *leaf.shape[1:])
+
+@functools.partial(jax.jit, static_argnames=("solve", "settings", "at_a_time"))
+def _solve_each(solve: Callable[..., Solution], settings: tuple[Hashable, ...], at_a_time: int, problems: Any) -> Solution:
+    """The solutions of problems that lie on one device."""
+    solutions: Solution = jax.lax.map(lambda problem: solve(problem, *settings), problems, batch_size=None if at_a_time == 1 else at_a_time)
+    return solutions
+
+
+@functools.partial(jax.jit, static_argnames=("solve", "settings", "at_a_time", "mesh"))
+def _solve_table(solve: Callable[..., Solution], settings: tuple[Hashable, ...], at_a_time: int, mesh: Mesh, table: Any) -> Solution:
+    """The solutions of problems [per device, devices, ...], of which every device has a column."""
 
     def solve_column(problems: Any) -> Solution:
-        solutions = solve_each(jax.tree.map(lambda leaf: leaf[:, 0], problems))
+        solutions: Solution = _solve_each(solve, settings, at_a_time, jax.tree.map(lambda leaf: leaf[:, 0], problems))
         column: Solution = jax.tree.map(lambda leaf: leaf[:, None], solutions)
         return column
 
     spec = PartitionSpec(None, mesh.axis_names)
-    table = jax.shard_map(solve_column, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(jax.tree.map(deal, problems))
-    solutions: Solution = jax.tree.map(lambda leaf: leaf.reshape(per_device * devices, *leaf.shape[2:])[:count], table)
-    return solutions
+    return jax.shard_map(solve_column, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(table)
 
 
 def labels_by_problem(labels: Int[Array, "*problems rows"], problems: int) -> Int[Array, "problems rows"]:
