@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxvit.geometry import unit
+from jaxvit.sharding import one_by_one
 
 AnyArray = Array | np.ndarray
 CHUNK, ROWS = 256, 65_536
@@ -44,7 +45,7 @@ def nearest(
     """
     check_sizes(k, len(bank), chunk, rows)
     chunk = chunk_of(len(queries), chunk)
-    result: tuple[Array, Array] = by_query(search, queries, (bank, valid), (k, chunk, rows), chunk, mesh)
+    result: tuple[Array, Array] = by_query(search, queries, (bank, valid), (k, rows), chunk, mesh)
     return result
 
 
@@ -68,32 +69,41 @@ def by_query(
     chunk: int,
     mesh: Mesh | None,
 ) -> Any:
-    """`function(queries, *shared, *settings)`, a module-level function that treats every query on its own, `chunk` at a time; on a mesh
-    every device computes its share of the queries.
+    """`function(queries, *shared, *settings)` of all queries, `chunk` at a time: a module-level function that treats every query on its
+    own. On a mesh every device computes its share of the queries.
 
     Queries are padded to whole chunks and placed before the program begins, so that a device's program and a query's place in a chunk
     are the same however many devices there are.
     """
-    count = len(queries)
-    queries = jnp.pad(jnp.asarray(queries), ((0, -count % (chunk * (1 if mesh is None else mesh.size))), (0, 0)))
+    count, devices = len(queries), 1 if mesh is None else mesh.size
+    padded = jnp.pad(jnp.asarray(queries), ((0, -count % (chunk * devices)), (0, 0)))
+    chunks = padded.reshape(-1, chunk, padded.shape[1])
     if mesh is not None:
-        queries = jax.device_put(queries, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+        chunks = jax.device_put(chunks, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
         shared = jax.device_put(shared, NamedSharding(mesh, PartitionSpec()))
-    return jax.tree.map(lambda leaf: leaf[:count], _on_shares(function, settings, mesh, queries, shared))
+    found = _on_shares(function, settings, mesh, chunks, shared, np.int32(len(chunks) // devices))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
 
 
 @functools.partial(jax.jit, static_argnames=("function", "settings", "mesh"))
 def _on_shares(
-    function: Callable[..., Any], settings: tuple[Hashable, ...], mesh: Mesh | None, queries: Array, shared: tuple[Any, ...]
+    function: Callable[..., Any],
+    settings: tuple[Hashable, ...],
+    mesh: Mesh | None,
+    chunks: Array,
+    shared: tuple[Any, ...],
+    count: Int[Array, ""],
 ) -> Any:
-    def share(queries: Array, *shared: Any) -> Any:
-        return function(queries, *shared, *settings)
+    """Results for chunks of queries [chunks, queries, width], of which every device takes `count`."""
+
+    def share(chunks: Array, count: Array, *shared: Any) -> Any:
+        return one_by_one(lambda queries: function(queries, *shared, *settings), chunks, count)
 
     if mesh is None:
-        return share(queries, *shared)
-    spec = PartitionSpec(mesh.axis_names)
-    specs = (spec, *[PartitionSpec()] * len(shared))
-    return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)(queries, *shared)
+        return share(chunks, count, *shared)
+    split = PartitionSpec(mesh.axis_names)
+    specs = (split, *[PartitionSpec()] * (1 + len(shared)))
+    return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(chunks, count, *shared)
 
 
 def chunk_of(queries: int, most: int) -> int:
@@ -106,13 +116,9 @@ def search(
     bank: Shaped[Array, "bank width"],
     valid: Bool[Array, "bank"] | None,
     k: int,
-    chunk: int,
     rows: int,
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
-    """`nearest` on one device.
-
-    The batching of `jax.lax.map` turns the product with one query into one matrix product with a chunk of them.
-    """
+    """`nearest` of one chunk of queries; `jax.vmap` turns the product with one query into one matrix product with all of them."""
     rows = min(max(rows, k), len(bank))  # at least k, so that the first rows fill the list
 
     def among(query: Float[Array, "width"], start: int | Int[Array, ""], size: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
@@ -135,8 +141,7 @@ def search(
         remainder = len(bank) - parts * rows
         return merge(best, among(query, parts * rows, remainder)) if remainder else best
 
-    similarity, index = jax.lax.map(search_one, unit(queries), batch_size=chunk)
-    return similarity, index
+    return jax.vmap(search_one)(unit(queries))
 
 
 def _largest(values: Float[Array, "n"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:

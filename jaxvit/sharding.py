@@ -5,10 +5,11 @@ Only programs choose devices; the library follows the sharding of its inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
@@ -27,6 +28,27 @@ def split(tree: Any, mesh: Mesh) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The arrays, copied to every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def one_by_one(function: Callable[[Any], Any], entries: Any, count: Int[Array, ""]) -> Any:
+    """`jax.lax.map`, whose number of steps is an argument of the program.
+
+    A compiler that knows the number writes loops of few steps as another program, with other rounding: what each of several devices
+    computes would then depend on how many there are. It has no gradient.
+
+    Args:
+        entries: arrays with a common leading axis.
+        count: length of that axis.
+    """
+    first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), entries)
+    length = len(jax.tree.leaves(entries)[0])
+    empty = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), jax.eval_shape(function, first))
+
+    def step(i: Array, results: Any) -> Any:
+        result = function(jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), entries))
+        return jax.tree.map(lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0), results, result)
+
+    return jax.lax.fori_loop(0, count, step, empty)
 
 
 class Batch(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,7 +51,7 @@ def probes(size: Size) -> Case:
     stacked = [jnp.asarray(np.stack([problem[part][leaf] for problem in sets])) for part in range(3) for leaf in range(2)]
     options: dict[str, Any] = {"classes": classes, "cs": CS, "mesh": batch_mesh()}
 
-    def run(arrays: list[jax.Array]) -> Any:
+    def run(arrays: list[Any]) -> Any:
         return logistic.probe_many(*arrays, **options).correct.mean(axis=1)
 
     linear, scale, limits = optional("sklearn.linear_model"), optional("sklearn.preprocessing"), optional("threadpoolctl")

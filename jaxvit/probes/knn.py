@@ -37,14 +37,14 @@ def classify(
     chunk = chunk_of(len(queries), chunk)
 
     shared = (jnp.asarray(bank), jnp.asarray(labels), jnp.float32(temperature))
-    predicted: Array = by_query(_vote, queries, shared, (classes, tuple(ks), chunk, rows), chunk, mesh)
+    predicted: Array = by_query(_vote, queries, shared, (classes, tuple(ks), rows), chunk, mesh)
     return predicted.T
 
 
 def _vote(
-    queries: Array, bank: Array, labels: Array, temperature: Array, classes: int, ks: tuple[int, ...], chunk: int, rows: int
+    queries: Array, bank: Array, labels: Array, temperature: Array, classes: int, ks: tuple[int, ...], rows: int
 ) -> Int[Array, "queries ks"]:
-    """`classify` on one device."""
+    """`classify` of one chunk of queries."""
 
     def winner(weights: Float[Array, "k"], votes: Int[Array, "k"]) -> Int[Array, ""]:
         return jnp.argmax(jnp.zeros(classes).at[votes].add(weights, mode="drop"))
@@ -53,9 +53,8 @@ def _vote(
         weights, votes = neighbours
         return jnp.stack([winner(weights[:k], votes[:k]) for k in ks])
 
-    similarity, index = search(queries, bank, labels >= 0, max(ks), chunk, rows)
-    predicted: Array = jax.lax.map(winners, (jnp.exp(similarity / temperature), labels[index]), batch_size=chunk)
-    return predicted
+    similarity, index = search(queries, bank, labels >= 0, max(ks), rows)
+    return jax.vmap(lambda *neighbours: winners(neighbours))(jnp.exp(similarity / temperature), labels[index])
 
 
 @jax.jit
@@ -86,16 +85,15 @@ def retrieve(
     check_sizes(k, len(bank), chunk, rows)
     chunk = chunk_of(len(queries), chunk)
     shared = (jnp.asarray(bank), jnp.asarray(targets), valid, jnp.float32(temperature))
-    averages: Array = by_query(_average, queries, shared, (k, chunk, rows), chunk, mesh)
+    averages: Array = by_query(_average, queries, shared, (k, rows), chunk, mesh)
     return averages
 
 
 def _average(
-    queries: Array, bank: Array, targets: Array, valid: Array | None, temperature: Array, k: int, chunk: int, rows: int
+    queries: Array, bank: Array, targets: Array, valid: Array | None, temperature: Array, k: int, rows: int
 ) -> Float[Array, "queries classes"]:
-    """`retrieve` on one device."""
+    """`retrieve` of one chunk of queries."""
     average = functools.partial(jnp.einsum, "k,kc->c", precision=jax.lax.Precision.HIGHEST)
-    similarity, index = search(queries, bank, valid, k, chunk, rows)
+    similarity, index = search(queries, bank, valid, k, rows)
     weights = jax.nn.softmax(similarity / temperature, axis=-1)
-    averages: Array = jax.lax.map(lambda row: average(row[0], targets[row[1]]), (weights, index), batch_size=chunk)
-    return averages
+    return jax.vmap(lambda row_weights, rows: average(row_weights, targets[rows]))(weights, index)

@@ -7,7 +7,7 @@ is short.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def fit(
     row_weights = normalised_weights(len(features), weights)
     mean, scale = standardisation(features, weights)
     scale = scale + epsilon if standardised else jnp.ones_like(scale)
-    z = jnp.where(row_weights[:, None] > 0, (features.astype(jnp.float32) - mean) / scale, 0)
+    z = jnp.where(row_weights[:, None] > 0, (features.astype(jnp.float32) - mean) * (1 / scale), 0)
     targets = jnp.where(row_weights[:, None] > 0, targets, 0)
     intercept = matmul(row_weights, targets)
     root = jnp.sqrt(row_weights)[:, None]
@@ -108,7 +108,7 @@ def fit(
 
     def solve(penalty: Float[Array, ""]) -> Float[Array, "width classes"]:
         def inverse(right_side: Float[Array, "side classes"]) -> Float[Array, "side classes"]:
-            return matmul(vectors, matmul(vectors.T, right_side) / (values + penalty)[:, None])
+            return matmul(vectors, matmul(vectors.T, right_side) * (1 / (values + penalty))[:, None])
 
         solution = inverse(right_side)
         # One step of iterative refinement: rounding in the eigenvectors of eigenvalues near 0 would be divided by lambda.
@@ -123,7 +123,7 @@ def fit(
 @jax.jit
 def predict(ridge: Ridge, features: Shaped[Array, "rows width"]) -> Float[Array, "*lambdas rows classes"]:
     """Scores of the classes, with a leading axis of lambdas for a path, without for a single read-out."""
-    return matmul((features.astype(jnp.float32) - ridge.mean) / ridge.scale, ridge.weights) + ridge.intercept
+    return matmul((features.astype(jnp.float32) - ridge.mean) * (1 / ridge.scale), ridge.weights) + ridge.intercept
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "lambdas", "standardised"))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxvit.metrics import top1
+from jaxvit.sharding import one_by_one
 
 Readout = TypeVar("Readout", bound="ReadoutPath")
 Solution = TypeVar("Solution")
@@ -118,7 +119,7 @@ def solve_many(
     if len(counts) != 1 or 0 in counts or at_a_time < 1:
         raise ValueError(f"arrays hold {sorted(counts)} problems, {at_a_time} at a time; give one count above 0, and 1 or more at a time")
     if mesh is None:
-        solutions: Solution = _solve_each(solve, settings, at_a_time, problems)
+        solutions: Solution = _solve_each(solve, settings, at_a_time, problems, np.int32(counts.pop()))
         return solutions
     count, devices = counts.pop(), mesh.size
     per_device = -(-count // devices)
@@ -128,28 +129,32 @@ def solve_many(
         jax.tree.map(lambda leaf: leaf[dealt].reshape(per_device, devices, *leaf.shape[1:]), problems),
         NamedSharding(mesh, PartitionSpec(None, mesh.axis_names)),
     )
-    solved = _solve_table(solve, settings, at_a_time, mesh, table)
-    return jax.tree.map(lambda leaf: leaf.reshape(per_device * devices, *leaf.shape[2:])[:count], solved)
-
-
-@functools.partial(jax.jit, static_argnames=("solve", "settings", "at_a_time"))
-def _solve_each(solve: Callable[..., Solution], settings: tuple[Hashable, ...], at_a_time: int, problems: Any) -> Solution:
-    """The solutions of problems that lie on one device."""
-    solutions: Solution = jax.lax.map(lambda problem: solve(problem, *settings), problems, batch_size=None if at_a_time == 1 else at_a_time)
+    solved = _solve_table(solve, settings, at_a_time, mesh, table, np.int32(per_device))
+    solutions = jax.tree.map(lambda leaf: leaf.reshape(per_device * devices, *leaf.shape[2:])[:count], solved)
     return solutions
 
 
+@functools.partial(jax.jit, static_argnames=("solve", "settings", "at_a_time"))
+def _solve_each(solve: Callable[..., Any], settings: tuple[Hashable, ...], at_a_time: int, problems: Any, count: Array) -> Any:
+    """The solutions of `count` problems that lie on one device."""
+    solve_one = functools.partial(_apply, solve, settings)
+    return one_by_one(solve_one, problems, count) if at_a_time == 1 else jax.lax.map(solve_one, problems, batch_size=at_a_time)
+
+
+def _apply(solve: Callable[..., Any], settings: tuple[Hashable, ...], problem: Any) -> Any:
+    return solve(problem, *settings)
+
+
 @functools.partial(jax.jit, static_argnames=("solve", "settings", "at_a_time", "mesh"))
-def _solve_table(solve: Callable[..., Solution], settings: tuple[Hashable, ...], at_a_time: int, mesh: Mesh, table: Any) -> Solution:
+def _solve_table(solve: Callable[..., Any], settings: tuple[Hashable, ...], at_a_time: int, mesh: Mesh, table: Any, count: Array) -> Any:
     """The solutions of problems [per device, devices, ...], of which every device has a column."""
 
-    def solve_column(problems: Any) -> Solution:
-        solutions: Solution = _solve_each(solve, settings, at_a_time, jax.tree.map(lambda leaf: leaf[:, 0], problems))
-        column: Solution = jax.tree.map(lambda leaf: leaf[:, None], solutions)
-        return column
+    def solve_column(problems: Any, count: Array) -> Any:
+        solutions = _solve_each(solve, settings, at_a_time, jax.tree.map(lambda leaf: leaf[:, 0], problems), count)
+        return jax.tree.map(lambda leaf: leaf[:, None], solutions)
 
     spec = PartitionSpec(None, mesh.axis_names)
-    return jax.shard_map(solve_column, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(table)
+    return jax.shard_map(solve_column, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec, check_vma=False)(table, count)
 
 
 def labels_by_problem(labels: Int[Array, "*problems rows"], problems: int) -> Int[Array, "problems rows"]:
