@@ -18,6 +18,7 @@ from convert.conversion import Dtype
 from convert.layouts import Oracle
 from jaxvit import MODELS
 from jaxvit.checkpoint import read_manifest, verify
+from jaxvit.files import refuse_remote
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def _run(args: Arguments) -> str:
         if args.name is not None:
             raise ValueError(f"--name goes with a file or folder; {args.source} is a released name already")
         return f"wrote {fetch(args.source, args.out, args.oracle, args.dtype, args.heads)}"
+    refuse_remote(args.source)
     if not Path(args.source).expanduser().exists():
         raise ValueError(f'"{args.source}" is no file, no folder and no released model; released are {", ".join(MODELS)}')
     if args.out is None:

@@ -19,7 +19,7 @@ from convert.sizes import Plan, has_packed_feed_forward, plan_model
 from convert.sources import Source, open_source, read_json
 from jaxvit import ViT
 from jaxvit.checkpoint import MANIFEST, assemble, named_leaves, read_manifest, refuse_foreign, save
-from jaxvit.files import file_hash, require_space
+from jaxvit.files import file_hash, refuse_remote, require_space
 from jaxvit.vit import abstract
 
 ORACLES = tuple(sorted({layout.oracle for layout in LAYOUTS}))
@@ -54,6 +54,7 @@ def convert(
         ValueError: the source cannot be read, is not exactly one of the known layouts, or contradicts the arguments, or there
             is no space for the checkpoint. The message is one line that says what is wrong and what to do; nothing is written.
     """
+    refuse_remote(out)
     target = Path(out).expanduser()
     return _with_errors_in_one_line(source, lambda: _convert(os.fspath(source), target, heads, name, oracle, dtype, {}))
 
@@ -77,6 +78,8 @@ def fetch(
     Raises:
         ValueError: the name is unknown, the weights cannot be downloaded (gated, offline, no connection) or converted.
     """
+    if out is not None:
+        refuse_remote(out)
     target = hub.cached_checkpoint(name) if out is None else Path(out).expanduser()
 
     def download_and_convert() -> Path:

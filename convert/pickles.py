@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from jaxvit.files import replacing, require_space
+from jaxvit.files import refuse_remote, replacing, require_space
 
 ZIP = b"PK\x03\x04"
 # of several wrappers the first is read
@@ -49,6 +49,8 @@ def to_safetensors(source: str | os.PathLike[str], out: str | os.PathLike[str]) 
     Raises:
         ValueError: `source` is no readable `.pth` file, `out` is a folder, or there is no space for it.
     """
+    refuse_remote(source)
+    refuse_remote(out)
     path, target = Path(source).expanduser(), Path(out).expanduser()
     if not path.is_file():
         raise ValueError(f'"{source}" is no file; pass a .pth file')

@@ -12,6 +12,7 @@ import numpy as np
 
 from convert.pickles import ZIP, read_pickle
 from jaxvit import MODELS
+from jaxvit.files import refuse_remote
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -47,6 +48,7 @@ def open_source(source: str | Path) -> Source:
     Raises:
         ValueError: it does not exist or cannot be read.
     """
+    refuse_remote(source)
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(path)

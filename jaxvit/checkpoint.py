@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvit.config import MODELS, ViTConfig
-from jaxvit.files import cache_folder, file_hash, require_space, sibling
+from jaxvit.files import cache_folder, file_hash, refuse_remote, require_space, sibling
 from jaxvit.vit import ViT, abstract
 
 FORMAT = "jaxvit"
@@ -51,12 +51,13 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         The folder.
 
     Raises:
-        ValueError: `path` is something other than a jaxvit checkpoint, there is no space for it, writing fails, or `manifest`
+        ValueError: `path` is remote or something other than a jaxvit checkpoint, there is no space for it, writing fails, or `manifest`
             redefines an entry that `save` writes.
     """
     # imported here because it takes as long as the rest of the library, and most programs only load a demo model
     import orbax.checkpoint as ocp
 
+    refuse_remote(path)
     folder = Path(path).expanduser().resolve()
     refuse_foreign(folder)
     leaves = named_leaves(model)
@@ -109,6 +110,7 @@ def load(path_or_name: str | os.PathLike[str]) -> ViT:
     Raises:
         ValueError: there is no such checkpoint, or it is damaged or does not hold what its manifest says.
     """
+    refuse_remote(path_or_name)
     folder = Path(path_or_name).expanduser()
     if (folder / MANIFEST).is_file():
         return _load_folder(folder)
@@ -127,6 +129,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or this version cannot read it.
     """
+    refuse_remote(path)
     file = Path(path).expanduser() / MANIFEST
     try:
         manifest = json.loads(file.read_text())

@@ -5,20 +5,49 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 _OVERHEAD = 2**20  # bytes for descriptions and manifests beside the data
+_REMOTE = re.compile(r"([A-Za-z][\w+.-]+):/+")  # also "gs:/", which `Path` makes of "gs://"; one letter is a drive of Windows
+_COPY = {"gs": "gcloud storage cp -r", "s3": "aws s3 cp --recursive", "hf": "hf download", "http": "curl -LO", "https": "curl -LO"}
 
 
 def cache_folder() -> Path:
     """The folder of cached checkpoints, decoded images and compiled programs.
 
     It is named by the environment variable JAXVIT_CACHE; by default it is `~/.cache/jaxvit`.
+
+    Raises:
+        ValueError: the variable names a remote folder.
     """
-    return Path(os.environ.get("JAXVIT_CACHE") or "~/.cache/jaxvit").expanduser()
+    folder = os.environ.get("JAXVIT_CACHE") or "~/.cache/jaxvit"
+    try:
+        refuse_remote(folder)
+    except ValueError as error:
+        raise ValueError(f"the environment variable JAXVIT_CACHE names the cache, but {error}") from error
+    return Path(folder).expanduser()
+
+
+def refuse_remote(path: str | os.PathLike[str]) -> None:
+    """Check that `path` can be on this machine: a `pathlib.Path` takes "gs://bucket" for a local folder "gs:" and would make it.
+
+    Raises:
+        ValueError: it is an address, for example of a bucket (gs://, s3://) or of the web (https://).
+    """
+    text = os.fspath(path)
+    if remote := _REMOTE.match(text):
+        scheme = remote[1].lower()
+        if scheme == "file":
+            raise ValueError(f'"{text}" is an address, and files are named by their path; pass "/{text[remote.end() :]}"')
+        copy = f" ({_COPY[scheme]})" if scheme in _COPY else ""
+        raise ValueError(
+            f'"{remote[1]}://{text[remote.end() :]}" is remote, and only local files and folders are read and written: to read it, copy it '
+            f"to a local folder first{copy}; to write there, write to a local folder and copy that afterwards"
+        )
 
 
 def file_hash(file: Path) -> str:

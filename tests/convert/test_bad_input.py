@@ -15,7 +15,7 @@ import torch
 
 from convert import convert
 from convert.__main__ import main
-from jaxvit.checkpoint import load
+from jaxvit.checkpoint import load, save
 from tests.convert.sources import HEADS, WIDTH, dinov2, dinov3, write
 
 
@@ -243,3 +243,27 @@ def test_reading_safetensors_imports_neither_torch_nor_transformers(tmp_path):
     completed = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert completed.returncode == 0, completed.stderr
     assert completed.stderr.count("\n") == 1, completed.stderr
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/w", "s3://bucket/w", "hf://owner/name", "https://example.org/w.pth"])
+def test_addresses_are_refused_and_nothing_is_written(address, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = str(write(tmp_path / "w.pth", dinov2()))
+    for arguments in (
+        [address, "--out", "out", "--heads", "2"],
+        [path, "--out", address, "--heads", "2"],
+        ["dinov2_vits14", "--out", address],
+        [path, "--to-safetensors", address],
+        [address, "--to-safetensors", "w.safetensors"],
+        ["--show", address],
+        ["--verify", address],
+    ):
+        assert main(arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert f'"{address}" is remote' in error
+        assert error.count("\n") == 1
+    with pytest.raises(ValueError, match="is remote"):
+        load(address)
+    with pytest.raises(ValueError, match="is remote"):
+        save(load("demo_reg"), address)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]

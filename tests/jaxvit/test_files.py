@@ -63,3 +63,34 @@ def test_the_cache_is_where_the_environment_says(monkeypatch):
     for empty in ("", None):
         monkeypatch.setenv("JAXVIT_CACHE", empty) if empty is not None else monkeypatch.delenv("JAXVIT_CACHE")
         assert files.cache_folder() == Path.home() / ".cache" / "jaxvit"
+
+
+@pytest.mark.parametrize("make", [str, Path], ids=["text", "path"])
+@pytest.mark.parametrize(
+    ("address", "advice"),
+    [
+        ("gs://bucket/study", "gcloud storage cp"),
+        ("s3://bucket/study", "aws s3 cp"),
+        ("hf://owner/name", "hf download"),
+        ("https://example.org/w.pth", "curl -LO"),
+        ("abfs://container/x", "copy it to a local folder first;"),
+    ],
+)
+def test_an_address_is_never_taken_for_a_local_folder(address, advice, make):
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as refused:
+        files.refuse_remote(make(address))
+    assert str(refused.value).startswith(f'"{address}" is remote')
+    assert advice in str(refused.value)
+
+
+def test_the_cache_cannot_be_remote(monkeypatch):
+    monkeypatch.setenv("JAXVIT_CACHE", "gs://bucket/cache")
+    with pytest.raises(ValueError, match=r"JAXVIT_CACHE.*gs://bucket/cache"):
+        files.cache_folder()
+
+
+def test_local_paths_are_not_taken_for_addresses():
+    for path in ("runs/study", "C:/runs", "C:\\runs", "runs/a:b", "12:30/x", "~/gs", Path("/data/gs://x"), "gs:", "dinov2_vits14"):
+        files.refuse_remote(path)
+    with pytest.raises(ValueError, match=r'pass "/data/w\.pth"'):
+        files.refuse_remote("file:///data/w.pth")
