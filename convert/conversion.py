@@ -134,7 +134,12 @@ def _convert(
     model = read_model(plan, layout, keys, source, stored_dtype)
     files = [*source.files, *([settings] if settings else [])]
     manifest = {
-        "source": {"path": path, **provenance, "wrapper": source.wrapper, "sha256": {file.name: file_hash(file) for file in files}},
+        "source": {
+            "path": Path(path).expanduser().resolve().name,
+            **provenance,
+            "wrapper": source.wrapper,
+            "sha256": {file.name: file_hash(file) for file in files},
+        },
         "layout": layout.name,
         "oracle": plan.oracle,
         "name": name,

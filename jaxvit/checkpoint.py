@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import glob
 import hashlib
 import importlib.metadata
 import json
@@ -23,19 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvit.config import MODELS, ViTConfig
-from jaxvit.files import cache_folder, file_hash, refuse_remote, require_space, sibling
+from jaxvit.files import cache_folder, file_hash, refuse_remote, require_space, sibling, sweep
 from jaxvit.vit import ViT, abstract
 
 FORMAT = "jaxvit"
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights"
+_COMMIT_NOTE = "commit_success.txt"
 DEMO_FOLDER = Path(__file__).parent / "demo"
 _PACKAGES = ("jax", "flax", "orbax-checkpoint", "numpy")
 _SEAL = "manifest_sha256"  # the manifest's entry for the hash of all others
 _NAMES_SHOWN = 5  # of missing or unknown leaves, in an error
 _TRIES = 20  # to give a folder its name while other processes do the same
-_STALE = 24 * 3600  # seconds after which an untouched temporary folder belongs to no running process
 _RENAMED = {"hidden": "mlp_dim"}  # config fields: name in older checkpoints -> name today
 
 
@@ -74,7 +73,7 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
     require_space(folder, sum(leaf.nbytes for leaf in leaves.values()))
     new_parents = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    sweep(folder)
     temporary = sibling(folder, "tmp")
     try:
         temporary.mkdir()
@@ -86,6 +85,7 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         try:
             with _silent_absl(), ocp.Checkpointer(handler) as checkpointer:
                 checkpointer.save(temporary / WEIGHTS, leaves)
+            _erase_path(temporary)
         except Exception as error:  # Orbax and its storage raise errors of many types, with messages of many lines
             raise ValueError(f'writing "{folder}" failed, nothing is left of it: {_first_line(error)}') from error
         entries = json.loads(json.dumps(own_entries | {"files": _listing(temporary)} | dict(manifest or {})))
@@ -236,29 +236,6 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _sweep(folder: Path) -> None:
-    """Clean up after killed processes.
-
-    A checkpoint that was moved away for a new one is moved back if the new one never came; what has not been touched for a day is
-    removed.
-    """
-    moved, unfinished = (list(folder.parent.glob(f".{glob.escape(folder.name)}.*.{kind}")) for kind in ("old", "tmp"))
-    for old in moved:
-        if not folder.exists():
-            with contextlib.suppress(OSError):  # the process that moved it was faster
-                old.rename(folder)
-    for leftover in (*moved, *unfinished):
-        with contextlib.suppress(FileNotFoundError):  # its process removes it at the same time
-            if time.time() - _last_written(leftover) > _STALE:
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _last_written(folder: Path) -> float:
-    """When a folder or anything in it was last written, in seconds since the epoch."""
-    entries = [os.path.join(parent, name) for parent, folders, files in os.walk(folder) for name in (*folders, *files)]
-    return max(os.path.getmtime(entry) for entry in (str(folder), *entries))
-
-
 def _put(temporary: Path, folder: Path) -> None:
     """Give the finished folder its name. Of several processes that do so at the same time, the last one wins.
 
@@ -285,6 +262,13 @@ def _put(temporary: Path, folder: Path) -> None:
     finally:
         for old in moved:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _erase_path(temporary: Path) -> None:
+    """Take the path of this machine out of the one file in which Orbax notes it, and of which it only looks whether it is there."""
+    note = temporary / WEIGHTS / _COMMIT_NOTE
+    if note.is_file():
+        note.write_text("Checkpoint commit was successful\n")
 
 
 @contextlib.contextmanager

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 _OVERHEAD = 2**20  # bytes for descriptions and manifests beside the data
+_STALE = 24 * 3600  # seconds after which an untouched temporary folder belongs to no running process
 _REMOTE = re.compile(r"([A-Za-z][\w+.-]+):/+")  # also "gs:/", which `Path` makes of "gs://"; one letter is a drive of Windows
 _COPY = {"gs": "gcloud storage cp -r", "s3": "aws s3 cp --recursive", "hf": "hf download", "http": "curl -LO", "https": "curl -LO"}
 
@@ -73,6 +76,23 @@ def sibling(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{kind}")
 
 
+def sweep(folder: Path) -> None:
+    """Clean up after processes that were killed while they replaced `folder`, by what `sibling` names.
+
+    A folder that was moved away for a new one is moved back if the new one never came; what has not been touched for a day is
+    removed.
+    """
+    moved, unfinished = (list(folder.parent.glob(f".{glob.escape(folder.name)}.*.{kind}")) for kind in ("old", "tmp"))
+    for old in moved:
+        if not folder.exists():
+            with contextlib.suppress(OSError):  # the process that moved it was faster
+                old.rename(folder)
+    for leftover in (*moved, *unfinished):
+        with contextlib.suppress(FileNotFoundError):  # its process removes it at the same time
+            if time.time() - _last_written(leftover) > _STALE:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` when the block ends, and is removed if the block raises an error."""
@@ -88,3 +108,9 @@ def write_text(path: Path, text: str) -> None:
     """Write a file atomically: at any moment it has either its old content or all of the new."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def _last_written(folder: Path) -> float:
+    """When a folder or anything in it was last written, in seconds since the epoch."""
+    entries = [os.path.join(parent, name) for parent, folders, files in os.walk(folder) for name in (*folders, *files)]
+    return max(os.path.getmtime(entry) for entry in (str(folder), *entries))

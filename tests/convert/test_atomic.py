@@ -23,7 +23,7 @@ from convert.__main__ import main
 from jaxvit import checkpoint
 from jaxvit.checkpoint import load, read_manifest, refuse_foreign, save, verify, weights_hash
 from jaxvit.config import ViTConfig
-from jaxvit.files import sibling
+from jaxvit.files import sibling, sweep
 from tests.convert.sources import HEADS, dinov2, dinov3, write
 from tests.convert.test_sizes import meta_shapes
 from tests.jaxvit import tiny
@@ -120,7 +120,7 @@ def test_a_folder_that_another_process_removes_meanwhile_is_no_error(tmp_path):
     other.start()
     try:
         for _ in range(300):
-            checkpoint._sweep(tmp_path / "out")
+            sweep(tmp_path / "out")
     finally:
         ended.set()
         other.join()

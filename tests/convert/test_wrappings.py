@@ -135,6 +135,8 @@ def test_manifest_says_where_the_weights_come_from(tmp_path):
     path = write(tmp_path / "weights.pth", {"teacher": dinov2(4)})
     manifest = read_manifest(convert(path, tmp_path / "out", heads=HEADS, name="my model"))
     assert (manifest["layout"], manifest["oracle"], manifest["name"], manifest["dtype"]) == ("meta", "meta", "my model", "float32")
+    assert manifest["source"]["path"] == "weights.pth"
+    assert str(tmp_path) not in json.dumps(manifest)
     assert manifest["source"]["wrapper"] == "teacher"
     assert re.fullmatch("[0-9a-f]{64}", manifest["source"]["sha256"]["weights.pth"])
     assert manifest["config"] == json.loads(json.dumps(dataclasses.asdict(load(tmp_path / "out").config)))

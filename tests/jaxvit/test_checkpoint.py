@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import hashlib
 import json
+import os
 import re
 import shutil
+import socket
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +82,23 @@ def test_manifest_holds_ours_and_what_the_caller_adds(tmp_path):
     assert manifest["source"] == {"path": "somewhere"}
     assert {"format", "format_version", "config", "dtype", "weights_sha256", "versions"} <= manifest.keys()
     assert "config" in one_line(save, tiny.model(), tmp_path / "n", {"config": 1})
+
+
+def test_no_file_names_the_machine_that_wrote_it(tmp_path):
+    folder = save(tiny.model(), tmp_path / "telltale" / "m", {"source": {"path": "w.pth"}})
+    user, host = getpass.getuser().encode() + b"@", socket.gethostname().encode() + b"/"
+    words = {b"telltale", os.fsencode(tmp_path), os.fsencode(Path.home()) + b"/", user, host}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert len(files) > 5
+    assert [(file, word) for file in files for word in words if word in file.read_bytes()] == []
+    assert checkpoint.verify(folder) == weights_hash(tiny.model())
+
+
+def test_a_checkpoint_from_before_the_path_was_erased_still_opens_and_verifies(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_erase_path", lambda _: None)
+    folder = save(tiny.model(), tmp_path / "old")
+    assert "old" in (folder / "weights" / "commit_success.txt").read_text()
+    assert checkpoint.verify(folder) == weights_hash(load(folder)) == weights_hash(tiny.model())
 
 
 def config_before_mlp_dim(config: jaxvit.ViTConfig) -> dict:
