@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -15,10 +15,16 @@ import tyro
 from convert import convert, fetch, to_safetensors
 from convert.commandline import parse
 from convert.conversion import Dtype
+from convert.copies import Use
+from convert.formats import unknown_source
 from convert.layouts import Oracle
+from convert.pixels import DEFAULT
+from convert.sizes import Resize
 from jaxvit import MODELS
 from jaxvit.checkpoint import read_manifest, verify
 from jaxvit.files import refuse_remote
+
+_SHOWN = 8  # modules that were left out
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,14 @@ class Arguments:
     """Whose implementation to agree with where they differ; by default that of the source's layout."""
     dtype: Dtype = "float32"
     """Of the stored weights."""
+    use: Use | None = None
+    """Which of two copies of the model in one file: the one averaged over training (EMA, teacher) or the raw one."""
+    mean: tuple[float, float, float] | None = None
+    """Of pixels scaled to [0, 1]: red, green, blue. By default of the released name or of the files beside the weights, else ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """Of pixels, like --mean."""
+    position: Resize | None = None
+    """How a learned position table is resized; by default by the oracle's rule."""
     to_safetensors: Path | None = None
     """Only turn a .pth file into this .safetensors file: the one step that needs torch."""
     show: Path | None = None
@@ -69,15 +83,29 @@ def _run(args: Arguments) -> str:
     if args.to_safetensors is not None:
         return f"wrote {to_safetensors(args.source, args.to_safetensors)}"
     if args.source in MODELS and not Path(args.source).exists():
-        if args.name is not None:
-            raise ValueError(f"--name goes with a file or folder; {args.source} is a released name already")
         return f"wrote {fetch(args.source, args.out, args.oracle, args.dtype, args.heads)}"
     refuse_remote(args.source)
     if not Path(args.source).expanduser().exists():
-        raise ValueError(f'"{args.source}" is no file, no folder and no released model; released are {", ".join(MODELS)}')
+        raise ValueError(unknown_source(args.source))
     if args.out is None:
         raise ValueError("pass --out DIR, or --to-safetensors FILE to change only the file format")
-    return f"wrote {convert(args.source, args.out, args.heads, args.name, args.oracle, args.dtype)}"
+    options = {option: getattr(args, option) for option in ("use", "mean", "std", "position")}
+    out = convert(args.source, args.out, args.heads, args.name, args.oracle, args.dtype, **options)
+    return "\n".join([f"wrote {out}", *_remarks(read_manifest(out))])
+
+
+def _remarks(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What a person should know about a conversion: what was taken, what was left out, what was assumed; a line each."""
+    source = manifest["source"]
+    if source["use"]:
+        where = f"under {source['wrapper']}" if source["wrapper"] else "those without a prefix"
+        yield f"took the {source['use']} weights, {where}; --use ema|raw chooses"
+    if source["left_out"]:
+        modules = [f"{name} ({n} tensor{'s' * (n > 1)})" for name, n in source["left_out"].items()]
+        more = f" and {len(modules) - _SHOWN} more, listed by --show" if len(modules) > _SHOWN else ""
+        yield f"left out, as no part of the model: {', '.join(modules[:_SHOWN])}{more}"
+    if manifest["pixel_statistics"] == DEFAULT:
+        yield "pixel statistics: ImageNet's, for want of others that belong to these weights; --mean R G B --std R G B sets them"
 
 
 def _check_combination(args: Arguments) -> None:
@@ -86,7 +114,8 @@ def _check_combination(args: Arguments) -> None:
     Raises:
         ValueError: options of a conversion together with one that converts nothing, or not exactly one thing to do.
     """
-    options = {"--out": args.out, "--heads": args.heads, "--name": args.name, "--oracle": args.oracle}
+    of_sources = {"--name": args.name, "--use": args.use, "--mean": args.mean, "--std": args.std, "--position": args.position}
+    options = {"--out": args.out, "--heads": args.heads, "--oracle": args.oracle, **of_sources}
     conversion_options = [option for option, value in options.items() if value is not None] + ["--dtype"] * (args.dtype != "float32")
     for option, value in (("--show", args.show), ("--verify", args.verify), ("--to-safetensors", args.to_safetensors)):
         if value is not None and conversion_options:
@@ -95,6 +124,12 @@ def _check_combination(args: Arguments) -> None:
     chosen = [action for action, value in actions.items() if value is not None]
     if len(chosen) != 1:
         raise ValueError(f"pass one of SOURCE, --show DIR and --verify DIR, got {' and '.join(chosen) or 'none'}; --help tells more")
+    without_effect = [option for option, value in of_sources.items() if value is not None]
+    if without_effect and args.source in MODELS and not Path(args.source).exists():
+        raise ValueError(
+            f"{', '.join(without_effect)} {'goes' if len(without_effect) == 1 else 'go'} with a file or folder; {args.source} is a "
+            "released name already, with pixel statistics of its own, and --oracle chooses its rules"
+        )
 
 
 if __name__ == "__main__":

@@ -58,6 +58,10 @@ class Layout:
         }
         return {**self.outer, **blocks}
 
+    def required(self, variant: int) -> set[str]:
+        """The keys, with "{}" for the number of a block, that a model with this variant of the feed-forward layer has in any case."""
+        return {source for rule in self.rules(variant).values() for source in rule.sources if not source.endswith("?")}
+
     def patterns(self) -> Iterator[str]:
         """Every key that the layout may hold, with "{}" for the number of a block."""
         for variant in range(len(self.feed_forward)):
@@ -238,7 +242,7 @@ LAYOUTS: tuple[Layout, ...] = (
         block_key="blocks.{}.",
         outer={
             **_META_OUTER,
-            **_leaf("register_tokens", "storage_tokens", _unbatched),
+            **_leaf("register_tokens", "storage_tokens?", _unbatched),
             **_leaf("rope_periods", "rope_embed.periods"),
             **_norm("prefix_norm", "cls_norm"),
         },
@@ -270,7 +274,7 @@ LAYOUTS: tuple[Layout, ...] = (
         name="timm_eva",
         oracle="timm",
         block_key="blocks.{}.",
-        outer={**_META_OUTER, **_leaf("register_tokens", "reg_token", _unbatched)},
+        outer={**_META_OUTER, **_leaf("register_tokens", "reg_token?", _unbatched)},
         block=_EVA_BLOCK,
         feed_forward=(_mlp("mlp.fc1", "mlp.fc2"), _swiglu("mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")),
         ignored=_TIMM_IGNORED,

@@ -1,4 +1,4 @@
-"""Names of tensors: prefixes and chunks removed, the layout recognised, and every key accounted for."""
+"""Names of tensors: the layout recognised, and every key accounted for."""
 
 from __future__ import annotations
 
@@ -7,30 +7,14 @@ from collections.abc import Collection, Iterable, Mapping
 
 from convert.layouts import LAYOUTS, Layout, Rule
 
-_PREFIX = re.compile(r"(module|_orig_mod|model|backbone|vit|dinov2|dinov2_with_registers|dinov3_vit)\.")
-_BRANCHES = ("teacher.", "student.")  # where a file holds both, the first is read
-_CHUNK = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
 _BLOCK = re.compile(r"(blocks\.|encoder\.layer\.|layer\.)(\d+)(\..+)")
 _NAMES_SHOWN = 5
-
-
-def plain_names(keys: Iterable[str]) -> dict[str, str]:
-    """Map plain names, without prefixes, branches and chunks of blocks, to the source's keys.
-
-    Raises:
-        ValueError: two keys have the same plain name.
-    """
-    stripped = {key: _strip(key) for key in keys}
-    branch = next((branch for branch in _BRANCHES if any(name.startswith(branch) for name in stripped.values())), "")
-    plain: dict[str, str] = {}
-    for key, name in stripped.items():
-        if branch and name.startswith(_BRANCHES) and not name.startswith(branch):
-            continue
-        name = _CHUNK.sub("blocks.", _strip(name.removeprefix(branch)))
-        if name in plain:
-            raise ValueError(f'keys "{plain[name]}" and "{key}" both mean "{name}"; pass a file that holds one model')
-        plain[name] = key
-    return plain
+_TRAINING_STATE = re.compile(r"(.*_)?(rng_states?|step|epoch|queue|queue_ptr|center|n_averaged|logit_scale|logit_bias)")
+_HEADS = re.compile(
+    r"(^|_)(heads?|classifiers?|decode|decoders?|fc|linear|predictor|proj|projectors?|projection|loss|criterion|probe|neck|text)(_|\d|$)"
+)
+_TRUNK = re.compile(r"(^|_)(norm|ln|layernorm|embed\w*|tokens?|adapters?|lora|prompts?|blocks?|layers?|rope|pos|position|patch|attn|stem)")
+"""Words in the name of a module beside blocks: those of heads, which read a model's tokens, and those of parts that make them."""
 
 
 def pattern_of(name: str) -> tuple[str, int | None]:
@@ -40,7 +24,7 @@ def pattern_of(name: str) -> tuple[str, int | None]:
 
 
 def recognise(names: Iterable[str], timm: bool = False) -> Layout:
-    """The layout that explains most keys; it must explain at least half of them.
+    """The layout that explains most keys; at least half of its own keys must be there.
 
     Args:
         names: plain names of the tensors.
@@ -53,7 +37,7 @@ def recognise(names: Iterable[str], timm: bool = False) -> Layout:
     scores = [len(patterns.intersection(layout.patterns())) for layout in LAYOUTS]
     candidates = [layout for layout, score in zip(LAYOUTS, scores, strict=True) if score == max(scores)]
     best = next((layout for layout in candidates if timm and layout.oracle == "timm"), candidates[0])
-    if max(scores) < len([pattern for pattern in patterns if not is_ignored(pattern, best)]) / 2 or not max(scores):
+    if max(scores) < min(len(best.required(variant)) for variant in range(len(best.feed_forward))) / 2:
         raise ValueError(
             f"no known layout: keys like {listing(patterns)} belong to none of {', '.join(layout.name for layout in LAYOUTS)}; "
             "pass a DINO, DINOv2 or DINOv3 vision transformer as Meta, Hugging Face or timm publish it"
@@ -66,13 +50,30 @@ def is_ignored(name: str, layout: Layout) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in layout.ignored)
 
 
-def check_complete(layout: Layout, rules: Mapping[str, Rule], depth: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that every tensor is used or ignored, and that every tensor that the rules need is there.
+def is_training_state(name: str) -> bool:
+    """Whether a lone tensor of this name is a counter or a state of training, not a part of a model."""
+    return bool(_TRAINING_STATE.fullmatch(name))
+
+
+def is_beside(name: str, layout: Layout) -> bool:
+    """Whether this tensor plainly stands beside the model: in a module that the layout does not have and that is called like a head,
+    or at least not like a part that makes or changes tokens."""
+    module, dot, _ = name.partition(".")
+    if not dot or module in {pattern.partition(".")[0] for pattern in layout.patterns()}:
+        return is_training_state(name)
+    return bool(_HEADS.search(module.lower())) or not _TRUNK.search(module.lower())
+
+
+def check_complete(layout: Layout, rules: Mapping[str, Rule], depth: int, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Check that every tensor is used, ignored or beside the model, and that every tensor that the rules need is there.
 
     An optional tensor is present in all blocks or absent from all. Empty tensors are ignored.
 
     Args:
         shapes: by plain name.
+
+    Returns:
+        The names that are used.
 
     Raises:
         ValueError: names are missing or unknown.
@@ -84,21 +85,16 @@ def check_complete(layout: Layout, rules: Mapping[str, Rule], depth: int, shapes
         if pattern in present or not source.endswith("?"):
             used |= {pattern.format(i) for i in range(depth)} if "{}" in pattern else {pattern}
     missing = used - shapes.keys()
-    unknown = {name for name in shapes.keys() - used if 0 not in shapes[name] and not is_ignored(name, layout)}
+    unused = {name for name in shapes.keys() - used if 0 not in shapes[name]}
+    unknown = {name for name in unused if not is_ignored(name, layout) and not is_beside(name, layout)}
     faults = [f"{len(names)} {fault} ({listing(names)})" for fault, names in (("missing", missing), ("unknown", unknown)) if names]
     if faults:
         raise ValueError(
             f"keys do not fit the layout {layout.name} with {depth} blocks: {'; '.join(faults)}; pass the complete, original file"
         )
+    return used & shapes.keys()
 
 
 def listing(names: Collection[str]) -> str:
     """The first few names, in one string."""
     return ", ".join(sorted(names)[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
-
-
-def _strip(name: str) -> str:
-    """The name without the prefixes that wrapper modules add."""
-    while match := _PREFIX.match(name):
-        name = name[match.end() :]
-    return name

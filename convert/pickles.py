@@ -1,4 +1,4 @@
-"""`.pth` files, the one place that needs torch. Nothing in a pickle is executed: only tensors, plain containers and
+"""`.pth` files, the one place that needs torch. Nothing in a pickle is executed: only tensors, plain containers, NumPy's numbers and
 `argparse.Namespace` (which full DINO checkpoints hold) are read."""
 
 from __future__ import annotations
@@ -7,44 +7,35 @@ import argparse
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from convert.copies import find_models, teacher_of
+from convert.formats import refuse_format
+from convert.naming import is_training_state
 from jaxvit.files import refuse_remote, replacing, require_space
 
 ZIP = b"PK\x03\x04"
-# of several wrappers the first is read
-WRAPPERS = ("teacher", "student", "model", "state_dict", "module", "backbone")
-_MAX_DEPTH = 5
+_MAX_DEPTH = 7  # of dicts in one another
 
 
-def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
-    """The weights of a `.pth` file as torch tensors by key, and the path of wrapper dicts around them ("model.teacher", or "").
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Every tensor of a `.pth` file, as a torch tensor: its key is joined from those of the dicts and lists around it, with dots.
 
     Raises:
-        ValueError: torch is missing, or the file is damaged, holds other objects, or no weights.
+        ValueError: torch is missing, or the file is damaged, holds other objects, or no tensors.
     """
-    torch = _torch()
-    with path.open("rb") as file:
-        is_zip = file.read(4) == ZIP
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and old storages: errors say enough
-            # only zip archives can be memory-mapped
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
-    except Exception as error:  # torch passes on all kinds of errors of its unpickler
-        raise ValueError(_reason(path, error)) from error
-    if not isinstance(content, dict):
-        raise ValueError(f'"{path}" holds a {type(content).__name__}, not a dict of tensors; pass a state dict')
-    weights, wrapper = _unwrap(content)
-    if not weights:
-        entries = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5])
-        raise ValueError(f'"{path}" holds no weights: its entries are {entries or "none"}; possible wrappers are {", ".join(WRAPPERS)}')
-    return weights, wrapper
+    return _tensors(_content(path), path)
 
 
 def to_safetensors(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Write the weights of a `.pth` file, keys and dtypes as they are, to a safetensors file; returns its path.
+    """Write the weights of a `.pth` file, dtypes and keys as they are, to a safetensors file; returns its path.
+
+    Of a teacher and a student only the teacher is written, of other copies all; dicts without any weights of a model (those of an
+    optimizer) are not. Keys get the names of the dicts around them where the weights stand in several dicts.
 
     Raises:
         ValueError: `source` is no readable `.pth` file, `out` is a folder, or there is no space for it.
@@ -53,10 +44,16 @@ def to_safetensors(source: str | os.PathLike[str], out: str | os.PathLike[str]) 
     refuse_remote(out)
     path, target = Path(source).expanduser(), Path(out).expanduser()
     if not path.is_file():
-        raise ValueError(f'"{source}" is no file; pass a .pth file')
+        raise ValueError(f'"{source}" is no file; pass a .pth file, or the pytorch_model.bin of a Hugging Face folder')
     if target.is_dir():
         raise ValueError(f'"{out}" is a folder; name a file that ends in .safetensors')
-    weights, _ = read_pickle(path)
+    with path.open("rb") as file:
+        beginning = file.read(32)
+    refuse_format(path, beginning)
+    if beginning[8:9] == b"{":
+        raise ValueError(f'"{source}" is a safetensors file already; convert it as it is')
+    content = _content(path)
+    weights = _of_models(_tensors(content, path), content)
     require_space(target, sum(tensor.numel() * tensor.element_size() for tensor in weights.values()))
     from safetensors.torch import save_file
 
@@ -79,7 +76,7 @@ def _unshared(weights: dict[str, Any]) -> dict[str, Any]:
     return unshared
 
 
-def _torch() -> Any:
+def _torch(path: Path) -> Any:
     """The torch module.
 
     Raises:
@@ -89,25 +86,84 @@ def _torch() -> Any:
         import torch
     except ImportError as error:
         raise ValueError(
-            "reading a .pth file needs torch: pip install -e '.[torch]', or run `python -m convert FILE.pth --to-safetensors "
-            "FILE.safetensors` on another machine that has it and convert the result here"
+            f"reading a {path.suffix or '.pth'} file needs torch: pip install -e '.[torch]', or run `python -m convert {path.name} "
+            f"--to-safetensors {path.stem}.safetensors` on another machine that has it and convert the result here"
         ) from error
     return torch
 
 
-def _unwrap(tree: dict[Any, Any], depth: int = 0) -> tuple[dict[str, Any], str]:
-    """The weights in the first wrapper that holds any, else the tensors of this dict; and the path of wrappers.
+def _content(path: Path) -> dict[Any, Any]:
+    """What a `.pth` file holds.
 
-    Everything else (optimizer, epoch, arguments, scalars) is dropped. A tensor next to a wrapper is included, so that it is
-    reported as unknown.
+    Raises:
+        ValueError: torch is missing, or the file is damaged, or holds other objects.
     """
-    tensors = {str(key): value for key, value in tree.items() if hasattr(value, "is_floating_point")}
-    for name in WRAPPERS if depth < _MAX_DEPTH else ():
-        if isinstance(tree.get(name), dict):
-            inner, path = _unwrap(tree[name], depth + 1)
-            if inner:
-                return {**{key: tensor for key, tensor in tensors.items() if tensor.ndim}, **inner}, f"{name}.{path}".rstrip(".")
-    return tensors, ""
+    torch = _torch(path)
+    with path.open("rb") as file:
+        is_zip = file.read(4) == ZIP
+    try:
+        with torch.serialization.safe_globals(_safe_classes()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols and old storages: errors say enough
+            # only zip archives can be memory-mapped
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
+    except Exception as error:  # torch passes on all kinds of errors of its unpickler
+        raise ValueError(_reason(path, error)) from error
+    if not isinstance(content, dict):
+        raise ValueError(f'"{path}" holds a {type(content).__name__}, not a dict of tensors; pass a state dict')
+    return content
+
+
+def _safe_classes() -> list[Any]:
+    """Classes beside torch's own that may be unpickled: they hold plain values (NumPy's: a best score, a loss) and run nothing."""
+    dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
+    scalar, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]  # their names differ among versions of NumPy
+    modules = ("numpy._core.multiarray", "numpy.core.multiarray")
+    named = [(made, f"{module}.{name}") for module in modules for made, name in ((scalar, "scalar"), (array, "_reconstruct"))]
+    return [argparse.Namespace, np.dtype, np.ndarray, *dtypes, *named]
+
+
+def _tensors(content: dict[Any, Any], path: Path) -> dict[str, Any]:
+    """All tensors in nested dicts and lists, by joined key.
+
+    Raises:
+        ValueError: there are none, or two have the same key.
+    """
+    tensors: dict[str, Any] = {}
+    for key, value in _flat(content, ""):
+        if key in tensors:
+            raise ValueError(f'"{path}" holds two tensors under "{key}"; pass a state dict')
+        tensors[key] = value
+    if not tensors:
+        entries = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5])
+        raise ValueError(f'"{path}" holds no weights: its entries are {entries or "none"}; pass a file with a state dict')
+    return tensors
+
+
+def _flat(tree: Any, prefix: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    for name, value in items if depth < _MAX_DEPTH else ():
+        if hasattr(value, "is_floating_point"):
+            yield f"{prefix}{name}", value
+        else:
+            yield from _flat(value, f"{prefix}{name}.", depth + 1)
+
+
+def _of_models(tensors: dict[str, Any], content: dict[Any, Any]) -> dict[str, Any]:
+    """The tensors in the dicts that hold a vision transformer, and those outside all dicts; all where there is no such model."""
+    models = find_models({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    chosen = teacher_of(models)
+    kept = {key.partition(".")[0] for model in ([chosen] if chosen else models) for key in model.keys.values()}
+    boxes = {str(key) for key, value in content.items() if isinstance(value, dict | list | tuple)}
+    tensors = {
+        key: value
+        for key, value in tensors.items()
+        if (box := key.partition(".")[0]) in kept or not (box in boxes or is_training_state(box))
+    }
+    if len(kept) == 1 and kept <= boxes and all(key.partition(".")[0] in kept for key in tensors):
+        (box,) = kept
+        inner = next(value for key, value in content.items() if str(key) == box)
+        return _of_models({key.removeprefix(f"{box}."): value for key, value in tensors.items()}, inner if isinstance(inner, dict) else {})
+    return tensors
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -116,8 +172,8 @@ def _reason(path: Path, error: Exception) -> str:
     forbidden = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"[Uu]nsupported (?:class|global):? ([\w.]+)", message)
     if forbidden:
         return (
-            f'"{path}" is refused: it holds a pickled {forbidden[1].rstrip(".")}, and only tensors, plain containers and '
-            "argparse.Namespace are read; export its state dict"
+            f'"{path}" is refused: it holds a pickled {forbidden[1].rstrip(".")}, and only tensors, plain containers, numbers and '
+            "argparse.Namespace are read; export its state dict: torch.save(model.state_dict(), FILE)"
         )
     if "weights_only" in message:  # torch's advice on how to execute it after all
         return f'"{path}" is refused: it is damaged, or its pickle holds more than tensors and plain containers; get the file again'

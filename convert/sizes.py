@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +17,13 @@ from jaxvit.config import Position
 from jaxvit.position import ROPE_BASE, rope_periods
 
 Shapes = Mapping[str, tuple[int, ...]]
-_MODEL_TYPES = {"hf_vit": "vit", "hf_dinov2": "dinov2", "hf_dinov2_with_registers": "dinov2_with_registers", "hf_dinov3": "dinov3_vit"}
+_WITH_REGISTERS = "dinov2_with_registers"
+_MODEL_TYPES = {"hf_vit": "vit", "hf_dinov2": "dinov2", "hf_dinov2_with_registers": _WITH_REGISTERS, "hf_dinov3": "dinov3_vit"}
 _SETTINGS = {"hidden_size": "width", "num_hidden_layers": "depth", "patch_size": "patch_size", "num_register_tokens": "registers"}
 _PERIODS = "rope_embed.periods"
-_RESIZE: dict[Oracle, Position] = {"meta": "offset", "hf": "plain", "timm": "antialias"}
-"""How a position table of a model without registers is resized; with registers all three antialias."""
+Resize = Literal["offset", "antialias", "plain"]
+_RESIZE: dict[Oracle, Resize] = {"meta": "offset", "hf": "plain", "timm": "antialias"}
+"""How a position table of a model without registers is resized; of the kind with registers, even of none, all antialias."""
 _NOMINAL_IMAGE_SIZE = 224
 
 
@@ -43,22 +45,33 @@ class Plan:
 
 
 def plan_model(
-    layout: Layout, shapes: Shapes, heads: int | None, name: str | None, oracle: Oracle | None, settings: Mapping[str, Any] | None
+    layout: Layout,
+    shapes: Shapes,
+    heads: int | None,
+    name: str | None,
+    oracle: Oracle | None,
+    settings: Mapping[str, Any] | None,
+    resize: Resize | None = None,
 ) -> Plan:
     """Return the model to make: sizes from the shapes, the head count from wherever it is known, and the oracle's rules.
 
     Args:
         shapes: by plain name.
         settings: content of the `config.json` of a Hugging Face model.
+        resize: how the position table is resized, in place of the oracle's rule.
 
     Raises:
-        ValueError: a size cannot be read, the sources of the head count contradict each other or there is none, or
-            `name` is a released model of other sizes.
+        ValueError: there is no table to resize, a size cannot be read, the sources of the head count contradict each other or there is
+            none, or `name` is a released model of other sizes.
     """
     variant, sizes = _sizes(layout, shapes)
     rules = layout.rules(variant)
     rope = "patch_position" not in rules
     model_oracle = oracle or layout.oracle
+    if rope and resize is not None:
+        raise ValueError(f'position "{resize}" resizes a learned table, and this model has none (RoPE); leave out position, or --position')
+    if rope and not sizes["registers"] and not _register_keys(rules) & shapes.keys() and _released(sizes | {"registers": 4}, rope):
+        raise ValueError(f"missing key {', '.join(_register_keys(rules))}; pass the complete, original file")
     computed = {}
     if layout.name == "timm_eva" and not sizes["qkv_bias"] and (with_bias := _released(sizes | {"qkv_bias": True}, rope)):
         sizes["qkv_bias"] = True
@@ -71,7 +84,7 @@ def plan_model(
         raise ValueError(f"this is not {name}: {', '.join(differences)}; drop the name or pass the file of that model")
     periods_shape = shapes.get(_PERIODS)
     sizes["heads"] = _heads(heads, name, settings, sizes, rope, periods_shape[0] if periods_shape else None)
-    position: Position = "rope" if rope else "antialias" if sizes["registers"] else _RESIZE[model_oracle]
+    position: Position = "rope" if rope else resize or _resize_rule(rules, shapes, model_oracle, settings)
     norm_eps = 1e-5 if rope else 1e-12 if model_oracle == "hf" and not sizes["layer_scale"] else 1e-6
     if model_oracle == "hf" and settings is not None:
         norm_eps = float(settings.get("layer_norm_eps", norm_eps))
@@ -83,6 +96,17 @@ def plan_model(
         # Meta computes them in bfloat16
         computed["rope_periods"] = periods.astype(jnp.bfloat16).astype(np.float32) if model_oracle == "meta" else periods
     return Plan(config, model_oracle, rules, computed)
+
+
+def _register_keys(rules: Mapping[str, Rule]) -> set[str]:
+    """The keys of register tokens in a layout."""
+    return {source.removesuffix("?") for source in rules["register_tokens"].sources} if "register_tokens" in rules else set()
+
+
+def _resize_rule(rules: Mapping[str, Rule], shapes: Shapes, oracle: Oracle, settings: Mapping[str, Any] | None) -> Resize:
+    """How the position table is resized: DINOv2 with registers has a rule of its own, also where there are none of them."""
+    with_registers = bool(_register_keys(rules) & shapes.keys()) or (settings or {}).get("model_type") == _WITH_REGISTERS
+    return "antialias" if with_registers else _RESIZE[oracle]
 
 
 def has_packed_feed_forward(shapes: Shapes) -> bool:
@@ -240,7 +264,8 @@ def _check_settings(settings: Mapping[str, Any], layout: Layout, sizes: Mapping[
     """
     expected_type = _MODEL_TYPES[layout.name]
     model_type = settings.get("model_type", expected_type)
-    if model_type != expected_type:
+    without_registers = model_type == _WITH_REGISTERS and settings.get("num_register_tokens") == 0 and layout.name == "hf_dinov2"
+    if model_type != expected_type and not without_registers:
         raise ValueError(f'config.json says model_type "{model_type}", but the keys are those of "{expected_type}"')
     for key, field in _SETTINGS.items():
         value = settings.get(key, sizes[field])

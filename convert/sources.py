@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from convert.formats import folder_refusal, refuse_format, unknown_source
 from convert.pickles import ZIP, read_pickle
 from jaxvit import MODELS
 from jaxvit.files import refuse_remote
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+_WHOLE = ("model.safetensors", "pytorch_model.bin")  # with ".index.json" the names of indices of parts
 _CONFIG = "config.json"
 _PICKLE = b"\x80"
 _REOPEN_AFTER = 2**29  # bytes read
@@ -32,14 +33,14 @@ class Source:
         shapes: shape of every tensor, by key.
         read: returns one tensor by key, in float32.
         settings: path of the `config.json` beside the weights, which may belong to something else.
-        wrapper: path of the wrapper dicts around the weights, for example "teacher".
+        folder: folder of which all files belong to these weights; None for a lone file, whose neighbours may be anybody's.
     """
 
     files: tuple[Path, ...]
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     settings: Path | None = None
-    wrapper: str = ""
+    folder: Path | None = None
 
 
 def open_source(source: str | Path) -> Source:
@@ -51,45 +52,54 @@ def open_source(source: str | Path) -> Source:
     refuse_remote(source)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _open_folder(path)
-    if path.is_file():
-        return _open_file(path)
-    if str(source) in MODELS:
+        opened, folder = _open_folder(path), path
+    elif path.is_file():
+        opened, folder = _open_file(path), path.parent
+    elif str(source) in MODELS:
         raise ValueError(f'"{source}" is a released model, no file: convert.fetch("{source}") or python -m convert {source} downloads it')
-    raise ValueError(f'"{source}" does not exist; pass a .pth file, a .safetensors file or a Hugging Face or timm folder')
+    else:
+        raise ValueError(unknown_source(str(source)))
+    settings = folder / _CONFIG
+    belongs = path.is_dir() or path.name in _WHOLE
+    return replace(opened, settings=settings if settings.is_file() else None, folder=folder if belongs else None)
 
 
 def _open_file(path: Path) -> Source:
     with path.open("rb") as file:
         beginning = file.read(32)
+    if not beginning:
+        raise ValueError(f'"{path}" is neither a PyTorch nor a safetensors file: it is empty; get the file again')
+    refuse_format(path, beginning)
     if beginning[8:9] == b"{":
-        return _open_safetensors((path,), path.parent)
+        return _open_safetensors((path,))
     if beginning.startswith((ZIP, _PICKLE)):
-        tensors, wrapper = read_pickle(path)
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        settings = path.parent / _CONFIG
-        read = _PickleReader(path, tensors) if beginning.startswith(ZIP) else lambda key: _from_torch(tensors[key], key)
-        return Source((path,), shapes, read, settings if settings.is_file() else None, wrapper)
-    content = f"it starts with {beginning!r}" if beginning else "it is empty"
-    raise ValueError(f'"{path}" is neither a PyTorch nor a safetensors file: {content}; get the file again')
+        return _open_pickles((path,))
+    raise ValueError(f'"{path}" is neither a PyTorch nor a safetensors file: it starts with {beginning!r}; get the file again')
 
 
 def _open_folder(folder: Path) -> Source:
-    if (folder / _SINGLE).is_file():
-        return _open_safetensors((folder / _SINGLE,), folder)
-    if not (folder / _INDEX).is_file():
-        raise ValueError(f'"{folder}" has neither {_SINGLE} nor {_INDEX}; pass a Hugging Face folder that has, or a weights file')
-    index = read_json(folder / _INDEX).get("weight_map")
+    """The first of the files, or indices of parts, that Hugging Face and timm write."""
+    for name in _WHOLE:
+        if (folder / name).is_file():
+            return _open_file(folder / name)
+        if (folder / f"{name}.index.json").is_file():
+            return _open_parts(folder, folder / f"{name}.index.json")
+    raise ValueError(folder_refusal(folder))
+
+
+def _open_parts(folder: Path, index_file: Path) -> Source:
+    index = read_json(index_file).get("weight_map")
     if not isinstance(index, dict) or not index:
-        raise ValueError(f"{folder / _INDEX} has no weight_map; get the folder again")
+        raise ValueError(f"{index_file} has no weight_map; get the folder again")
     names = sorted(set(map(str, index.values())))
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
-            raise ValueError(f'{folder / _INDEX} names the file "{name}", which is not in the folder; get the folder again')
-    source = _open_safetensors(tuple(folder / name for name in names), folder)
+            raise ValueError(f'{index_file} names the file "{name}", which is not in the folder; get the folder again')
+    files = tuple(folder / name for name in names)
+    source = _open_safetensors(files) if index_file.name.startswith(_WHOLE[0]) else _open_pickles(files)
     if differing := sorted(source.shapes.keys() ^ index.keys()):
-        raise ValueError(f"{folder / _INDEX} and its files disagree about {', '.join(differing[:5])}; get the folder again")
-    return replace(source, files=(*source.files, folder / _INDEX))
+        raise ValueError(f"{index_file} and its files disagree about {', '.join(differing[:5])}; get the folder again")
+    return replace(source, files=(*source.files, index_file))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -107,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _open_safetensors(files: tuple[Path, ...], folder: Path) -> Source:
+def _open_safetensors(files: tuple[Path, ...]) -> Source:
     from safetensors import SafetensorError, safe_open
 
     file_of: dict[str, Path] = {}
@@ -130,21 +140,42 @@ def _open_safetensors(files: tuple[Path, ...], folder: Path) -> Source:
         with safe_open(file_of[key], framework="numpy") as file:
             return _float32(file.get_tensor(key))
 
-    settings = folder / _CONFIG
-    return Source(files, shapes, read, settings if settings.is_file() else None)
+    return Source(files, shapes, read)
+
+
+def _open_pickles(files: tuple[Path, ...]) -> Source:
+    tensors = _read_pickles(files)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    return Source(files, shapes, _PickleReader(files, tensors))
+
+
+def _read_pickles(files: tuple[Path, ...]) -> dict[str, Any]:
+    """All tensors of these files.
+
+    Raises:
+        ValueError: a file cannot be read, or two have the same tensor.
+    """
+    tensors: dict[str, Any] = {}
+    for path in files:
+        part = read_pickle(path)
+        if twice := sorted(tensors.keys() & part.keys()):
+            raise ValueError(f'tensor "{twice[0]}" is in two files, {path.name} is the second; get the folder again')
+        tensors |= part
+    return tensors
 
 
 class _PickleReader:
-    """Reads tensors of a memory-mapped `.pth` file, which it opens again after every half gigabyte: the pages read from a mapped
-    file count as used memory until the file is closed."""
+    """Reads tensors of memory-mapped `.pth` files, which it opens again after every half gigabyte: the pages read from a mapped
+    file count as used memory until the file is closed. Files that cannot be mapped stay open."""
 
-    def __init__(self, path: Path, tensors: dict[str, Any]):
-        self._path, self._tensors, self._bytes_read = path, tensors, 0
+    def __init__(self, files: tuple[Path, ...], tensors: dict[str, Any]):
+        self._files, self._tensors, self._bytes_read = files, tensors, 0
+        self._reopens = all(zipfile.is_zipfile(path) for path in files)
 
     def __call__(self, key: str) -> np.ndarray:
-        if self._bytes_read > _REOPEN_AFTER:
+        if self._reopens and self._bytes_read > _REOPEN_AFTER:
             self._tensors, self._bytes_read = {}, 0
-            self._tensors = read_pickle(self._path)[0]
+            self._tensors = _read_pickles(self._files)
         tensor = self._tensors[key]
         self._bytes_read += tensor.numel() * tensor.element_size()
         return _from_torch(tensor, key)

@@ -14,6 +14,7 @@ import torch
 import convert.layouts
 from convert import convert as convert_weights
 from jaxvit.checkpoint import load, read_manifest
+from tests.convert.sources import WIDTH, dinov2, to_timm, write
 from tests.convert.test_transformers_parity import TINY, TOLERANCE, make, measure, saved
 
 SIZES = {14: ((224, 224), (252, 252), (518, 518), (224, 280)), 16: ((224, 224), (256, 256), (512, 512), (224, 288))}
@@ -90,6 +91,41 @@ def test_the_oracles_differ_where_they_should(tmp_path):
     theirs = make("dinov2", TINY | {"image_size": 518})
     errors = {oracle: measure(theirs, load(convert_weights(folder, tmp_path / oracle, oracle=oracle)), 224, 224) for oracle in RESIZE}
     assert min(errors.values()) > 30 * TOLERANCE
+
+
+@pytest.mark.parametrize("position", ["offset", "antialias", "plain"])
+def test_a_position_rule_by_name_is_followed_whatever_the_layout(position, record_parity, tmp_path):
+    theirs = make("dinov2", TINY | {"image_size": 112})
+    ours = load(convert_weights(saved(theirs, tmp_path / "hf"), tmp_path / "out", position=position))
+    assert ours.config.position == position
+
+    def interpolate(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return RESIZE["meta" if position == "offset" else "timm"](self.position_embeddings, (height // 14, width // 14), False)
+
+    if position != "plain":  # that of transformers
+        theirs.embeddings.interpolate_pos_encoding = types.MethodType(interpolate, theirs.embeddings)
+    error = measure(theirs, ours, 84, 56)
+    record_parity(f"position {position}", "84x56 max abs", error, TOLERANCE)
+    assert error <= TOLERANCE
+
+
+@pytest.mark.parametrize("layout", ["meta_v3", "timm_eva"])
+def test_a_dinov3_without_registers_has_no_tensor_for_them(layout, record_parity, tmp_path):
+    theirs = make("dinov3", TINY, num_register_tokens=0)
+    weights = _as_meta(theirs)
+    weights = {key: value for key, value in (to_timm(weights) if layout == "timm_eva" else weights).items() if value.numel()}
+    out = convert_weights(write(tmp_path / "v3.pth", weights), tmp_path / "out", heads=2, oracle="hf")
+    assert read_manifest(out)["layout"] == layout
+    error = measure(theirs, load(out), 96, 64)
+    record_parity(f"{layout} without registers", "96x64 max abs", error, TOLERANCE)
+    assert error <= TOLERANCE
+
+
+def test_an_empty_register_tensor_is_of_the_kind_with_registers(tmp_path):
+    """Which antialiases: in Meta's files as in Hugging Face's."""
+    for weights, expected in ((dinov2() | {"register_tokens": torch.zeros(1, 0, WIDTH)}, "antialias"), (dinov2(), "offset")):
+        out = convert_weights(write(tmp_path / "w.pth", weights), tmp_path / "out", heads=2)
+        assert (load(out).config.position, load(out).config.registers) == (expected, 0)
 
 
 def test_a_final_norm_for_cls_and_registers_of_their_own(record_parity, tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import jaxvit
-from convert.naming import check_complete, plain_names, recognise
+from convert.copies import find_models
+from convert.naming import check_complete, recognise
 from convert.sizes import plan_model
 from jaxvit.checkpoint import named_leaves
 from jaxvit.vit import abstract
@@ -43,7 +44,7 @@ def meta_shapes(config: jaxvit.ViTConfig) -> dict[str, tuple[int, ...]]:
 def test_released_models_are_read_off_their_shapes(name):
     config = jaxvit.MODELS[name]
     shapes = meta_shapes(config)
-    layout = recognise(plain_names(shapes))
+    layout = recognise(find_models(shapes)[0].keys)
     assert layout.name == ("meta_v3" if config.position == "rope" else "meta")
     plan = plan_model(layout, shapes, heads=None, name=name if "sat493m" in name else None, oracle=None, settings=None)
     assert plan.config == config

@@ -98,6 +98,7 @@ def test_tokens_agree(family, sizes, record_parity, tmp_path):
         ("dinov2", {"qkv_bias": False}),
         ("dinov2", {"layer_norm_eps": 1e-3}),
         ("dinov3", {"num_register_tokens": 0}),
+        ("dinov2_reg", {"num_register_tokens": 0}),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else x,
 )
