@@ -61,7 +61,14 @@ def mean_scores(scores: PerUnit, valid: PerUnit | None = None) -> Scores:
 
 
 def ratio_scores(numerators: PerUnit, denominators: PerUnit, valid: PerUnit | None = None) -> Scores:
-    """A ratio of sums, such as hits [units] over points [units]; units whose `valid` is False are left out."""
+    """A ratio of sums, such as hits [units] over points [units]; units whose `valid` is False are left out.
+
+    Raises:
+        ValueError: the arrays are not of the same units.
+    """
+    lengths = [np.shape(array) for array in (numerators, denominators, *(() if valid is None else (valid,)))]
+    if len(set(lengths)) != 1 or len(lengths[0]) != 1:
+        raise ValueError(f"scores and flags have the shapes {', '.join(map(str, lengths))}; give one number for each unit in all: (units,)")
     contributions = np.stack([np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)], axis=-1)
     return Scores(contributions if valid is None else contributions[np.asarray(valid, bool)], ratio)
 
@@ -217,6 +224,9 @@ def holm(p_values: Sequence[float] | Float[np.ndarray, "tests"]) -> Float[np.nda
 
 def _contributions(scores: Scores) -> Float[np.ndarray, "units *parts"]:
     contributions = np.asarray(scores.contributions, np.float64)
+    if not np.isfinite(contributions).all():
+        unit = int(np.argwhere(~np.isfinite(contributions))[0][0])
+        raise ValueError(f"the score of unit {unit} is NaN or infinite; leave the unit out, or find out where that comes from")
     if contributions.ndim < 2 or not len(contributions):
         raise ValueError(f"contributions have shape {contributions.shape}; they need at least one unit and an axis of parts")
     return contributions

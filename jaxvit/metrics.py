@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Num, Shaped
 
+from jaxvit import checks
 from jaxvit.geometry import unit
 from jaxvit.neighbours import nearest
 
@@ -48,14 +49,36 @@ class KeypointHits(NamedTuple):
     points: Float[np.ndarray, "pairs"]
 
 
+def _check_classified(scores: Any, labels: Any, valid: Any) -> None:
+    checks.check_array("scores", scores, "examples classes")
+    if scores.shape[1] < 2:
+        raise ValueError("scores are of one class, for which every answer is right; give a column for each of at least 2 classes")
+    checks.check_labelled("scores", scores, "labels", labels, scores.shape[-1], "examples classes", valid, fetch=False)
+
+
+@checks.check_first(_check_classified)
 @jax.jit
 def top1(
     scores: Shaped[Array, "examples classes"], labels: Int[Array, "examples"], valid: Bool[Array, "examples"] | None = None
 ) -> Float[Array, "examples"]:
-    """1 where the class with the highest score is the label, else 0; of equal scores the lowest class counts."""
+    """1 where the class with the highest score is the label, else 0; of equal scores the lowest class counts.
+
+    Raises:
+        ValueError: scores are not [examples, classes] or hold NaN, or labels are no integers, not of these examples or no classes.
+    """
     return _scores(jnp.argmax(scores, axis=-1) == labels, valid)
 
 
+def _check_views(first: Any, second: Any, valid: Any) -> None:
+    checks.check_features("first", first, "examples width", valid=valid, fetch=False)
+    checks.check_features("second", second, "examples width", valid=valid, fetch=False)
+    checks.check_same_rows("second", second, "first", first)
+    checks.check_width("second", second, "first", first)
+    if len(first) < 2:
+        raise ValueError("one example, whose second view is always found; give at least 2")
+
+
+@checks.check_first(_check_views)
 @jax.jit
 def recall_at_1(
     first: Shaped[Array, "examples width"], second: Shaped[Array, "examples width"], valid: Bool[Array, "examples"] | None = None
@@ -63,11 +86,37 @@ def recall_at_1(
     """Instance retrieval: 1 where the nearest (by cosine) of all valid second views is that of the same example, else 0.
 
     Of equally near views the one with the lowest index is retrieved: constant features score 1 / examples.
+
+    Raises:
+        ValueError: the views are not [examples, width] of the same examples and width, hold NaN, or are of one example.
     """
     _, index = nearest(first, second, 1, valid)
     return _scores(index[:, 0] == jnp.arange(len(first)), valid)
 
 
+def _check_patches(names: tuple[str, str], first: Any, second: Any, grid: tuple[int, int], patch_size: int, valid: Any = None) -> None:
+    for name, patches in zip(names, (first, second), strict=True):
+        checks.check_features(name, patches, "pairs patches width", valid=valid, fetch=False)
+        _check_grid(patches.shape[1], grid)
+    checks.check_same_rows(names[1], second, names[0], first)
+    checks.check_width(names[1], second, names[0], first)
+    checks.check_counts(patch_size=patch_size)
+
+
+def _check_warped(
+    first: Any, second: Any, warps: Any, grid: tuple[int, int], patch_size: int, tolerance: Any, mask: Any, valid: Any
+) -> None:
+    _check_patches(("first", "second"), first, second, grid, patch_size, valid)
+    checks.check_features("warps", warps, "pairs 2 3", valid=valid, fetch=False)
+    checks.check_same_rows("warps", warps, "first", first)
+    if not isinstance(tolerance, jax.core.Tracer) and not 0 <= tolerance < np.inf:
+        raise ValueError(f"tolerance is {tolerance}; give patch sides, at least 0")
+    for name, array, shape in (("warps", warps[0], (2, 3)), ("mask", mask, first.shape[:2])):
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} have the shape {array.shape}, not {shape}; give one for each pair")
+
+
+@checks.check_first(_check_warped)
 @functools.partial(jax.jit, static_argnames=("grid", "patch_size"))
 def correspondence(
     first: Shaped[Array, "pairs patches width"],
@@ -97,9 +146,8 @@ def correspondence(
         valid: pairs that are not padding; the others have 0 points.
 
     Raises:
-        ValueError: the features do not have rows x columns patches.
+        ValueError: the features do not have rows x columns patches, or hold NaN; views, warps and mask are not of the same pairs.
     """
-    _check_grid(first.shape[1], grid)
     allowed = jnp.ones(first.shape[:2], bool) if mask is None else mask
     if valid is not None:
         allowed = allowed & valid[:, None]
@@ -107,6 +155,13 @@ def correspondence(
     return matches
 
 
+def _check_keypoints(source: Any, target: Any, points: Any, grid: tuple[int, int], patch_size: int) -> None:
+    _check_patches(("source", "target"), source, target, grid, patch_size)
+    if points.shape[:1] + points.shape[2:] != (len(source), 2):
+        raise ValueError(f"points have the shape {points.shape}, for {len(source)} pairs; give (x, y) of the keypoints of each pair")
+
+
+@checks.check_first(_check_keypoints)
 @functools.partial(jax.jit, static_argnames=("grid", "patch_size"))
 def match_keypoints(
     source: Shaped[Array, "pairs patches width"],
@@ -130,10 +185,8 @@ def match_keypoints(
         (x, y) in pixels of the target image as the model saw it.
 
     Raises:
-        ValueError: the features do not have rows x columns patches.
+        ValueError: the features do not have rows x columns patches, or hold NaN; or the points are not of the same pairs.
     """
-    _check_grid(source.shape[1], grid)
-    _check_grid(target.shape[1], grid)
     centres = _centres(grid, patch_size)
 
     def match_pair(pair: tuple[Array, Array, Array]) -> Array:
@@ -179,8 +232,10 @@ def pck(
             original height over resized height): a circle in the original is an ellipse in an image that was stretched.
 
     Raises:
-        ValueError: a length that is not positive, or shapes that do not belong together.
+        ValueError: a length or an alpha that is not positive, a place of a keypoint that is not finite, or shapes that do not belong
+            together.
     """
+    checks.check_positive("alphas", alphas)
     predicted, true, length = (np.asarray(a, np.float64) for a in (predicted, true, length))
     counted = np.asarray(valid, bool)
     if predicted.shape != true.shape or counted.shape != true.shape[:2] or length.shape != true.shape[:1]:
@@ -189,6 +244,8 @@ def pck(
     if not (length > 0).all():
         raise ValueError(f"the length of pair {int(np.argmin(length > 0))} is {length[np.argmin(length > 0)]}; lengths are positive pixels")
     offsets = predicted - true
+    if not np.isfinite(offsets[counted]).all():
+        raise ValueError("a keypoint that is no padding has a place that is NaN or infinite; leave it out: valid False")
     if scale is not None:
         offsets = offsets * np.asarray(scale, np.float64)[:, None]
     distances = np.hypot(offsets[..., 0], offsets[..., 1])
@@ -224,6 +281,16 @@ def _match(
     return Matches(hits=count(hits), cycles=count(cycles), points=count(points))
 
 
+def _check_pixels(predicted: Any, target: Any, classes: int, ignore: int, valid: Any) -> None:
+    checks.check_counts(classes=classes)
+    checks.check_class_map("predicted", predicted, "images height width", classes)
+    checks.check_class_map("target", target, "images height width", classes, ignore)
+    if predicted.shape != target.shape:
+        raise ValueError(f"predicted has the shape {predicted.shape} and target {target.shape}; bring the prediction to the target's size")
+    checks.check_mask("valid", valid, "target", target, fetch=False)
+
+
+@checks.check_first(_check_pixels)
 @functools.partial(jax.jit, static_argnames="classes")
 def confusion(
     predicted: Integer[Array, "images height width"],
@@ -235,6 +302,9 @@ def confusion(
     """Pixel counts of each image by target class (rows) and predicted class (columns), int32.
 
     Pixels whose target is `ignore` are not counted; all other targets and all predictions must lie in 0 .. classes - 1.
+
+    Raises:
+        ValueError: they do not (where their values are on the host), or predictions and targets are not of the same pixels.
     """
     counted = target != ignore
     if valid is not None:
@@ -252,8 +322,13 @@ def mean_iou(confusion: Num[np.ndarray, "*batch classes classes"]) -> Float[np.n
     """Mean over classes of intersection / union, from summed confusion matrices; float64 on the host.
 
     The mean is over the classes that are present in the targets or in the predictions; NaN where there is none.
+
+    Raises:
+        ValueError: the matrices are not square.
     """
     confusion = np.asarray(confusion, np.float64)
+    if confusion.ndim < 2 or confusion.shape[-1] != confusion.shape[-2]:
+        raise ValueError(f"confusion has the shape {confusion.shape}; give matrices [..., classes, classes], summed over images")
     intersection = np.diagonal(confusion, axis1=-2, axis2=-1)
     union = confusion.sum(axis=-1) + confusion.sum(axis=-2) - intersection
     present = union > 0

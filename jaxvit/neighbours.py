@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxvit import checks
 from jaxvit.geometry import unit
 from jaxvit.sharding import one_by_one
 
@@ -20,6 +21,26 @@ CHUNK, ROWS = 256, 65_536
 """Queries, and rows of the bank, searched at a time by default: memory is CHUNK x ROWS floats, not queries x bank."""
 
 
+def check_search(queries: Any, bank: Any, k: int, valid: Any, chunk: int, rows: int, fetch: bool = False) -> None:
+    """Check what a search is given.
+
+    Args:
+        valid: rows of the bank that are not padding, or None.
+        fetch: look at values on an accelerator too (`jaxvit.checks`).
+
+    Raises:
+        ValueError: queries or bank are not [rows, width] of one width, hold NaN, or belong to other flags; `k` is below 1 or above the
+            number of rows; `chunk` or `rows` is below 1.
+    """
+    checks.check_features("bank", bank, valid=valid, fetch=fetch)
+    checks.check_features("queries", queries, fetch=fetch)
+    checks.check_width("queries", queries, "bank", bank)
+    checks.check_counts(k=k, chunk=chunk, rows=rows)
+    if k > len(bank):
+        raise ValueError(f"k is {k}, but the bank has {len(bank)} rows; choose k from 1 to {len(bank)}")
+
+
+@checks.check_first(check_search)
 def nearest(
     queries: Shaped[AnyArray, "queries width"],
     bank: Shaped[AnyArray, "bank width"],
@@ -41,24 +62,11 @@ def nearest(
         mesh: its devices share the queries, and each holds the whole bank. By default all stay where the inputs are.
 
     Raises:
-        ValueError: `k` is below 1 or above the size of the bank; `chunk` or `rows` is below 1.
+        ValueError: see `check_search`.
     """
-    check_sizes(k, len(bank), chunk, rows)
     chunk = chunk_of(len(queries), chunk)
     result: tuple[Array, Array] = by_query(search, queries, (bank, valid), (k, rows), chunk, mesh)
     return result
-
-
-def check_sizes(k: int, bank: int, chunk: int, rows: int) -> None:
-    """Check the sizes of a search.
-
-    Raises:
-        ValueError: `k` is below 1 or above the size of the bank; `chunk` or `rows` is below 1.
-    """
-    if not 1 <= k <= bank:
-        raise ValueError(f"k is {k}, but the bank has {bank} rows; choose k from 1 to {bank}")
-    if chunk < 1 or rows < 1:
-        raise ValueError(f"chunks are {chunk} queries and {rows} rows of the bank; each must be at least 1")
 
 
 def by_query(

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = (
     ("config",),
-    ("sites", "tokens", "moments", "geometry", "sharding"),
+    ("sites", "tokens", "moments", "geometry", "sharding", "checks"),
     ("position", "attention", "vit"),
     ("specs", "serial", "ablation"),
     ("ops", "apply", "lowering"),

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxvit import checks
 from jaxvit.metrics import top1
 from jaxvit.probes import ridge
 from jaxvit.probes.ridge import Ridge
@@ -77,8 +78,10 @@ def few_shot(
 
     Raises:
         ValueError: a class has fewer training examples than shots; shots, seeds or penalties are empty, or shots or penalties not
-            positive; several penalties without a validation split.
+            positive; several penalties without a validation split; or see `selection.check_splits`.
     """
+    checks.check_splits(_splits(train, train_labels, validation, validation_labels, test, test_labels), classes)
+    checks.check_positive("penalties", penalties)
     if not shots or not seeds or min(shots) < 1:
         raise ValueError(f"shots are {tuple(shots)} and seeds {tuple(seeds)}; give at least one of each, and shots of at least 1")
     if len(penalties) > 1 and (validation is None or validation_labels is None):
@@ -96,8 +99,11 @@ def draw(labels: Int[Array, "rows"], classes: int, shots: int, seed: int) -> Int
     """The drawn rows, class by class: the first `shots` of a permutation of each class's rows, which depends on the seed.
 
     Raises:
-        ValueError: a class has fewer rows.
+        ValueError: a class has fewer rows, labels are no integers, or there is one class only.
     """
+    checks.check_classes(classes)
+    checks.check_integers("labels", labels)
+    checks.check_counts(shots=shots)
     generator = np.random.default_rng(seed)
     permuted = [generator.permutation(np.flatnonzero(np.asarray(labels) == label)) for label in range(classes)]
     fewest = min(range(classes), key=lambda label: len(permuted[label]))
@@ -108,6 +114,40 @@ def draw(labels: Int[Array, "rows"], classes: int, shots: int, seed: int) -> Int
     return np.concatenate([rows[:shots] for rows in permuted])
 
 
+def _splits(
+    train: Any, train_labels: Any, validation: Any, validation_labels: Any, test: Any, test_labels: Any
+) -> dict[str, tuple[Any, Any]]:
+    """Features and labels of the splits that are given, by name.
+
+    Raises:
+        ValueError: validation features without labels, or labels without features.
+    """
+    if (validation is None) != (validation_labels is None):
+        raise ValueError("validation and validation_labels belong together; give both, or neither and one penalty")
+    chosen_on = {} if validation is None else {"validation": (validation, validation_labels)}
+    return {"train": (train, train_labels), **chosen_on, "test": (test, test_labels)}
+
+
+def _check_draws(
+    train: Any,
+    train_labels: Any,
+    rows: Any,
+    validation: Any,
+    validation_labels: Any,
+    test: Any,
+    test_labels: Any,
+    classes: int,
+    lambdas: tuple[float, ...],
+) -> None:
+    checks.check_splits(_splits(train, train_labels, validation, validation_labels, test, test_labels), classes)
+    checks.check_integers("rows", rows)
+    if (numbers := checks.values(rows)) is not None and not ((numbers >= 0) & (numbers < len(train))).all():
+        raise ValueError(f"rows are {numbers.min()} to {numbers.max()}, and train has {len(train)} rows, counted from 0; see draw")
+    if len(lambdas) > 1 and validation is None:
+        raise ValueError(f"{len(lambdas)} lambdas and no validation split to choose on; give one that is not reported, or one lambda")
+
+
+@checks.check_first(_check_draws)
 @functools.partial(jax.jit, static_argnames=("classes", "lambdas"))
 def probe_draws(
     train: Shaped[Array, "train width"],
@@ -125,6 +165,9 @@ def probe_draws(
     Args:
         rows: of the examples that each seed draws.
         lambdas: as in `ridge.fit`; several need a validation split.
+
+    Raises:
+        ValueError: a drawn row is none of train; several lambdas without a validation split; or see `selection.check_splits`.
     """
 
     def probe(drawn: Array) -> Probe[Ridge]:

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxvit.neighbours import CHUNK, ROWS, AnyArray, by_query, check_sizes, chunk_of, search
+from jaxvit import checks
+from jaxvit.neighbours import CHUNK, ROWS, AnyArray, by_query, check_search, chunk_of, search
 
 
+def _check_bank(bank: Any, labels: Any, queries: Any, classes: int, ks: tuple[int, ...], temperature: Any, chunk: int, rows: int) -> None:
+    if not isinstance(ks, tuple) or not ks:
+        raise ValueError(f"ks are {ks!r}; give a tuple of at least one number of neighbours, such as (10, 20)")
+    checks.check_counts(**{f"ks[{i}]": k for i, k in enumerate(ks)})
+    checks.check_positive("temperature", temperature)
+    checks.check_classes(classes)
+    checks.check_labelled("bank", bank, "labels", labels, classes)
+    labelled = None if (numbers := checks.values(labels)) is None else numbers >= 0
+    _check_neighbours(queries, bank, max(ks), labelled, chunk, rows)
+    checks.check_several_classes("labels", labels)
+
+
+def _check_neighbours(queries: Any, bank: Any, k: int, valid: Any, chunk: int, rows: int) -> None:
+    """Padding has no vote: that a search fills up with it must not go unnoticed."""
+    check_search(queries, bank, k, valid, chunk, rows, fetch=True)
+    if (flags := checks.values(valid)) is not None and k > (count := int(flags.sum())):
+        raise ValueError(f"k is {k}, but the bank has {count} rows that are no padding; choose k from 1 to {count}")
+
+
+@checks.check_first(_check_bank)
 def classify(
     bank: Shaped[AnyArray, "bank width"],
     labels: Int[AnyArray, "bank"],
@@ -29,13 +51,10 @@ def classify(
     padding. Of classes with equal votes the lowest is predicted. `chunk`, `rows` and `mesh` as for `jaxvit.neighbours.nearest`.
 
     Raises:
-        ValueError: a k is below 1 or above the size of the bank; `chunk` or `rows` is below 1.
+        ValueError: labels are no integers, outside of -1 to `classes` - 1 or all of one class; no k is given; `temperature` is not
+            positive; or see `neighbours.check_search`.
     """
-    if min(ks) < 1:
-        raise ValueError(f"ks are {ks}; each must be at least 1")
-    check_sizes(max(ks), len(bank), chunk, rows)
     chunk = chunk_of(len(queries), chunk)
-
     shared = (jnp.asarray(bank), jnp.asarray(labels), jnp.float32(temperature))
     predicted: Array = by_query(_vote, queries, shared, (classes, tuple(ks), rows), chunk, mesh)
     return predicted.T
@@ -57,12 +76,32 @@ def _vote(
     return jax.vmap(lambda *neighbours: winners(neighbours))(jnp.exp(similarity / temperature), labels[index])
 
 
+def _check_predicted(predicted: Any, labels: Any) -> None:
+    checks.check_integers("predicted", predicted)
+    checks.check_integers("labels", labels)
+    if labels.ndim != 1 or predicted.shape[-1:] != labels.shape or not labels.size:
+        raise ValueError(f"predicted has the shape {predicted.shape} and labels {labels.shape}; give one label for each query")
+
+
+@checks.check_first(_check_predicted)
 @jax.jit
 def correct(predicted: Int[Array, "*ks queries"], labels: Int[Array, "queries"]) -> Float[Array, "*ks queries"]:
-    """1 where the prediction is the label, else 0; also 0 for a query labelled -1, which is padding."""
+    """1 where the prediction is the label, else 0; also 0 for a query labelled -1, which is padding.
+
+    Raises:
+        ValueError: predictions and labels are no integers, or not of the same queries.
+    """
     return ((predicted == labels) & (labels >= 0)).astype(jnp.float32)
 
 
+def _check_memory(bank: Any, targets: Any, queries: Any, k: int, temperature: Any, valid: Any, chunk: int, rows: int) -> None:
+    checks.check_positive("temperature", temperature)
+    _check_neighbours(queries, bank, k, valid, chunk, rows)
+    checks.check_features("targets", targets, "bank classes")
+    checks.check_same_rows("targets", targets, "bank", bank)
+
+
+@checks.check_first(_check_memory)
 def retrieve(
     bank: Shaped[AnyArray, "bank width"],
     targets: Float[AnyArray, "bank classes"],
@@ -80,9 +119,8 @@ def retrieve(
     fractions of their pixels. `chunk`, `rows` and `mesh` as for `jaxvit.neighbours.nearest`.
 
     Raises:
-        ValueError: `k` is below 1 or above the size of the bank; `chunk` or `rows` is below 1.
+        ValueError: targets hold NaN or are not those of the bank; `temperature` is not positive; or see `neighbours.check_search`.
     """
-    check_sizes(k, len(bank), chunk, rows)
     chunk = chunk_of(len(queries), chunk)
     shared = (jnp.asarray(bank), jnp.asarray(targets), valid, jnp.float32(temperature))
     averages: Array = by_query(_average, queries, shared, (k, rows), chunk, mesh)

@@ -12,8 +12,18 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxvit import checks
 from jaxvit.probes.ridge import matmul, standardisation
-from jaxvit.probes.selection import Probe, choose_and_score, labels_by_problem, normalised_weights, one_hot, solve_many
+from jaxvit.probes.selection import (
+    Probe,
+    check_problems,
+    check_splits,
+    choose_and_score,
+    labels_by_problem,
+    normalised_weights,
+    one_hot,
+    solve_many,
+)
 
 DINOV2_CS = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))
 """The 45 inverse penalties, 1e-6 to 1e5, of DINOv2's logistic-regression evaluation (`dinov2/eval/log_regression.py`)."""
@@ -47,6 +57,24 @@ class Logistic(NamedTuple):
         return readout._replace(mean=self.mean, scale=self.scale)
 
 
+def _check_fit(features: Any, targets: Any, penalty: Any, weights: Any, iterations: int, tolerance: float) -> None:
+    checks.check_targets(features, targets, weights)
+    checks.check_positive("penalty", penalty)
+    _check_iteration(iterations, tolerance)
+
+
+def _check_fit_path(features: Any, targets: Any, penalties: Any, weights: Any, iterations: int, tolerance: float) -> None:
+    checks.check_targets(features, targets, weights)
+    checks.check_positive("penalties", penalties)
+    _check_iteration(iterations, tolerance)
+
+
+def _check_iteration(iterations: int, tolerance: float) -> None:
+    checks.check_counts(iterations=iterations)
+    checks.check_positive("tolerance", tolerance)
+
+
+@checks.check_first(_check_fit)
 @functools.partial(jax.jit, static_argnames=("iterations", "tolerance", "standardised"))
 def fit(
     features: Shaped[Array, "rows width"],
@@ -73,11 +101,16 @@ def fit(
             Measured with the default: 1e-6 at losses about 1, 3e-5 at 0.05, 3e-4 at 0.01. scikit-learn's criterion does not depend
             on the loss; by default it stops 2 % above a minimum of 0.05.
         standardised: see `fit_path`.
+
+    Raises:
+        ValueError: features, targets or weights do not belong together, or hold NaN; the targets are of one class; a penalty, the
+            tolerance or the number of iterations is not positive.
     """
     path: Logistic = fit_path(features, targets, jnp.asarray(penalty, jnp.float32)[None], weights, iterations, tolerance, standardised)
     return path.at(0)
 
 
+@checks.check_first(_check_fit_path)
 @functools.partial(jax.jit, static_argnames=("iterations", "tolerance", "standardised"))
 def fit_path(
     features: Shaped[Array, "rows width"],
@@ -95,6 +128,9 @@ def fit_path(
     Args:
         standardised: divide channels by their standard deviation; otherwise features are only centred, which with an intercept is
             the same as raw features.
+
+    Raises:
+        ValueError: see `fit`.
     """
     row_weights = normalised_weights(len(features), weights)
     mean, scale = standardisation(features, weights)
@@ -135,12 +171,22 @@ def fit_path(
     )
 
 
+def _check_read(logistic: Logistic, features: Any) -> None:
+    checks.check_read(logistic.mean, features)
+
+
+@checks.check_first(_check_read)
 @jax.jit
 def predict(logistic: Logistic, features: Shaped[Array, "rows width"]) -> Float[Array, "rows classes"]:
-    """Logits of the classes, from the read-out of one penalty."""
+    """Logits of the classes, from the read-out of one penalty.
+
+    Raises:
+        ValueError: features are of another width than those of the fit, or hold NaN.
+    """
     return matmul((features.astype(jnp.float32) - logistic.mean) / logistic.scale, logistic.weights) + logistic.intercept
 
 
+@checks.check_first(check_splits)
 @functools.partial(jax.jit, static_argnames=("classes", "cs", "standardised", "iterations", "tolerance"))
 def probe(
     train: Shaped[Array, "train width"],
@@ -161,10 +207,9 @@ def probe(
         cs: inverse penalties as scikit-learn defines them, C = 1 / (penalty * rows); of equally good ones the smallest is chosen.
 
     Raises:
-        ValueError: no C is given, or one is not positive.
+        ValueError: no C is given, or one is not positive; or see `fit` and `selection.check_splits`.
     """
-    if not cs or min(cs) <= 0:
-        raise ValueError(f"cs are {cs}; give at least one, all positive")
+    checks.check_positive("cs", cs)
     rows = jnp.maximum((train_labels >= 0).sum(), 1)
     order = np.argsort(cs, kind="stable")  # the largest penalty first
     penalties = 1 / (jnp.asarray([cs[i] for i in order], jnp.float32) * rows)
@@ -173,6 +218,7 @@ def probe(
     return result._replace(chosen=jnp.asarray(order)[result.chosen])
 
 
+@checks.check_first(check_problems)
 def probe_many(
     train: Shaped[Array, "problems train width"],
     train_labels: Int[Array, "*problems train"],

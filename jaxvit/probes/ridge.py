@@ -14,7 +14,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxvit.probes.selection import Probe, choose_and_score, labels_by_problem, normalised_weights, one_hot, solve_many
+from jaxvit import checks
+from jaxvit.probes.selection import (
+    Probe,
+    check_problems,
+    check_splits,
+    choose_and_score,
+    labels_by_problem,
+    normalised_weights,
+    one_hot,
+    solve_many,
+)
 
 LAMBDAS = tuple(10.0**e for e in range(-4, 3))
 """Default regularisations, per example."""
@@ -44,6 +54,7 @@ class Ridge(NamedTuple):
         return self._replace(weights=self.weights[index], lambdas=self.lambdas[index])
 
 
+@checks.check_first(checks.check_weighted)
 @jax.jit
 def standardisation(
     features: Shaped[Array, "rows width"], weights: Shaped[Array, "rows"] | None = None
@@ -52,6 +63,9 @@ def standardisation(
 
     A channel is constant if its deviation is below 1e-6 of its mean: that is rounding, and dividing by it would turn noise into a
     feature.
+
+    Raises:
+        ValueError: features hold NaN or infinity, or weights are not of their rows, negative or all 0.
     """
     row_weights = normalised_weights(len(features), weights)
     # Relative to one row, and in two passes: a float32 sum over many rows of a channel with a large mean is too inaccurate.
@@ -63,6 +77,7 @@ def standardisation(
     return origin + mean, jnp.where(deviation > 1e-6 * jnp.abs(origin + mean), deviation, 1.0)
 
 
+@checks.check_first(checks.check_targets)
 @functools.partial(jax.jit, static_argnames=("lambdas", "epsilon", "standardised"))
 def fit(
     features: Shaped[Array, "rows width"],
@@ -89,10 +104,10 @@ def fit(
             raw features.
 
     Raises:
-        ValueError: no lambda is given, or one is not positive.
+        ValueError: no lambda is given, or one is not positive; features, targets or weights do not belong together, or hold NaN; or the
+            targets are of one class.
     """
-    if not lambdas or min(lambdas) <= 0:
-        raise ValueError(f"lambdas are {lambdas}; give at least one, all positive")
+    checks.check_positive("lambdas", lambdas)
     row_weights = normalised_weights(len(features), weights)
     mean, scale = standardisation(features, weights)
     scale = scale + epsilon if standardised else jnp.ones_like(scale)
@@ -120,12 +135,22 @@ def fit(
     return Ridge(jax.lax.map(solve, grid), intercept, mean, scale, grid)
 
 
+def _check_read(ridge: Ridge, features: Any) -> None:
+    checks.check_read(ridge.mean, features)
+
+
+@checks.check_first(_check_read)
 @jax.jit
 def predict(ridge: Ridge, features: Shaped[Array, "rows width"]) -> Float[Array, "*lambdas rows classes"]:
-    """Scores of the classes, with a leading axis of lambdas for a path, without for a single read-out."""
+    """Scores of the classes, with a leading axis of lambdas for a path, without for a single read-out.
+
+    Raises:
+        ValueError: features are of another width than those of the fit, or hold NaN.
+    """
     return matmul((features.astype(jnp.float32) - ridge.mean) * (1 / ridge.scale), ridge.weights) + ridge.intercept
 
 
+@checks.check_first(check_splits)
 @functools.partial(jax.jit, static_argnames=("classes", "lambdas", "standardised"))
 def probe(
     train: Shaped[Array, "train width"],
@@ -143,12 +168,13 @@ def probe(
     A constant feature gives the majority class of the training rows.
 
     Raises:
-        ValueError: see `fit`.
+        ValueError: see `fit` and `selection.check_splits`.
     """
     path = fit(train, one_hot(train_labels, classes), lambdas, train_labels >= 0, standardised=standardised)
     return choose_and_score(path, predict, path.lambdas, validation, validation_labels, test, test_labels, classes)
 
 
+@checks.check_first(check_problems)
 def probe_many(
     train: Shaped[Array, "problems train width"],
     train_labels: Int[Array, "*problems train"],
@@ -170,7 +196,7 @@ def probe_many(
             (2 train + 3 width) width floats each.
 
     Raises:
-        ValueError: see `fit` and `selection.solve_many`.
+        ValueError: see `probe` and `selection.solve_many`.
     """
     labels = (labels_by_problem(part, len(train)) for part in (train_labels, validation_labels, test_labels))
     arrays = tuple(array for part in zip((train, validation, test), labels, strict=True) for array in part)

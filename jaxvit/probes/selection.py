@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxvit import checks
 from jaxvit.metrics import top1
 from jaxvit.sharding import one_by_one
 
@@ -43,8 +44,37 @@ class Probe(NamedTuple, Generic[Readout]):
     readout: Readout
 
 
+def check_splits(
+    train: Any,
+    train_labels: Any,
+    validation: Any,
+    validation_labels: Any,
+    test: Any,
+    test_labels: Any,
+    classes: int,
+    dims: str = "rows width",
+) -> None:
+    """Check the splits of a probe.
+
+    Raises:
+        ValueError: features or labels are no arrays of numbers, do not belong together, or hold NaN or labels that are no class; a split
+            is empty, besides padding; or all training labels are one class.
+    """
+    splits = {"train": (train, train_labels), "validation": (validation, validation_labels), "test": (test, test_labels)}
+    checks.check_splits(splits, classes, dims)
+
+
+check_problems = functools.partial(check_splits, dims="problems rows width")
+"""`check_splits` of many problems at once."""
+
+
 def one_hot(labels: Int[Array, "rows"], classes: int) -> Float[Array, "rows classes"]:
-    """One-hot targets; a row labelled -1 (padding) is all 0."""
+    """One-hot targets; a row labelled -1 (padding) is all 0.
+
+    Raises:
+        ValueError: labels are no integers, or outside of -1 to `classes` - 1.
+    """
+    checks.check_class_map("labels", labels, "rows", classes, ignore=-1)
     return jax.nn.one_hot(labels, classes)
 
 
@@ -54,6 +84,7 @@ def normalised_weights(rows: int, weights: Shaped[Array, "rows"] | None) -> Floa
     return weights / weights.sum()
 
 
+@checks.check_first(checks.check_targets)
 def select(
     path: Readout,
     predict: Callable[[Readout, Array], Float[Array, "rows classes"]],
@@ -66,6 +97,9 @@ def select(
 
     Accuracy is the (weighted) mean target at the predicted class: for one-hot targets the fraction of rows classified right,
     for soft ones the fraction of pixels.
+
+    Raises:
+        ValueError: features, targets or weights do not belong together, or hold NaN; or the targets are of one class.
     """
     row_weights = normalised_weights(len(features), weights)
     targets = jnp.where(row_weights[:, None] > 0, targets, 0)
@@ -79,6 +113,14 @@ def select(
     return jnp.argmax(jnp.where(accuracies == accuracies.max(), penalties, -jnp.inf))
 
 
+def _check_scored(validation: Any, validation_labels: Any, test: Any, test_labels: Any, classes: int) -> None:
+    checks.check_classes(classes)
+    checks.check_labelled("validation", validation, "validation_labels", validation_labels, classes)
+    checks.check_labelled("test", test, "test_labels", test_labels, classes)
+    checks.check_width("test", test, "validation", validation)
+
+
+@checks.check_first(_check_scored)
 def choose_and_score(
     path: Readout,
     predict: Callable[[Readout, Array], Float[Array, "rows classes"]],
@@ -89,7 +131,11 @@ def choose_and_score(
     test_labels: Int[Array, "test"],
     classes: int,
 ) -> Probe[Readout]:
-    """The probe whose penalty is chosen on validation and whose read-out is scored on test. Rows labelled -1 are padding."""
+    """The probe whose penalty is chosen on validation and whose read-out is scored on test. Rows labelled -1 are padding.
+
+    Raises:
+        ValueError: features or labels do not belong together, or hold NaN or labels that are no class; or a split is empty.
+    """
     chosen = select(path, predict, penalties, validation, one_hot(validation_labels, classes), validation_labels >= 0)
     readout = path.at(chosen)
     edge = (penalties[chosen] == penalties.min()) | (penalties[chosen] == penalties.max())

@@ -6,13 +6,14 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxvit import checks
 from jaxvit.metrics import top1
 from jaxvit.probes.ridge import matmul, standardisation
 from jaxvit.probes.selection import Probe, one_hot
@@ -42,8 +43,7 @@ class SGD:
     standardise: bool = False
 
     def __post_init__(self) -> None:
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ValueError(f"learning_rates are {self.learning_rates}; give at least one, all positive")
+        checks.check_positive("learning_rates", self.learning_rates)
         if self.batch < 1 or self.iterations < 1 or not 0 <= self.momentum < 1:
             raise ValueError(
                 f"batch is {self.batch}, iterations {self.iterations}, momentum {self.momentum}; give at least 1, 1, and momentum in [0, 1)"
@@ -123,8 +123,10 @@ def minibatches(labels: Int[Array, "rows"], batch: int, iterations: int, seed: i
     A minibatch may end one permutation and begin the next.
 
     Raises:
-        ValueError: all rows are padding.
+        ValueError: all rows are padding, labels are no integers, or `batch` or `iterations` is below 1.
     """
+    checks.check_integers("labels", labels)
+    checks.check_counts(batch=batch, iterations=iterations)
     rows = np.flatnonzero(np.asarray(labels) >= 0)
     if not len(rows):
         raise ValueError("all training rows are labelled -1, which is padding; give some with labels")
@@ -149,9 +151,12 @@ def fit(
     batch x classes x heads floats of scores, and iterations x batch integers. Rows labelled -1 are padding.
 
     Raises:
-        ValueError: a feature set is not [rows, width] with the labels' rows, there is none, or all rows are padding.
+        ValueError: a feature set is not [rows, width] with the labels' rows, there is none, or it holds NaN; labels are no integers,
+            outside of -1 to `classes` - 1, all padding or all of one class.
     """
-    _check(features, labels)
+    checks.check_classes(classes)
+    _check("features", features, "labels", labels, classes)
+    checks.check_several_classes("labels", labels)
     order = minibatches(labels, settings.batch, settings.iterations, seed)
     starts = tuple(start(part.shape[1], classes, settings, seed, i) for i, part in enumerate(features))
     heads: tuple[Heads, ...] = train(tuple(features), labels, order, starts, settings)
@@ -210,9 +215,18 @@ def train(
     )
 
 
+def _check_read(heads: Heads, features: Any) -> None:
+    checks.check_read(heads.mean, features)
+
+
+@checks.check_first(_check_read)
 @jax.jit
 def predict(heads: Heads, features: Shaped[Array, "rows width"]) -> Float[Array, "rows classes"]:
-    """Logits of the classes, from the read-out of one learning rate and the features of its feature set."""
+    """Logits of the classes, from the read-out of one learning rate and the features of its feature set.
+
+    Raises:
+        ValueError: features are of another width than those of the fit, or hold NaN.
+    """
     return matmul((features.astype(jnp.float32) - heads.mean) / heads.scale, heads.weights) + heads.intercept
 
 
@@ -238,12 +252,15 @@ def probe(
         the features that it reads.
 
     Raises:
-        ValueError: see `fit`.
+        ValueError: see `fit`; or the splits have other feature sets.
     """
-    for features, labels in ((validation, validation_labels), (test, test_labels)):
-        _check(features, labels)
+    checks.check_classes(classes)
+    splits = {"train": (train, train_labels), "validation": (validation, validation_labels), "test": (test, test_labels)}
+    for name, (features, labels) in splits.items():
+        _check(name, features, f"{name}_labels", labels, classes)
         if [part.shape[1] for part in features] != [part.shape[1] for part in train]:
             raise ValueError("the feature sets of train, validation and test differ in number or width; give the same of each")
+    checks.check_several_classes("train_labels", train_labels)
     heads = fit(train, train_labels, classes, settings, seed)
     hits = jnp.concatenate([_hits(*pair, validation_labels) for pair in zip(heads, validation, strict=True)])
     chosen = jnp.argmax(hits)
@@ -257,11 +274,13 @@ _Parameters = list[tuple[Float[Array, "rates classes width"], Float[Array, "rate
 """Weights and intercepts of the heads of every feature set."""
 
 
-def _check(features: Sequence[Shaped[Array, "rows width"]], labels: Int[Array, "rows"]) -> None:
+def _check(name: str, features: Any, labels_name: str, labels: Any, classes: int) -> None:
     """Refuse feature sets that are not all [rows, width], with the labels' rows."""
-    shapes = [part.shape for part in features]
-    if not shapes or any(len(shape) != 2 or shape[0] != len(labels) for shape in shapes):
-        raise ValueError(f"feature sets have the shapes {shapes[:4]}; give a list of at least one, each [{len(labels)} rows, width]")
+    if not isinstance(features, Sequence) or not features:
+        given = f"an array of the shape {features.shape}" if hasattr(features, "shape") else repr(features)
+        raise ValueError(f"{name} is {given}, not feature sets; give a list of at least one, each [rows, width]: [{name}]")
+    for i, part in enumerate(features):
+        checks.check_labelled(f"{name}[{i}]", part, labels_name, labels, classes)
 
 
 @jax.jit
