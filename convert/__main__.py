@@ -13,7 +13,7 @@ import jax
 import tyro
 
 from convert import convert, fetch, to_safetensors
-from convert.commandline import parse
+from convert.commandline import describe, parse, print_anything
 from convert.conversion import Dtype
 from convert.copies import Use
 from convert.formats import unknown_source
@@ -61,10 +61,13 @@ class Arguments:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 2, with one line on stderr, where the input is bad."""
+    print_anything()
     try:
         print(_run(parse(Arguments, prog="python -m convert", arguments=arguments)))
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"convert: {' '.join(str(error).split())}\n")  # in one write, so that lines of other threads do not cut it
+    except (ValueError, OSError, RuntimeError) as error:
+        if (line := describe(error)) is None:
+            raise
+        sys.stderr.write(f"convert: {line}\n")  # in one write, so that lines of other threads do not cut it
         return 2
     except KeyboardInterrupt:
         print("convert: interrupted; nothing was written", file=sys.stderr)

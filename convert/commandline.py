@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -16,6 +17,11 @@ import tyro
 Config = TypeVar("Config")
 _WIDE = "10000"  # columns, so many that tyro wraps no line
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to, and files that you may read"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose another folder"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 _RULE = re.compile(r"[-─╰╯]{3,}")
 
 
@@ -50,6 +56,25 @@ def parse(
         raise
     sys.stderr.write(printed.getvalue())  # warnings
     return parsed
+
+
+def describe(error: Exception) -> str | None:
+    """What to print about bad input or a machine that lacks something, as one line; None for any other error, which is the program's."""
+    if isinstance(error, OSError) and error.strerror:
+        file = f'"{os.fsdecode(error.filename)}"' if isinstance(error.filename, str | bytes) else "a file"
+        return f"{file} cannot be read or written ({error.strerror.lower()}); {_REMEDIES.get(error.errno or 0, 'check the path')}"
+    if isinstance(error, ValueError | OSError):
+        return " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return f"there is no home folder ({str(error).rstrip('.').lower()}); set HOME, or set JAXVIT_CACHE and give paths without ~"
+    return None
+
+
+def print_anything() -> None:
+    """Let this process print every name: a character that the terminal's encoding does not have is shown by its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _error_page(config: type[Any], options: dict[str, Any]) -> str:

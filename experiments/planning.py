@@ -24,6 +24,7 @@ from experiments.datasets.folders import Folders, folder_data
 from experiments.datasets.reading import MAX_PIXELS
 from experiments.features.conditions import ALL_CONDITIONS, FULL, Condition, conditions
 from experiments.features.sources import ConditionSource, as_condition, refusal
+from experiments.numerics import compiler_flags
 from experiments.plugins import Plugin, load_plugin, source_hash
 from experiments.study.cells import cell_hash
 from experiments.study.jobs import Job
@@ -31,6 +32,7 @@ from experiments.study.target import PIXELS, Settings, Target
 from experiments.tasks.base import Readouts, Task
 from experiments.tasks.table import TASKS
 from jaxvit import ViTConfig
+from jaxvit.files import refuse_remote
 from jaxvit.vit import cast, truncated
 
 BATCH_SIZE = 128
@@ -103,14 +105,20 @@ class Study:
             raise ValueError(
                 f"--quick is a look at the demo study; leave out --preset {self.preset}, or add small numbers to it: --data.test 20"
             )
-        for name, number in (
-            ("seeds", self.seeds),
-            ("resamples", self.resamples),
-            ("batch-size", self.batch_size),
-            ("max-pixels", self.max_pixels),
-        ):
-            if number is not None and number < 1:
-                raise ValueError(f"--{name} is {number}; give at least 1")
+        for name in ("seeds", "resamples", "batch_size", "image_size", "max_pixels"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {number}; give at least 1")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}; give 0 or more")
+        self._refuse_remote()
+
+    def _refuse_remote(self) -> None:
+        """Check that all that is read and written is on this machine."""
+        models = () if isinstance(self.models, Mapping) else self.models
+        folders = vars(self.data).values() if isinstance(self.data, Folders) else (self.data,)
+        for path in (self.out, *models, *folders, *self.plugins):
+            if isinstance(path, str | Path):
+                refuse_remote(path)
 
     @property
     def chosen_preset(self) -> Preset:
@@ -261,7 +269,7 @@ def settings(study: Study, tasks: Mapping[str, Task] = TASKS) -> Settings:
         seeds=study.seeds or preset.seeds,
         batch_size=study.batch_size or BATCH_SIZE,
         resamples=study.resamples or preset.resamples,
-        precision=PRECISIONS[study.dtype],
+        precision="; ".join(filter(None, (PRECISIONS[study.dtype], compiler_flags()))),
         readouts=study.chosen_readouts,
         tasks=tasks,
     )

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import jax
 
-from convert.commandline import parse
+from convert.commandline import describe, parse, print_anything
+from experiments.numerics import pin_process
 from jaxvit.files import cache_folder
 
 Config = TypeVar("Config")
@@ -18,13 +19,16 @@ Config = TypeVar("Config")
 def run(program: Callable[[Config], None], config: type[Config], description: str | None, default: Config | None = None) -> None:
     """Run `program` on the command line, parsed into `config`; options that are not given have their value in `default`.
 
-    A `ValueError`, of the command line or of the program, ends the process with its message on stderr and exit code 2; Ctrl-C ends
-    it with code 130.
+    Bad input, of the command line or found by the program, and a machine that lacks something (`convert.commandline.describe`) end the
+    process with one line on stderr and exit code 2; Ctrl-C ends it with code 130.
     """
+    print_anything()
     try:
         program(parse(config, description, default, _module_command()))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError) as error:
+        if (line := describe(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, the same command goes on from it", file=sys.stderr)
@@ -32,16 +36,27 @@ def run(program: Callable[[Config], None], config: type[Config], description: st
 
 
 def prepare_devices() -> None:
-    """Configure JAX, before any computation.
+    """Configure JAX, before any computation, and start its back end.
 
     On a CPU there is one device per core, so that the batch is split over cores as it is over chips; float32 products are computed
-    in full float32 on every device; compiled programs are kept in the cache folder, also short ones.
+    in full float32 on every device, and no other setting moves a number (`experiments.numerics`); compiled programs are kept in the
+    cache folder, also short ones.
+
+    Raises:
+        ValueError: the back end that the environment names is not here.
     """
+    pin_process()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        asked = next((f'{name}="{os.environ[name]}"' for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)), "")
+        remedy = f"unset {asked.partition('=')[0]}, or set it to cpu, to run on what is here" if asked else "set JAX_PLATFORMS=cpu"
+        raise ValueError(f"JAX cannot start {asked or 'its back end'} on this machine ({reason}); {remedy}") from error
 
 
 def _module_command() -> str | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +19,7 @@ from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.folders import Folders
 from experiments.datasets.reading import MAX_PIXELS
 from experiments.features.expressions import parse_condition
+from experiments.numerics import compiler_flags, numerics, pinned_numerics
 from experiments.planning import PRECISIONS, Choices, Plan, Study, chosen, load_models, make_plan, study_data
 from experiments.program import prepare_devices, run
 from experiments.report import page
@@ -160,18 +160,6 @@ def reproduce(study: Study) -> Path:
         return _reproduce(study)
 
 
-@contextlib.contextmanager
-def pinned_numerics() -> Iterator[None]:
-    """Settings of JAX that can move a number, as every study has them, whatever environment or session says."""
-    with (
-        jax.default_matmul_precision("highest"),
-        jax.enable_x64(False),
-        jax.default_prng_impl("threefry2x32"),
-        jax.threefry_partitionable(True),
-    ):
-        yield
-
-
 def _reproduce(study: Study) -> Path:
     console, mesh, out = Console(quiet=study.quiet), batch_mesh(), study.folder
     folder.check_owner(out)
@@ -231,7 +219,7 @@ def _write_results(
         "plugins": {**earlier["plugins"], **{plugin.source: plugin.sha256 for plugin in choices.plugins}},
         "skipped": plan.skipped,
         "cells": merged,
-        "runs": [*earlier["runs"], {**runs, "seconds": seconds, **machine()}],
+        "runs": [*earlier["runs"], {**runs, "seconds": seconds, "compiler_flags": compiler_flags(), **machine()}],
         "finished": True,
     }
     folder.write_manifest(out, manifest)
@@ -257,6 +245,7 @@ def _manifest(study: Study, data: StudyData) -> dict[str, Any]:
         "hash": cell_hash(identity),
         "protocol": study.chosen_preset.protocol,
         "precision": PRECISIONS[study.dtype],
+        "numerics": numerics(),
         "random_weights": study.random_weights,
         "images": data.title,
         "notes": list(data.notes),

@@ -15,7 +15,9 @@ from rich.console import Console
 from experiments.bench import compiling, models, precision, readouts, results, scaling, study, tpu
 from experiments.bench.opponents import cores
 from experiments.bench.rows import BenchRow, Size, measure
+from experiments.numerics import compiler_flags
 from experiments.program import prepare_devices, run
+from jaxvit.files import refuse_remote
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ def bench(settings: Bench) -> Path:
     """Measure rows, writing the results after each, then the pages that show them; returns the results' path.
 
     Raises:
-        ValueError: an unknown row or axis, no repetition, or small sizes for a README.
+        ValueError: an unknown row or axis, no repetition, a remote path, or small sizes for a README.
     """
     known = all_rows()
     _check(settings, known)
+    for path in filter(None, (settings.out, settings.readme)):
+        refuse_remote(path)
     default = Path("runs/bench/small.json") if settings.small else results.results_file(jax.devices()[0].device_kind)
     out = settings.out or default
     measured, size, console = results.read(out), Size(settings.small), Console()
@@ -108,6 +112,7 @@ def _described(row: BenchRow, result: dict[str, Any], size: Size) -> dict[str, A
         "small": size.small,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "threads": cores(),
+        "compiler_flags": compiler_flags(),
         "processor": platform.processor() or platform.machine(),
         "versions": _versions(),
     }

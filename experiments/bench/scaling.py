@@ -21,6 +21,7 @@ import numpy as np
 
 import jaxvit
 from experiments.bench.rows import Size, peak_memory
+from experiments.numerics import pin_process
 from jaxvit.sharding import batch_mesh, batches, replicate, split
 
 CONFIG = jaxvit.MODELS["dinov2_vits14_reg"]
@@ -122,6 +123,7 @@ AXES: dict[str, Axis] = {
 def _on_devices(count: int, repeats: int, size: Size) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
+    pin_process()
     model = replicate(jaxvit.create(size.pick(CONFIG, TINY)), batch_mesh())
     side = size.pick(224, 70)
     pixels = split(np.random.default_rng(0).normal(size=(8, side, side, 3)).astype(np.float32), batch_mesh())

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 import jaxvit
 from experiments.bench.programs import NAMES, SIDE, Call, Program, Shapes, model_programs, readout_programs
 from experiments.bench.rows import BenchRow, Goal, Size
+from experiments.numerics import pin_process
 from jaxvit.attention import attend, attention_with_groups, probabilities
 from jaxvit.capture import group_columns
 
@@ -207,4 +208,5 @@ def _bytes(program: Any) -> float:
 
 
 if __name__ == "__main__":
+    pin_process()
     print(json.dumps(_compile(sys.argv[1], Size(sys.argv[2] == "small"))))

@@ -20,7 +20,7 @@ def fill_between(path: Path, marks: tuple[str, str], text: str) -> None:
     Raises:
         ValueError: the marks are not there.
     """
-    old, (begin, end) = path.read_text(), marks
+    old, (begin, end) = path.read_text(encoding="utf-8"), marks
     if begin not in old or end not in old:
         raise ValueError(f"{path} lacks the marks {begin} and {end}; add them where the table shall stand")
     before, after = old.split(begin, 1)[0], old.split(end, 1)[1]

@@ -7,6 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.numerics import compiler_flags
+from jaxvit.files import refuse_remote
+
+
+def _check_least(least: int, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {number}; give at least {least}")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -44,6 +53,10 @@ class Recipe:
     foreign_keys: bool = False
     teacher: tuple[float, float] = (0.98, 0.999)
 
+    def __post_init__(self) -> None:
+        _check_least(1, batch=self.batch, queue=self.queue)
+        _check_least(0, warmup=self.warmup)
+
 
 @dataclass(frozen=True)
 class Pretraining:
@@ -75,6 +88,13 @@ class Pretraining:
     queries: int = 500
     bundle: bool = False
 
+    def __post_init__(self) -> None:
+        counts = ("steps", "checkpoint_every", "evaluate_every", "bank", "queries")
+        _check_least(1, **{name: getattr(self, name) for name in counts})
+        _check_least(0, seed=self.seed)
+        for path in filter(None, (self.out, self.start)):
+            refuse_remote(path)
+
 
 def identity(run: Pretraining) -> dict[str, Any]:
     """Everything that determines the weights, as JSON values.
@@ -84,7 +104,8 @@ def identity(run: Pretraining) -> dict[str, Any]:
     """
     recipe = json.loads(json.dumps(asdict(run.recipe)))
     start = {} if run.start is None else {"start": _finished_identity(run.start)}
-    return {"name": run.name, "steps": run.steps, "seed": run.seed, "recipe": recipe, **start}
+    flags = {"compiler_flags": compiler_flags()} if compiler_flags() else {}
+    return {"name": run.name, "steps": run.steps, "seed": run.seed, "recipe": recipe, **start, **flags}
 
 
 def init_run_folder(run: Pretraining) -> None:
@@ -95,7 +116,7 @@ def init_run_folder(run: Pretraining) -> None:
     """
     path, expected = run.out / "run.json", identity(run)
     if path.exists() and (present := json.loads(path.read_text())) != expected:
-        different = [name for name in expected if present.get(name) != expected[name]]
+        different = sorted(name for name in expected.keys() | present.keys() if present.get(name) != expected.get(name))
         raise ValueError(f"{run.out} holds a run with another {', '.join(different)}; choose another --out or remove that folder")
     run.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(expected, indent=1))

@@ -119,7 +119,7 @@ def train_step(run: Pretraining, size: int, mesh: Mesh, source: scenes.Material,
     Compiles once per size. `state` is consumed (its buffers are reused).
     """
     # Options that do not shape the program are set to fixed values, so that a change of theirs does not compile it again.
-    static = replace(run, seed=0, out=Path(), start=None, checkpoint_every=0, evaluate_every=0, bank=0, queries=0, bundle=False)
+    static = replace(run, seed=0, out=Path(), start=None, checkpoint_every=1, evaluate_every=1, bank=1, queries=1, bundle=False)
     return _train_step(static, size, mesh, source, state, run.seed)
 
 

@@ -13,7 +13,7 @@ from experiments.program import run
 from experiments.report import page
 from experiments.report.tables import SHOWN_ROWS, fill_readme, shown_rows
 from experiments.study.results import read_results
-from jaxvit.files import write_text
+from jaxvit.files import refuse_remote, write_text
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ def write(report: Report) -> None:
     Raises:
         ValueError: the folder holds no finished study, or a quick look where tables for a README are asked for.
     """
+    if report.readme:
+        refuse_remote(report.readme)
     results = read_results(report.folder)
     if report.readme and results.manifest["study"].get("quick"):
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.rows import SCHEMA
 from experiments.study.cells import Store
-from jaxvit.files import write_text
+from jaxvit.files import refuse_remote, write_text
 
 _MANIFEST = "run.json"
 CellName = tuple[str, str, str]
@@ -20,8 +20,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """`run.json` of a study's folder.
 
     Raises:
-        ValueError: there is none, or another version of this program wrote it.
+        ValueError: there is none, it is no folder of this machine, or another version of this program wrote it.
     """
+    refuse_remote(folder)
     path = folder / _MANIFEST
     try:
         manifest = json.loads(path.read_text())

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from rich.console import Console
 
+from experiments.numerics import pinned_thread
 from experiments.study.cells import Cell, Store
 from experiments.study.jobs import Job, run_job
 from experiments.study.progress import report_progress
@@ -25,7 +26,7 @@ def run_jobs(jobs: Sequence[Job], targets: Sequence[Target], store: Store, conso
         with report_progress(console, len(jobs), sum(job.weight for job in jobs)) as progress:
             for job in jobs:
                 if job.host_only:
-                    on_host.append((job, worker.submit(run_job, job, store)))
+                    on_host.append((job, worker.submit(_run_on_host, job, store)))
                 else:
                     for target in targets:
                         if target.name != job.model:
@@ -43,3 +44,9 @@ def run_jobs(jobs: Sequence[Job], targets: Sequence[Target], store: Store, conso
                 progress.end(finished.weight)
     finally:
         worker.shutdown(cancel_futures=True)
+
+
+def _run_on_host(job: Job, store: Store) -> Cell:
+    """`run_job` in a thread of its own, which does not inherit what this one has pinned."""
+    with pinned_thread():
+        return run_job(job, store)

@@ -8,6 +8,7 @@ version, what it needs of the data, its settings and its columns on the page. A 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -81,11 +82,14 @@ class Readouts:
 
     def __post_init__(self) -> None:
         for name in ("cs", "lambdas", "neighbours", "shots", "alphas"):
-            if min(getattr(self, name), default=0) <= 0:
+            if not getattr(self, name) or not all(0 < number < math.inf for number in getattr(self, name)):
                 raise ValueError(f"{name} are {getattr(self, name)}; give at least one, all positive")
         for name in ("epochs", "memory", "tolerance"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        for name, number in (("grid_iterations", self.grid_iterations), ("layer", self.layer)):
+            if number is not None and number < 0:
+                raise ValueError(f"{name} is {number}; give 0 or more")
         if not self.solvers:
             raise ValueError("no solver is given; the linear probe needs at least one of logistic, ridge, sgd")
 

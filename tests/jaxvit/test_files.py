@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,3 +97,10 @@ def test_local_paths_are_not_taken_for_addresses():
         files.refuse_remote(path)
     with pytest.raises(ValueError, match=r'pass "/data/w\.pth"'):
         files.refuse_remote("file:///data/w.pth")
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path):
+    script = "import sys; from pathlib import Path; from jaxvit.files import write_text; write_text(Path(sys.argv[1]), 'k\\xe4se')"
+    locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], env=os.environ | locale, check=True)
+    assert (tmp_path / "x").read_bytes() == "käse".encode()
