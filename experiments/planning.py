@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
 from jax.sharding import Mesh
 
 import jaxvit
 from experiments import demo
 from experiments.analyses.base import Analysis
-from experiments.analyses.presets import ANALYSES, PRESETS, QUICK, Preset
+from experiments.analyses.presets import ANALYSES
 from experiments.datasets.arrays import array_data
 from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.digits import digit_scenes
-from experiments.datasets.folders import Folders, folder_data
-from experiments.datasets.reading import MAX_PIXELS
+from experiments.datasets.folders import Folders, prepared_folders
+from experiments.datasets.images import PROTOCOLS, TORCHVISION
+from experiments.datasets.preprocess import family_protocol
+from experiments.definition import FAMILY, PRECISIONS, Study, check_names
 from experiments.features.conditions import ALL_CONDITIONS, FULL, Condition, conditions
 from experiments.features.sources import ConditionSource, as_condition, refusal
 from experiments.numerics import compiler_flags
@@ -32,112 +30,10 @@ from experiments.study.target import PIXELS, Settings, Target
 from experiments.tasks.base import Readouts, Task
 from experiments.tasks.table import TASKS
 from jaxvit import ViTConfig
-from jaxvit.files import refuse_remote
 from jaxvit.vit import cast, truncated
 
 BATCH_SIZE = 128
 """Images under way at a time unless another number is given."""
-PRECISIONS = {
-    "float32": "float32, matmul precision highest",
-    "bfloat16": "bfloat16 models with float32 norms, softmax and RoPE; all else float32, matmul precision highest",
-}
-Arrays = Mapping[str, tuple[np.ndarray, np.ndarray | None] | np.ndarray]
-"""uint8 images [n, height, width, 3] of the parts train, val and test, each with labels [n] or without."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study, or some of its analyses. What is not given is the preset's.
-
-    Attributes:
-        preset: which study: a name in `PRESETS`.
-        quick: the demo study on few images and two models.
-        models: bundled demo models, names in the local cache, checkpoint folders; or models by name.
-        data: a folder of images, `Folders`, or arrays by part; by default what the preset reads.
-        sizes: numbers of images.
-        conditions: names of those that are run besides full; or those themselves by name, and then no others.
-        added_conditions: further conditions by name, beside those of the study.
-        tasks: names of those that are run; or the tasks themselves by name, and then no others.
-        analyses: names of those that are run, or analyses.
-        plugins: modules or files with more conditions, tasks and analyses (`experiments.plugins`).
-        out: folder of the study.
-        dry_run: say what the study costs on this device, and run nothing.
-        quiet: print nothing.
-        seed, seeds: the first seed, and how many.
-        image_size: pixels of a side, for folders of images.
-        batch_size: images under way at a time, over all devices; no number depends on it.
-        dtype: of the models.
-        random_weights: models of these names with random weights.
-        resamples: of bootstrap and permutation tests.
-        readouts: how features are read.
-        max_pixels: of the largest image file that is read.
-        keep_blank: accept images of one colour and masks without a label, which are refused otherwise.
-    """
-
-    preset: str = "demo"
-    quick: bool = False
-    models: Sequence[str | Path] | Mapping[str, jaxvit.ViT] = ()
-    data: Folders | Arrays | Path | str | None = None
-    sizes: DataSize = field(default_factory=DataSize)
-    conditions: Sequence[str] | Mapping[str, ConditionSource] = ()
-    added_conditions: Mapping[str, ConditionSource] = field(default_factory=dict)
-    tasks: Sequence[str] | Mapping[str, Task] = ()
-    analyses: Sequence[str | Analysis | ModuleType] = ()
-    plugins: Sequence[str] = ()
-    out: Path | str | None = None
-    dry_run: bool = False
-    quiet: bool = False
-    seed: int = 0
-    seeds: int | None = None
-    image_size: int | None = None
-    batch_size: int | None = None
-    dtype: str = "float32"
-    random_weights: bool = False
-    resamples: int | None = None
-    readouts: Readouts | None = None
-    max_pixels: int = MAX_PIXELS
-    keep_blank: bool = False
-
-    def __post_init__(self) -> None:
-        _check_names("--preset", [self.preset], PRESETS)
-        _check_names("--dtype", [self.dtype], PRECISIONS)
-        if self.quick and self.preset != "demo":
-            raise ValueError(
-                f"--quick is a look at the demo study; leave out --preset {self.preset}, or add small numbers to it: --data.test 20"
-            )
-        for name in ("seeds", "resamples", "batch_size", "image_size", "max_pixels"):
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {number}; give at least 1")
-        if self.seed < 0:
-            raise ValueError(f"--seed is {self.seed}; give 0 or more")
-        self._refuse_remote()
-
-    def _refuse_remote(self) -> None:
-        """Check that all that is read and written is on this machine."""
-        models = () if isinstance(self.models, Mapping) else self.models
-        folders = vars(self.data).values() if isinstance(self.data, Folders) else (self.data,)
-        for path in (self.out, *models, *folders, *self.plugins):
-            if isinstance(path, str | Path):
-                refuse_remote(path)
-
-    @property
-    def chosen_preset(self) -> Preset:
-        return QUICK if self.quick else PRESETS[self.preset]
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out or Path("runs") / ("demo-quick" if self.quick else self.preset))
-
-    @property
-    def chosen_readouts(self) -> Readouts:
-        return self.readouts or self.chosen_preset.readouts
-
-    def identity(self, data: StudyData) -> dict[str, Any]:
-        """What makes two runs the same study: its data and settings. What is run may differ from run to run."""
-        names = ("preset", "quick", "seed", "seeds", "image_size", "dtype", "random_weights", "resamples")
-        settings = {name: getattr(self, name) for name in names}
-        entries = {**settings, "sizes": asdict(self.sizes), "readouts": asdict(self.chosen_readouts), "data": cell_hash(data.key)}
-        return json.loads(json.dumps(entries, default=str))
 
 
 class Choices(NamedTuple):
@@ -179,21 +75,24 @@ def chosen(study: Study, models: Mapping[str, jaxvit.ViT]) -> Choices:
     known |= {name for plugin in plugins for name in plugin.conditions}
     if not isinstance(study.conditions, Mapping):
         possible = [*dict.fromkeys((*ALL_CONDITIONS, *sorted(known - set(ALL_CONDITIONS))))]
-        _check_names("--conditions", study.conditions, possible)
+        check_names("--conditions", study.conditions, possible)
     return Choices(_analyses(study, plugins), _tasks(study, plugins), plugins)
 
 
-def make_plan(study: Study, choices: Choices, models: Mapping[str, jaxvit.ViT], data: StudyData, mesh: Mesh) -> Plan:
+def make_plan(study: Study, choices: Choices, models: Mapping[str, jaxvit.ViT], data: Mapping[str, StudyData], mesh: Mesh) -> Plan:
     """The plan of a study. No model runs.
+
+    Args:
+        data: the images as each model sees them, by the model's name (`study_images`).
 
     Raises:
         ValueError: a condition that no model can run.
     """
     options = settings(study, choices.tasks)
     skipped: list[str] = []
-    tables = {name: _condition_table(study, choices.plugins, name, model.config, data, skipped) for name, model in models.items()}
+    tables = {name: _condition_table(study, choices.plugins, name, model.config, data[name], skipped) for name, model in models.items()}
     _check_conditions(study, tables, skipped)
-    targets = [Target(name, model, mesh, data, options, tables[name]) for name, model in models.items()]
+    targets = [Target(name, model, mesh, data[name], options, tables[name]) for name, model in models.items()]
     if study.chosen_preset.baselines:
         targets += _baselines(study, models, data, mesh, options)
     hashes = {name: plugin.sha256 for plugin in choices.plugins for name in plugin.analyses}
@@ -236,22 +135,43 @@ def load_models(study: Study) -> dict[str, jaxvit.ViT]:
     return models if layer is None else {name: truncated(model, layer + 1) for name, model in models.items()}
 
 
+def study_images(study: Study, models: Mapping[str, jaxvit.ViT]) -> dict[str, StudyData]:
+    """The images of a study as each of its models sees them, by the model's name. They are decoded once for every protocol.
+
+    Raises:
+        ValueError: as in `study_data`, or a protocol is asked for where no files are decoded.
+    """
+    of_model = dict.fromkeys(models, TORCHVISION if study.preprocess == FAMILY else study.preprocess)
+    if study.preprocess == FAMILY and not study.random_weights and not isinstance(study.models, Mapping):
+        sources = {Path(source).name: str(source) for source in study.models or study.chosen_preset.models}
+        of_model = {name: family_protocol(sources[name], model.config) for name, model in models.items()}
+    prepared = _data_by_protocol(study, sorted({*of_model.values()}, key=list(PROTOCOLS).index))
+    return {name: prepared[protocol] for name, protocol in of_model.items()}
+
+
 def study_data(study: Study) -> StudyData:
-    """The images of a study.
+    """The images of a study, under torchvision's protocol where they are decoded from files.
 
     Raises:
         ValueError: the images that a preset needs are not named or not there, or arrays do not fit.
     """
+    return _data_by_protocol(study, [TORCHVISION])[TORCHVISION]
+
+
+def _data_by_protocol(study: Study, protocols: Sequence[str]) -> dict[str, StudyData]:
+    """The images of a study by protocol: one and the same under all of them where no files are decoded."""
     preset, data = study.chosen_preset, study.data
-    if isinstance(data, Mapping):
-        return array_data(data, study.sizes, study.seed)
-    folders = Folders(images=Path(data)) if isinstance(data, str | Path) else data or Folders()
     size = study.image_size or preset.image_size
-    if size is None:
-        if any(vars(folders).values()):
-            raise ValueError(f"the {study.preset} preset reads no folders; choose another --preset, such as custom, or give --image-size")
-        return digit_scenes(study.sizes, study.seed, preset.size)
-    return folder_data(folders, study.sizes, size, study.seed, preset.size, study.max_pixels, study.keep_blank)
+    folders = Folders() if isinstance(data, Mapping) else Folders(images=Path(data)) if isinstance(data, str | Path) else data or Folders()
+    if not isinstance(data, Mapping) and size is not None:
+        return prepared_folders(folders, protocols, study.sizes, size, study.seed, preset.size, study.max_pixels, study.keep_blank)
+    if any(vars(folders).values()):
+        raise ValueError(f"the {study.preset} preset reads no folders; choose another --preset, such as custom, or give --image-size")
+    if study.preprocess != FAMILY:
+        made = "arrays" if isinstance(data, Mapping) else "scenes of the demo"
+        raise ValueError(f"--preprocess {study.preprocess} is for files of images, and the {made} are used as they are; leave it out")
+    images = array_data(data, study.sizes, study.seed) if isinstance(data, Mapping) else digit_scenes(study.sizes, study.seed, preset.size)
+    return dict.fromkeys(protocols, images)
 
 
 def study_of(manifest: Mapping[str, Any]) -> Study:
@@ -284,7 +204,7 @@ def _tasks(study: Study, plugins: Sequence[Plugin]) -> dict[str, Task]:
         _check_new("task", plugin.tasks, known, plugin.source)
         known |= {name: _marked(task, plugin.sha256) for name, task in plugin.tasks.items()}
     names = study.tasks or study.chosen_preset.tasks
-    _check_names("--tasks", names, known)
+    check_names("--tasks", names, known)
     own = [name for plugin in plugins for name in plugin.tasks]
     return {name: task for name, task in known.items() if not names or name in names or (not study.tasks and name in own)}
 
@@ -311,7 +231,7 @@ def _analyses(study: Study, plugins: Sequence[Plugin]) -> dict[str, Analysis]:
     own = [name for plugin in plugins for name in plugin.analyses]
     known |= objects
     names = names or [*study.chosen_preset.analyses, *own]
-    _check_names("--only", names, known)
+    check_names("--only", names, known)
     return {name: analysis for name, analysis in known.items() if name in names}
 
 
@@ -361,22 +281,20 @@ def _check_conditions(study: Study, tables: Mapping[str, Mapping[str, Condition]
             raise ValueError("; ".join(why) or f"no model of the study has the condition {name}")
 
 
-def _baselines(study: Study, models: Mapping[str, jaxvit.ViT], data: StudyData, mesh: Mesh, options: Settings) -> list[Target]:
-    """Each architecture once at random initialisation (unless the models are that), and raw pixels."""
+def _baselines(
+    study: Study, models: Mapping[str, jaxvit.ViT], data: Mapping[str, StudyData], mesh: Mesh, options: Settings
+) -> list[Target]:
+    """Each architecture once at random initialisation (unless the models are that), and raw pixels. They see what the first model of the
+    architecture sees; raw pixels are of torchvision's protocol where a model has it."""
     targets = []
-    shapes: dict[ViTConfig, str] = {}
+    first: dict[ViTConfig, str] = {}
     for name, model in ({} if study.random_weights else models).items():
-        shapes.setdefault(model.config, demo.twin_of(model.config) or name)
-    for config, name in shapes.items():
+        first.setdefault(model.config, name)
+    for config, name in first.items():
         untrained = cast(jaxvit.create(config, study.seed), study.dtype)
-        targets.append(Target(f"{name}_random", untrained, mesh, data, options, baseline=True))
-    return [*targets, Target(PIXELS, None, mesh, data, options, baseline=True)]
-
-
-def _check_names(option: str, names: Collection[str], known: Collection[str]) -> None:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"{option} {unknown[0]} is unknown; possible are {', '.join(known)}")
+        targets.append(Target(f"{demo.twin_of(config) or name}_random", untrained, mesh, data[name], options, baseline=True))
+    pixels = min(data.values(), key=lambda entry: list(PROTOCOLS).index(entry.protocol))
+    return [*targets, Target(PIXELS, None, mesh, pixels, options, baseline=True)]
 
 
 def _check_new(kind: str, names: Collection[str], known: Collection[str], source: str) -> None:

@@ -17,10 +17,12 @@ from rich.console import Console
 from experiments.analyses.presets import PRESETS, QUICK
 from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.folders import Folders
+from experiments.datasets.preprocess import different_protocols
 from experiments.datasets.reading import MAX_PIXELS
+from experiments.definition import FAMILY, PRECISIONS, Study
 from experiments.features.expressions import parse_condition
 from experiments.numerics import compiler_flags, numerics, pinned_numerics
-from experiments.planning import PRECISIONS, Choices, Plan, Study, chosen, load_models, make_plan, study_data
+from experiments.planning import Choices, Plan, chosen, load_models, make_plan, study_images
 from experiments.program import prepare_devices, run
 from experiments.report import page
 from experiments.rows import check_rows
@@ -73,6 +75,8 @@ class Options:
         dtype: of the models' weights and streams; norms, softmax, RoPE and everything after the models stay float32.
         random_weights: models of these names with random weights, for trying a study without any.
         resamples: of bootstrap and permutation tests.
+        preprocess: how files of images become the squares that models see. "family" takes the protocol of the implementation that each
+            model's weights agree with: Hugging Face's for its oracle, else torchvision's; the others are for all models.
         max_pixels: of the largest image file that is read.
         keep_blank: accept images of one colour and masks without a label; otherwise they are refused, because a score on them means
             nothing.
@@ -99,6 +103,7 @@ class Options:
     dtype: Literal["float32", "bfloat16"] = "float32"
     random_weights: bool = False
     resamples: Annotated[int | None, _shown("INT", "the preset's")] = None
+    preprocess: Literal["family", "torchvision", "hf_dino", "hf_dinov2", "hf_dinov3"] = FAMILY
     max_pixels: int = MAX_PIXELS
     keep_blank: bool = False
     folders: Folders = field(default_factory=Folders)
@@ -141,6 +146,7 @@ class Options:
             random_weights=self.random_weights,
             resamples=self.resamples,
             readouts=self.readouts,
+            preprocess=self.preprocess,
             max_pixels=self.max_pixels,
             keep_blank=self.keep_blank,
         )
@@ -169,10 +175,12 @@ def _reproduce(study: Study) -> Path:
     console.print(f"study [bold]{study.preset}[/] on {jax.device_count()} x {jax.devices()[0].device_kind} -> {out}")
     started = time.monotonic()
     with console.status("reading images"):
-        data = study_data(study)
-    folder.check_run_folder(out, study.identity(data), weights)
+        data = study_images(study, models)
+    images = list({entry.protocol: entry for entry in data.values()}.values())
+    folder.check_run_folder(out, study.identity(*images), weights, images[0].files)
     plan = make_plan(study, choices, models, data, mesh)
-    for line in (*data.notes, *plan.skipped):
+    protocols = {target.name: target.data.protocols["labels"] for target in plan.targets}
+    for line in (*images[0].notes, *different_protocols(protocols), *plan.skipped):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     store = Store(out / "cells")
     missing = [job for job in plan.jobs if job.key not in store]
@@ -181,17 +189,17 @@ def _reproduce(study: Study) -> Path:
     cost.check()
     if study.dry_run:
         return out
-    folder.init_run_folder(out, _manifest(study, data))
+    folder.init_run_folder(out, _manifest(study, images))
     run_jobs(missing, plan.targets, store, console)
     seconds = round(time.monotonic() - started, 1)
-    _write_results(out, study, choices, plan, weights, data, seconds)
+    _write_results(out, study, choices, plan, weights, images, seconds)
     written = page.write(out, choices.analyses)
     console.print(f"{len(missing)} cells in {seconds:.0f} s; the page is [bold]{written}[/]", soft_wrap=True)
     return written
 
 
 def _write_results(
-    out: Path, study: Study, choices: Choices, plan: Plan, weights: Mapping[str, str], data: StudyData, seconds: float
+    out: Path, study: Study, choices: Choices, plan: Plan, weights: Mapping[str, str], images: Sequence[StudyData], seconds: float
 ) -> None:
     """Write results.jsonl and run.json, over the cells of this run and of earlier ones in the folder."""
     store, earlier = Store(out / "cells"), folder.read_manifest(out)
@@ -210,12 +218,13 @@ def _write_results(
     known = {**earlier["models"], **weights}
     used = {name for row in rows for name in row["ablation"] or ()}
     texts = {**earlier["ablations"], **_ablation_texts(plan)}
-    manifest = _manifest(study, data) | {
+    manifest = _manifest(study, images, earlier["study"]["data"]) | {
         "models": {name: known[name] for name in names},
         "ablations": {name: text for name, text in texts.items() if name in used},
         "columns": folder.merge(
             [tuple(column) for column in earlier["columns"]], [tuple(column) for column in score_columns(choices.tasks)]
         ),
+        "prepared": {**earlier.get("prepared", {}), **{target.name: target.data.protocols["labels"] for target in plan.targets}},
         "plugins": {**earlier["plugins"], **{plugin.source: plugin.sha256 for plugin in choices.plugins}},
         "skipped": plan.skipped,
         "cells": merged,
@@ -237,9 +246,15 @@ def _ablation_texts(plan: Plan) -> dict[str, str]:
     return {recipe.hash: recipe.text for recipe in recipes} | {name: text for job in plan.jobs for name, text in job.ablations.items()}
 
 
-def _manifest(study: Study, data: StudyData) -> dict[str, Any]:
-    """What `run.json` says of a study of which nothing is finished."""
-    identity = study.identity(data)
+def _manifest(study: Study, images: Sequence[StudyData], earlier: folder.DataHashes | None = None) -> dict[str, Any]:
+    """What `run.json` says of a study of which nothing is finished.
+
+    Args:
+        images: of the study, under every protocol of this run.
+        earlier: what it says of the data of earlier runs.
+    """
+    data, identity = images[0], study.identity(*images)
+    identity["data"] = folder.merge_hashes(earlier or {}, identity["data"])
     return {
         "study": identity,
         "hash": cell_hash(identity),
@@ -248,6 +263,7 @@ def _manifest(study: Study, data: StudyData) -> dict[str, Any]:
         "numerics": numerics(),
         "random_weights": study.random_weights,
         "images": data.title,
+        "files": data.files,
         "notes": list(data.notes),
         "image_size": list(data.analysis_images.shape[1:3]),
         "image_counts": {part: len(data.parts[part].images) for part in ("train", "val", "test")},
@@ -255,6 +271,7 @@ def _manifest(study: Study, data: StudyData) -> dict[str, Any]:
         "models": {},
         "ablations": {},
         "columns": [],
+        "prepared": {},
         "plugins": {},
         "cells": [],
         "runs": [],

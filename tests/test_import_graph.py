@@ -31,6 +31,7 @@ PROGRAMS = (
     ("study",),
     ("__init__",),
     ("analyses",),
+    ("definition",),
     ("planning", "report"),
     ("reproduce",),
     ("pretrain",),

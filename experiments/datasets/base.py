@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from experiments.datasets.images import TORCHVISION
+
 _FIRST_IDS = {
     "train": 0,
     "val": 10_000_000,
@@ -154,6 +156,7 @@ class StudyData:
         protocols: how images were resized and pairs were drawn, by kind of annotation; stands in the protocol ids.
         key: what determines the data, as JSON.
         notes: lines about what was left out or looks wrong, for whoever reads the results.
+        files: hash of the files that the parts train, val and test were read from, under whatever protocol; empty where there are none.
     """
 
     title: str
@@ -167,6 +170,13 @@ class StudyData:
     protocols: dict[str, str]
     key: dict[str, Any]
     notes: tuple[str, ...] = ()
+    files: str = ""
+
+    @property
+    def protocol(self) -> str:
+        """Name of the protocol in `images.PROTOCOLS` that the parts train, val and test are prepared by; images that are not decoded from
+        files pass for torchvision's."""
+        return self.key.get("protocol", TORCHVISION)
 
     @property
     def labelled(self) -> bool:

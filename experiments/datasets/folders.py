@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,16 +58,37 @@ def folder_data(
     max_pixels: int = MAX_PIXELS,
     keep_blank: bool = False,
 ) -> StudyData:
+    """As `prepared_folders`, with torchvision's protocol alone."""
+    return prepared_folders(folders, (images.TORCHVISION,), requested, image_size, seed, default, max_pixels, keep_blank)[
+        images.TORCHVISION
+    ]
+
+
+def prepared_folders(
+    folders: Folders,
+    protocols: Collection[str],
+    requested: DataSize,
+    image_size: int,
+    seed: int,
+    default: DataSize = IMAGENET_SIZE,
+    max_pixels: int = MAX_PIXELS,
+    keep_blank: bool = False,
+) -> dict[str, StudyData]:
     """Classes, views, masks and keypoints from folders. Images are divided into parts at random by the seed, stratified by class where
     they have one.
 
     Args:
         folders: where the images are.
+        protocols: names in `images.PROTOCOLS`. Each prepares the images of the parts train, val and test, which are the same ones in the
+            same order, so that scores are paired; all else (views, images with masks, images with keypoints) they share.
         requested, default: numbers of images; a default is cut to what there is.
         image_size: pixels of a side.
         seed: of the division into parts, and of the views.
         max_pixels: of an original image.
         keep_blank: accept images of one colour and masks without a label.
+
+    Returns:
+        The data by protocol.
 
     Raises:
         ValueError: no images are named, a folder does not have its layout, more images are requested than there are, or files cannot be
@@ -77,54 +100,79 @@ def folder_data(
     split = _split_images(folders.images, requested, default, seed)
     counts = {part: len(members.paths) for part, members in split.items()}
     size = complete_size(requested, default, counts, pairs_of_test=folders.views is None)
-    together = _load([path for members in split.values() for path in members.paths], image_size, "crop", reading)
-    pixels = dict(zip(split, np.split(together, np.cumsum(list(counts.values()))[:-1]), strict=True))
-    parts = labelled_parts(pixels, size)
+    pixels = {name: _load_split(split, image_size, images.PROTOCOLS[name], reading) for name in protocols}
     notes = [line for members in split.values() for line in members.notes]
-    notes += repeated_images(pixels, {part: _names(members.paths) for part, members in split.items()}, ("train", "val"), "test")
+    names = {part: _names(members.paths) for part, members in split.items()}
+    for by_part in pixels.values():
+        notes += repeated_images(by_part, names, ("train", "val"), "test")
     view_sources = split["test"].paths
     if folders.views:
         view_sources, others = layouts.any_images(folders.views), images_below(existing_folder(folders.views))[1]
         notes += told(others, folders.views)
-    views = add_views(parts, view_sources, size["pairs"], image_size, seed, *reading) if size["pairs"] else None
-    masks = _masks(folders, size, image_size, seed, parts, reading, notes) if folders.voc or folders.mask_images or folders.masks else None
-    keypoints = _keypoints(folders.spair, size, image_size, parts, reading) if folders.spair else None
+    shared: dict[str, Part] = {}
+    views = add_views(shared, view_sources, size["pairs"], image_size, seed, *reading) if size["pairs"] else None
+    masks = _masks(folders, size, image_size, seed, shared, reading, notes) if folders.voc or folders.mask_images or folders.masks else None
+    keypoints = _keypoints(folders.spair, size, image_size, shared, reading) if folders.spair else None
     classes = split["train"].classes
     labels = {part: members.labels for part, members in split.items()} if classes else {}
     content = {
-        **hashes("images", {name: part.images for name, part in parts.items()}),
+        **hashes("images", {name: part.images for name, part in shared.items()}),
         **hashes("labels", labels),
         **(hashes("views", {"warp": views.warp}) if views else {}),
         **(hashes("masks", masks._asdict()) if masks else {}),
         **(hashes("keypoints", keypoints._asdict()) if keypoints else {}),
     }
-    return StudyData(
-        title=_title(folders, labelled=bool(classes)),
-        parts=parts,
-        labels=labels,
-        classes=classes,
-        views=views,
-        masks=masks,
-        keypoints=keypoints,
-        size=size,
-        protocols={
-            "labels": f"crop {image_size}",
-            "views": view_protocol(image_size),
-            "masks": f"stretch {image_size}",
-            "keypoints": f"stretch {image_size}",
-        },
-        key={
-            "name": "folders",
-            "version": FOLDERS_VERSION,
-            "image_size": image_size,
-            "seed": seed,
-            "first_ids": first_ids(parts),
-            "classes": classes,
-            "content": content,
-            **vars(size),
-        },
-        notes=tuple(dict.fromkeys(notes)),
-    )
+    files = _files_hash(members.paths for members in split.values())
+
+    def prepared(name: str) -> StudyData:
+        parts = {**labelled_parts(pixels[name], size), **shared}
+        return StudyData(
+            title=_title(folders, labelled=bool(classes)),
+            parts=parts,
+            labels=labels,
+            classes=classes,
+            views=views,
+            masks=masks,
+            keypoints=keypoints,
+            size=size,
+            protocols={
+                "labels": images.PROTOCOLS[name].name(image_size),
+                "views": view_protocol(image_size),
+                "masks": f"stretch {image_size}",
+                "keypoints": f"stretch {image_size}",
+            },
+            key={
+                "name": "folders",
+                "version": FOLDERS_VERSION,
+                "image_size": image_size,
+                "seed": seed,
+                "first_ids": first_ids(parts),
+                "classes": classes,
+                "content": {**hashes("images", pixels[name]), **content},
+                **vars(size),
+                # where pixels are the same, protocol ids are not
+                **({} if name == images.TORCHVISION else {"protocol": name}),
+            },
+            notes=tuple(dict.fromkeys(notes)),
+            files=files,
+        )
+
+    return {name: prepared(name) for name in protocols}
+
+
+def _load_split(
+    split: Mapping[str, layouts.ImageList], size: int, protocol: images.Protocol, reading: _Reading
+) -> dict[str, UInt8[np.ndarray, "n size size 3"]]:
+    """The images of the parts train, val and test under a protocol."""
+    together = _load([path for members in split.values() for path in members.paths], size, protocol, reading)
+    ends = np.cumsum([len(members.paths) for members in split.values()])[:-1]
+    return dict(zip(split, np.split(together, ends), strict=True))
+
+
+def _files_hash(paths_of_parts: Iterable[Sequence[Path]]) -> str:
+    """A hash of the names and the sizes in bytes of files, part by part."""
+    listed = [[(path.name, path.stat().st_size) for path in paths] for paths in paths_of_parts]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:20]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -139,7 +187,7 @@ class _Reading(NamedTuple):
     keep_blank: bool
 
 
-def _load(paths: Sequence[Path], size: int, fit: images.Fit, reading: _Reading) -> UInt8[np.ndarray, "n size size 3"]:
+def _load(paths: Sequence[Path], size: int, fit: images.Fit | images.Protocol, reading: _Reading) -> UInt8[np.ndarray, "n size size 3"]:
     """Decode images in which there is something to see.
 
     Raises:

@@ -1,6 +1,7 @@
 """The one resize: image files to square uint8 pixels, with the affine map from original to resized pixels.
 
-Resampling is PIL's bicubic, which widens its kernel when it shrinks (antialiasing), as in the published evaluations.
+Resampling is PIL's, which widens its kernel when it shrinks (antialiasing), as in the published evaluations. `PROTOCOLS` are those of the
+implementations that models come from.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+import PIL
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -28,20 +30,61 @@ Fit = Literal["crop", "stretch", "pad"]
 - pad: resize the long side to `size` and the short one to the nearest integer; the rest, at the bottom or the right, is 0.
 """
 
+
+class Protocol(NamedTuple):
+    """How image files become the squares that a model sees.
+
+    Attributes:
+        fit: how an image becomes a square.
+        resample: the kernel.
+        offset: how the offset of a crop becomes an integer: "half even" or "down".
+        passes: how the two directions are resized: "x first", rounded to bytes after each, as Pillow did before version 13; "in one call"
+            of the installed Pillow, which from version 13 on takes tall images along y first (no value differs by more than 1); or "in
+            floats", rounded once, at the end.
+    """
+
+    fit: Fit
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+    offset: Literal["half even", "down"] = "half even"
+    passes: Literal["x first", "in one call", "in floats"] = "x first"
+
+    def name(self, size: int) -> str:
+        """Its name in protocol ids, with the side of the squares and, where one is cut out, the short side before it."""
+        known = next((name for name, protocol in PROTOCOLS.items() if protocol == self and name != TORCHVISION), None)
+        if known is None:
+            return f"{self.fit} {size}"
+        return f"{known} {_short_side(size)}/{size}" if self.fit == "crop" else f"{known} {size}"
+
+
+TORCHVISION = "torchvision"
+PROTOCOLS: dict[str, Protocol] = {
+    TORCHVISION: Protocol("crop"),
+    "hf_dino": Protocol("stretch", Image.Resampling.BILINEAR, passes="in one call"),
+    "hf_dinov2": Protocol("crop", offset="down", passes="in one call"),
+    "hf_dinov3": Protocol("stretch", Image.Resampling.BILINEAR, passes="in floats"),
+}
+"""Protocols of implementations: torchvision's evaluation, as in Meta's and timm's, and the image processors of Hugging Face.
+
+- hf_dino: ViTImageProcessor as facebook/dino-* set it, by Pillow.
+- hf_dinov2: BitImageProcessor as facebook/dinov2-* set it, by Pillow: torchvision's but for the offset of the crop.
+- hf_dinov3: DINOv3ViTImageProcessor, which resizes floats and does not round them. Here they are rounded to bytes, which moves a pixel
+  by half a step of 255 at most.
+"""
+
 _DECODER_VERSION = 2  # raise it when the same file gives other pixels
 _WHOLE = 2**26  # pixels of an intermediate image that are held at once
 _LONG = 2**16  # pixels of its longest side: Pillow keeps a kernel for each
 
 
 def load(
-    paths: Sequence[Path], size: int, fit: Fit, cache: Path | None = None, max_pixels: int = MAX_PIXELS
+    paths: Sequence[Path], size: int, fit: Fit | Protocol, cache: Path | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[UInt8[np.ndarray, "n size size 3"], Float[np.ndarray, "n 2 3"]]:
     """Decode many images by `decode`, each once: later calls map the pixels from the cache.
 
     Args:
         paths: files; their names, sizes in bytes and times of change determine the entry of the cache.
         size: pixels of a side.
-        fit: how an image becomes a square.
+        fit: how an image becomes a square; a `Fit` alone is resampled as by torchvision.
         cache: folder whose `images/` holds the pixels, by default that of the checkpoints. If it cannot be written or is full, the
             pixels stay in memory.
         max_pixels: of an original image.
@@ -73,7 +116,7 @@ def load(
 
 
 def decode(
-    path: Path, size: int, fit: Fit, max_pixels: int = MAX_PIXELS
+    path: Path, size: int, fit: Fit | Protocol, max_pixels: int = MAX_PIXELS
 ) -> tuple[UInt8[np.ndarray, "size size 3"], Float[np.ndarray, "2 3"]]:
     """Decode one image to a square of RGB pixels.
 
@@ -85,28 +128,49 @@ def decode(
         ValueError: the file cannot be read as an image (`read_rgb`), an unknown `fit` or a size below 1.
     """
     _check(size, fit)
+    protocol = _protocol(fit)
     image = read_pixels(path, max_pixels)
     width, height = image.size
     left = top = 0
-    if fit == "crop":
-        short = round(size * 256 / 224)
+    if protocol.fit == "crop":
+        short = _short_side(size)
         new = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        left, top = (round((side - size) / 2) for side in new)
-    elif fit == "stretch":
+        left, top = ((side - size) // 2 if protocol.offset == "down" else round((side - size) / 2) for side in new)
+    elif protocol.fit == "stretch":
         new = (size, size)
     else:
         new = (max(1, round(size * width / max(width, height))), max(1, round(size * height / max(width, height))))
-    square = image
-    # Pillow resizes along x first, and the order matters, because it keeps 8 bits between the two; but columns of hundreds of thousands
-    # of pixels lose their length first
-    order = (0, 1) if new[0] * height <= _WHOLE or width >= height else (1, 0)
-    for axis in order:
-        square = _along(square, axis, new[axis], (left, top)[axis], size)
+
+    def resized(pixels: Image.Image) -> Image.Image:
+        if protocol.passes == "in one call" and max(new[0] * height, width * new[1]) <= _WHOLE and max(new) <= _LONG:
+            return pixels.resize(new, protocol.resample).crop((left, top, left + size, top + size))
+        # the order matters, because 8 bits are kept between the two; but columns of hundreds of thousands of pixels lose their length first
+        order = (0, 1) if new[0] * height <= _WHOLE or width >= height else (1, 0)
+        for axis in order:
+            pixels = _along(pixels, axis, new[axis], (left, top)[axis], size, protocol.resample)
+        return pixels
+
+    square = _rounded_once(image, resized) if protocol.passes == "in floats" else resized(image)
     affine = np.array([[new[0] / width, 0, -left], [0, new[1] / height, -top]], np.float64)
     return np.asarray(square.convert("RGB")), affine
 
 
-def _along(image: Image.Image, axis: int, new: int, start: int, size: int) -> Image.Image:
+def _protocol(fit: Fit | Protocol) -> Protocol:
+    return Protocol(fit) if isinstance(fit, str) else fit
+
+
+def _short_side(size: int) -> int:
+    """The short side of an image before a square of side `size` is cut out of it: 256 for 224."""
+    return round(size * 256 / 224)
+
+
+def _rounded_once(image: Image.Image, resized: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An image resized channel by channel in floating point, and rounded to bytes."""
+    channels = [np.asarray(resized(image.getchannel(i).convert("F"))) for i in range(len(image.getbands()))]
+    return Image.merge(image.mode, [Image.fromarray(np.rint(channel).clip(0, 255).astype(np.uint8)) for channel in channels])
+
+
+def _along(image: Image.Image, axis: int, new: int, start: int, size: int, resample: Image.Resampling) -> Image.Image:
     """Pixels `start` to `start + size` along an axis (0: x, 1: y) of the image resized to `new` along it.
 
     The whole axis is resized, and cropped after it, as the published evaluations do: `resize(box=...)` rounds the box to 32 bits, which
@@ -119,31 +183,33 @@ def _along(image: Image.Image, axis: int, new: int, start: int, size: int) -> Im
         return (along, across) if axis == 0 else (across, along)
 
     def resized(image: Image.Image, side: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
-        return image.resize((side, other) if axis == 0 else (other, side), Image.Resampling.BICUBIC, box=box)
+        return image.resize((side, other) if axis == 0 else (other, side), resample, box=box)
 
     if new * other <= _WHOLE and new <= _LONG:
         return resized(image, new).crop((*both(start, 0), *both(start + size, other)))
     scale = old / new
-    margin = math.ceil(2 * max(scale, 1)) + 1  # the bicubic kernel reaches 2 pixels of the coarser grid
+    margin = math.ceil(2 * max(scale, 1)) + 1  # the bicubic kernel, the widest, reaches 2 pixels of the coarser grid
     first, last = max(0, math.floor(start * scale) - margin), min(old, math.ceil((start + size) * scale) + margin)
     near = image.crop((*both(first, 0), *both(last, other)))
     return resized(near, size, (*both(start * scale - first, 0), *both((start + size) * scale - first, other)))
 
 
-def _decode_all(paths: Sequence[Path], size: int, fit: Fit, max_pixels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _decode_all(paths: Sequence[Path], size: int, fit: Fit | Protocol, max_pixels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     return in_threads(lambda path: decode(path, size, fit, max_pixels), paths, "decoding images")
 
 
-def _check(size: int, fit: Fit) -> None:
-    if fit not in get_args(Fit):
+def _check(size: int, fit: Fit | Protocol) -> None:
+    if _protocol(fit).fit not in get_args(Fit):
         raise ValueError(f'unknown fit "{fit}"; choose one of {", ".join(get_args(Fit))}')
     if size < 1:
         raise ValueError(f"images of {size} pixels do not exist; use at least 1")
 
 
-def _cache_key(paths: Sequence[Path], size: int, fit: Fit) -> str:
+def _cache_key(paths: Sequence[Path], size: int, fit: Fit | Protocol) -> str:
     """A hash of what determines the pixels; a file's content by its path, size in bytes and time of change."""
-    digest = hashlib.sha256(f"{_DECODER_VERSION} {size} {fit}\n".encode())
+    protocol = _protocol(fit)
+    how = protocol.fit if protocol == Protocol(protocol.fit) else f"{protocol} {PIL.__version__}"
+    digest = hashlib.sha256(f"{_DECODER_VERSION} {size} {how}\n".encode())
     missing = []
     for path in paths:
         try:

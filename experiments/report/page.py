@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from experiments.analyses.base import Analysis
 from experiments.analyses.presets import ANALYSES
+from experiments.datasets.preprocess import different_protocols
 from experiments.demo import NOTES, label
 from experiments.plugins import load_plugin
 from experiments.study.results import StudyResults, read_results
@@ -103,7 +104,7 @@ def _cautions(results: StudyResults) -> list[str]:
     if any(row["model"].endswith("_random") for row in results.rows):
         texts.append(_BASELINES)
     texts += [_INTERVALS, *(f"<b>{label(m)}</b>: {NOTES[m]}" for m in results.models if m in NOTES)]
-    texts += map(html.escape, results.manifest.get("notes", ()))
+    texts += map(html.escape, (*different_protocols(results.manifest.get("prepared", {})), *results.manifest.get("notes", ())))
     return [f'<p class="note caution">{text}</p>' for text in texts]
 
 

@@ -31,7 +31,8 @@ class Cost:
         cells: to be computed.
         images: that go through models.
         seconds: estimate; None where it was not asked for.
-        host_memory, free_host_memory: twice that of images and features, for copies on their way; what is free.
+        host_memory, free_host_memory: twice that of images and features, for copies on their way, and once that of images which other
+            models see under another protocol; what is free.
         device_memory, free_device_memory: for weights and one batch; what is free (None where devices use the host's memory).
         disk, free_disk: for cells; what is free.
     """
@@ -87,7 +88,7 @@ def estimate(targets: Sequence[Target], jobs: Sequence[Job], out: Path, timed: b
         cells=len(jobs),
         images=sum(images.values()),
         seconds=_seconds(by_name, images, jobs) if timed else None,
-        host_memory=max(map(_host_memory, running), default=0),
+        host_memory=max((_host_memory(target) + _elsewhere(target, targets) for target in running), default=0),
         free_host_memory=_free_host_memory(),
         device_memory=max(map(_device_memory, running), default=0),
         free_device_memory=_free_device_memory(),
@@ -125,6 +126,13 @@ def _host_memory(target: Target) -> int:
         tokens = _token_count(config, images.shape[1:3])
         total += 4 * config.width * (len(images) * (6 + config.registers) + patch_images * tokens) + in_memory
     return 2 * total
+
+
+def _elsewhere(target: Target, targets: Sequence[Target]) -> int:
+    """Bytes of images in memory that only other models see, because theirs are prepared by another protocol."""
+    arrays = {id(part.images): part.images for other in targets for part in other.data.parts.values()}
+    own = {id(part.images) for part in target.data.parts.values()}
+    return sum(images.nbytes for name, images in arrays.items() if name not in own and not isinstance(images, np.memmap))
 
 
 def _device_memory(target: Target) -> int:

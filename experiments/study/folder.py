@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.datasets.images import TORCHVISION
 from experiments.rows import SCHEMA
 from experiments.study.cells import Store
 from jaxvit.files import refuse_remote, write_text
 
 _MANIFEST = "run.json"
+DataHashes = str | Mapping[str, str]
+"""Hashes of a study's data by the protocol that images are prepared by, or that of torchvision's, where it is the only one."""
 CellName = tuple[str, str, str]
 """Hash, kind and label of a cell: the label says what it is of, the hash by which definition."""
 
@@ -52,13 +55,14 @@ def check_owner(folder: Path) -> None:
         raise ValueError(f"{folder} exists and holds no study; choose another --out")
 
 
-def check_run_folder(folder: Path, identity: Mapping[str, Any], weights: Mapping[str, str]) -> None:
+def check_run_folder(folder: Path, identity: Mapping[str, Any], weights: Mapping[str, str], files: str = "") -> None:
     """Check that a folder can hold this study: it is absent, empty, or holds the same study.
 
     A study is its data and settings (`identity`). Which models, analyses, tasks and conditions are chosen may differ from run to run.
 
     Args:
         weights: hash of the weights of every model, by its name in the study.
+        files: hash of the files of images; it decides where no two runs prepared them by the same protocol.
 
     Raises:
         ValueError: the folder holds anything else, or another model under one of the names.
@@ -68,7 +72,11 @@ def check_run_folder(folder: Path, identity: Mapping[str, Any], weights: Mapping
         return
     manifest = read_manifest(folder)
     stored = manifest["study"]
-    different = sorted(name for name in identity.keys() | stored.keys() if identity.get(name) != stored.get(name))
+    different = sorted(name for name in identity.keys() | stored.keys() if name != "data" and identity.get(name) != stored.get(name))
+    earlier, current = (_by_protocol(entries["data"]) for entries in (stored, identity))
+    common = earlier.keys() & current.keys()
+    if any(earlier[name] != current[name] for name in common) or (not common and manifest.get("files") != files):
+        different = sorted([*different, "data"])
     if different:
         raise ValueError(f"{folder} holds another study (it differs in {', '.join(different)}); choose another --out or remove the folder")
     changed = [name for name, sha256 in weights.items() if manifest["models"].get(name, sha256) != sha256]
@@ -86,6 +94,16 @@ def init_run_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `run.json`, whole or not at all."""
     write_text(folder / _MANIFEST, json.dumps({"format": SCHEMA, **manifest}, indent=1))
+
+
+def merge_hashes(earlier: DataHashes, current: DataHashes) -> DataHashes:
+    """The hashes of the data of an earlier run and of this one."""
+    merged = {**_by_protocol(earlier), **_by_protocol(current)}
+    return merged[TORCHVISION] if merged.keys() == {TORCHVISION} else merged
+
+
+def _by_protocol(hashes: DataHashes) -> Mapping[str, str]:
+    return {TORCHVISION: hashes} if isinstance(hashes, str) else hashes
 
 
 def merge(earlier: Sequence[Any], current: Sequence[Any]) -> list[Any]:
