@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.datasets import base, pairs
+from experiments.datasets import base, images, pairs
 from experiments.datasets.base import DataSize
-from experiments.datasets.folders import Folders, folder_data
+from experiments.datasets.folders import Folders, folder_data, prepared_folders
 from tests.conftest import SHARED
 from tests.experiments.tiny_folders import SIZE, write_folders, write_picture
 
@@ -74,6 +74,25 @@ def test_the_key_follows_content_and_not_place(folders, tmp_path):
     write_picture(images / "val" / "ant" / "0.png", 12345)
     write_picture(images / "val" / "ant" / "1.png", 12346)
     assert folder_data(moved, SIZE, 16, seed=0).key != key
+
+
+def test_images_are_the_same_ones_under_every_protocol(folders):
+    """So that scores of models that see different protocols are paired; and all but the labelled images is there once."""
+    by_protocol = prepared_folders(folders, list(images.PROTOCOLS), SIZE, 16, seed=0)
+    plain = folder_data(folders, SIZE, 16, seed=0)
+    assert by_protocol["torchvision"].key == plain.key
+    assert plain.protocols["labels"] == "crop 16"
+    assert "protocol" not in plain.key
+    assert len({json.dumps(data.key) for data in by_protocol.values()}) == len(images.PROTOCOLS)
+    paths = {path: images.decode(path, 16, "crop")[0].tobytes() for path in sorted(folders.images.rglob("*.png"))}
+    order = [next(path for path, content in paths.items() if content == image.tobytes()) for image in plain.parts["test"].images]
+    for name, data in by_protocol.items():
+        expected = np.stack([images.decode(path, 16, images.PROTOCOLS[name])[0] for path in order])
+        np.testing.assert_array_equal(data.parts["test"].images, expected)
+        np.testing.assert_array_equal(data.labels["test"], plain.labels["test"])
+        assert data.masks is by_protocol["torchvision"].masks
+        assert data.parts["first"] is by_protocol["torchvision"].parts["first"]
+        assert data.protocols["masks"] == "stretch 16"
 
 
 def test_the_key_holds_what_random_draws_and_views_are_made_with(folders, monkeypatch):
