@@ -19,6 +19,7 @@ from experiments.datasets.preprocess import family_protocol
 from experiments.definition import PREPROCESSES
 from experiments.reproduce import Options, Study, reproduce
 from experiments.rows import select
+from experiments.study.cost import estimate
 from experiments.tasks.base import Readouts
 from jaxvit.sharding import batch_mesh
 from tests.convert import sources
@@ -105,6 +106,20 @@ def test_each_model_of_a_study_sees_its_own_protocol(study, models, capsys):
     assert manifest["prepared"] == protocols(study)
     with pytest.raises(ValueError, match="differs in preprocess"):
         reproduce(dataclasses.replace(study, preprocess="torchvision"))
+
+
+def test_memory_counts_the_images_of_every_protocol(study, tmp_path, monkeypatch):
+    """Without a cache on disk all of them are in memory, whichever model runs."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAXVIT_CACHE", str(tmp_path / "file"))
+    loaded = planning.load_models(study)
+
+    def memory(chosen: Study) -> int:
+        plan = planning.make_plan(chosen, planning.chosen(chosen, loaded), loaded, planning.study_images(chosen, loaded), batch_mesh())
+        return estimate(plan.targets, plan.jobs, tmp_path).host_memory
+
+    more = memory(study) - memory(dataclasses.replace(study, preprocess="torchvision"))
+    assert more == (12 + 4 + 6) * 16 * 16 * 3, "train, val and test of one more protocol; views are there once"
 
 
 def test_other_images_are_another_study_under_any_protocol(study, models):
