@@ -20,7 +20,7 @@ from experiments.datasets.folders import Folders, prepared_folders
 from experiments.datasets.images import PROTOCOLS, TORCHVISION
 from experiments.datasets.preprocess import family_protocol
 from experiments.definition import FAMILY, PRECISIONS, Study, check_names
-from experiments.features.conditions import ALL_CONDITIONS, FULL, Condition, conditions
+from experiments.features.conditions import ALL_CONDITIONS, FULL, ON_REQUEST, Condition, conditions
 from experiments.features.sources import ConditionSource, as_condition, refusal
 from experiments.numerics import compiler_flags
 from experiments.plugins import Plugin, load_plugin, source_hash
@@ -269,7 +269,8 @@ def _condition_table(
             skipped.append(f"{model} cannot run {name}: {reason}")
         else:
             table[name] = condition
-    return {name: condition for name, condition in table.items() if not names or name in names or name == FULL}
+    chosen = names or [name for name in table if name not in ON_REQUEST]
+    return {name: condition for name, condition in table.items() if name in chosen or name == FULL}
 
 
 def _check_conditions(study: Study, tables: Mapping[str, Mapping[str, Condition]], skipped: Sequence[str]) -> None:

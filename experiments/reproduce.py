@@ -28,7 +28,7 @@ from experiments.report import page
 from experiments.rows import check_rows
 from experiments.study import folder
 from experiments.study.cells import Store, cell_hash
-from experiments.study.compare import add_holm
+from experiments.study.compare import add_holm, mark_repeats
 from experiments.study.cost import estimate
 from experiments.study.jobs import machine
 from experiments.study.published import attach_published
@@ -204,8 +204,9 @@ def _write_results(
     """Write results.jsonl and run.json, over the cells of this run and of earlier ones in the folder."""
     store, earlier = Store(out / "cells"), folder.read_manifest(out)
     merged = folder.merged_cells(out, store, [(cell_hash(job.key), job.key["kind"], job.label) for job in plan.jobs])
-    rows = attach_published(add_holm([row for name, _, _ in merged for row in store.open(name).rows]))
-    rows = [{**row, "quick": study.quick} for row in rows]
+    texts = {**earlier["ablations"], **_ablation_texts(plan)}
+    rows = [{**row, "quick": study.quick} for name, _, _ in merged for row in store.open(name).rows]
+    rows = attach_published(add_holm(mark_repeats(rows, texts)))
     check_rows(rows)
     write_text(out / "results.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     names = folder.merge(list(earlier["models"]), list(weights))
@@ -217,7 +218,6 @@ def _write_results(
     }
     known = {**earlier["models"], **weights}
     used = {name for row in rows for name in row["ablation"] or ()}
-    texts = {**earlier["ablations"], **_ablation_texts(plan)}
     manifest = _manifest(study, images, earlier["study"]["data"]) | {
         "models": {name: known[name] for name in names},
         "ablations": {name: text for name, text in texts.items() if name in used},

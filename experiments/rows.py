@@ -6,17 +6,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypedDict, get_args, get_origin, get_type_hints
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the fields and their meanings. It stands in run.json and in the keys of cells that hold rows."""
 
 Row = dict[str, Any]
 
 
 class Reference(TypedDict):
-    """The run that a number is compared with."""
+    """The run that a number is compared with, and its value on the same units and places."""
 
     model: str
     condition: str
+    value: float
 
 
 class RowFields(TypedDict):
@@ -56,7 +57,11 @@ class RowFields(TypedDict):
     n_unit: Annotated[str, "what a unit is: images, pairs of views, source images"]
     seeds: Annotated[int, "number of draws of what is random in the condition or the read-out"]
     by_seed: Annotated[list[float], "the number under every draw"]
-    reference: Annotated[Reference | None, "model and condition that it is compared with; null where it is not compared"]
+    reference: Annotated[
+        Reference | None,
+        "model and condition that it is compared with, and their value, without the patches that are left out here; null where it is not "
+        "compared",
+    ]
     delta: Annotated[float | None, "value minus that of the reference"]
     delta_ci_low: Annotated[float | None, "lower end of the paired 95 % interval of the difference"]
     delta_ci_high: Annotated[float | None, "upper end"]
@@ -65,6 +70,11 @@ class RowFields(TypedDict):
     holm_family: Annotated[str | None, "the family of tests, in words"]
     holm_tests: Annotated[int | None, "number of tests of the family"]
     by_construction: Annotated[bool, "the number is what it is because of how the condition is made, and is no finding"]
+    repeats: Annotated[
+        str | None,
+        "an earlier condition of the model that is one intervention with this one for what is read, as `mean_registers` is with "
+        "`fix_reg_mean` for CLS and patches: the number is the same, and no test of its own; null for none",
+    ]
     note: Annotated[str | None, "what a reader must know about it"]
     flag: Annotated[str | None, "what may be wrong with it, such as a penalty at the edge of its grid"]
     detail: Annotated[str | None, "what was chosen, and how the solver ended"]

@@ -127,6 +127,7 @@ def correspondence(
     tolerance: float | Float[Array, ""] = 1.0,
     mask: Bool[Array, "pairs patches"] | None = None,
     valid: Bool[Array, "pairs"] | None = None,
+    second_mask: Bool[Array, "pairs patches"] | None = None,
 ) -> Matches:
     """Hits and closed cycles of matching patches between two views whose true correspondence is a known affine map.
 
@@ -144,6 +145,8 @@ def correspondence(
         tolerance: in patch sides.
         mask: source patches that may be counted (foreground, say); all by default.
         valid: pairs that are not padding; the others have 0 points.
+        second_mask: patches of the second view in which the true location of a point may lie; all by default. Those outside can still
+            be the nearest neighbour.
 
     Raises:
         ValueError: the features do not have rows x columns patches, or hold NaN; views, warps and mask are not of the same pairs.
@@ -151,8 +154,19 @@ def correspondence(
     allowed = jnp.ones(first.shape[:2], bool) if mask is None else mask
     if valid is not None:
         allowed = allowed & valid[:, None]
+    if second_mask is not None:
+        true = jax.vmap(_warped, in_axes=(0, None))(warps, _centres(grid, patch_size))
+        allowed = allowed & jnp.take_along_axis(second_mask, patch_at(true, grid, patch_size), axis=1)
     matches: Matches = jax.vmap(_match, in_axes=(0, 0, 0, 0, None, None, None))(first, second, warps, allowed, grid, patch_size, tolerance)
     return matches
+
+
+def patch_at(
+    points: Num[np.ndarray, "*points 2"] | Num[Array, "*points 2"], grid: tuple[int, int], patch_size: int
+) -> Int[Array, "*points"]:
+    """The patch, row by row, in which each point (x, y) in pixels lies; for a point outside of the image the one next to it."""
+    column, row = (jnp.clip(jnp.floor(jnp.asarray(points)[..., i] / patch_size).astype(jnp.int32), 0, grid[1 - i] - 1) for i in (0, 1))
+    return row * grid[1] + column
 
 
 def _check_keypoints(source: Any, target: Any, points: Any, grid: tuple[int, int], patch_size: int) -> None:
@@ -191,17 +205,27 @@ def match_keypoints(
 
     def match_pair(pair: tuple[Array, Array, Array]) -> Array:
         source_patches, target_patches, keypoints = pair
-        limits = np.asarray([grid[1] - 1, grid[0] - 1], np.float32)
-        cell = jnp.clip(keypoints.astype(jnp.float32) / patch_size - 0.5, 0, limits)  # (column, row) in units of patch centres
-        # bilinear weights as products of hat functions: at most two rows and two columns are above 0
-        columns, rows = (jnp.maximum(0, 1 - jnp.abs(cell[:, i, None] - jnp.arange(grid[1 - i]))) for i in (0, 1))
-        weights = (rows[:, :, None] * columns[:, None, :]).reshape(len(keypoints), -1)
+        weights = _bilinear_weights(keypoints, grid, patch_size)
         features = jnp.matmul(weights, source_patches.astype(jnp.float32), precision=_EXACT)
         similarity = jnp.matmul(unit(features), unit(target_patches).T, precision=_EXACT)
         return centres[jnp.argmax(similarity, axis=1)]
 
     matched: Array = jax.lax.map(match_pair, (source, target, points))
     return matched
+
+
+@functools.partial(jax.jit, static_argnames=("grid", "patch_size"))
+def reads_patches(
+    patches: Bool[Array, "pairs patches"], points: Num[Array, "pairs keypoints 2"], grid: tuple[int, int], patch_size: int
+) -> Bool[Array, "pairs keypoints"]:
+    """Whether the feature at a keypoint, as `match_keypoints` interpolates it, takes any weight from some given source patches."""
+    _check_grid(patches.shape[1], grid)
+
+    def reads(pair: tuple[Array, Array]) -> Array:
+        return jnp.any((_bilinear_weights(pair[1], grid, patch_size) > 0) & pair[0], axis=1)
+
+    read: Array = jax.lax.map(reads, (patches, points))
+    return read
 
 
 def pck(
@@ -264,7 +288,7 @@ def _match(
 ) -> Matches:
     """`correspondence` of one pair."""
     centres = _centres(grid, patch_size)
-    true = jnp.matmul(centres, warp[:, :2].T, precision=_EXACT) + warp[:, 2]
+    true = _warped(warp, centres)
     inside = jnp.all((true >= 0) & (true < jnp.asarray([grid[1], grid[0]]) * patch_size), axis=-1)
     points = inside & allowed
 
@@ -321,16 +345,17 @@ def confusion(
 def mean_iou(confusion: Num[np.ndarray, "*batch classes classes"]) -> Float[np.ndarray, "*batch"]:
     """Mean over classes of intersection / union, from summed confusion matrices; float64 on the host.
 
-    The mean is over the classes that are present in the targets or in the predictions; NaN where there is none.
+    As in mmsegmentation (`intersect_and_union`, mean of those that are no NaN), a class counts where its union is not 0, that is where it
+    is present in the targets or in the predictions: one that is predicted and nowhere true counts with 0. NaN where no class counts.
+    The mean of the ratios of `class_overlap` is this number.
 
     Raises:
         ValueError: the matrices are not square.
     """
-    confusion = np.asarray(confusion, np.float64)
+    confusion = np.asarray(confusion)
     if confusion.ndim < 2 or confusion.shape[-1] != confusion.shape[-2]:
         raise ValueError(f"confusion has the shape {confusion.shape}; give matrices [..., classes, classes], summed over images")
-    intersection = np.diagonal(confusion, axis1=-2, axis2=-1)
-    union = confusion.sum(axis=-1) + confusion.sum(axis=-2) - intersection
+    intersection, union = np.moveaxis(class_overlap(np.asarray(confusion, np.float64)), -1, 0)
     present = union > 0
     iou = np.divide(intersection, union, out=np.zeros_like(union), where=present)
     classes = present.sum(axis=-1, dtype=np.float64)
@@ -338,9 +363,29 @@ def mean_iou(confusion: Num[np.ndarray, "*batch classes classes"]) -> Float[np.n
     return mean
 
 
+def class_overlap(confusion: Num[np.ndarray, "*batch classes classes"]) -> Num[np.ndarray, "*batch classes 2"]:
+    """Intersection and union in pixels of every class, from confusion matrices: sums of both over images make the class's IoU."""
+    intersection = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return np.stack([intersection, confusion.sum(axis=-1) + confusion.sum(axis=-2) - intersection], axis=-1)
+
+
 def _check_grid(patches: int, grid: tuple[int, int]) -> None:
     if patches != grid[0] * grid[1]:
         raise ValueError(f"features have {patches} patches, a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]}")
+
+
+def _warped(warp: Float[Array, "2 3"], points: Float[Array, "points 2"]) -> Float[Array, "points 2"]:
+    """Points (x, y) of the first view in the second."""
+    return jnp.matmul(points, warp[:, :2].T, precision=_EXACT) + warp[:, 2]
+
+
+def _bilinear_weights(points: Num[Array, "points 2"], grid: tuple[int, int], patch_size: int) -> Float[Array, "points patches"]:
+    """The weight of every patch in a feature at (x, y), interpolated between patch centres and clamped to the outermost."""
+    limits = np.asarray([grid[1] - 1, grid[0] - 1], np.float32)
+    cell = jnp.clip(points.astype(jnp.float32) / patch_size - 0.5, 0, limits)  # (column, row) in units of patch centres
+    # products of hat functions: at most two rows and two columns are above 0
+    columns, rows = (jnp.maximum(0, 1 - jnp.abs(cell[:, i, None] - jnp.arange(grid[1 - i]))) for i in (0, 1))
+    return (rows[:, :, None] * columns[:, None, :]).reshape(len(points), -1)
 
 
 def _centres(grid: tuple[int, int], patch_size: int) -> Float[Array, "patches 2"]:

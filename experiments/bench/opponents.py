@@ -17,7 +17,7 @@ import numpy as np
 import jaxvit
 from convert import convert
 from experiments.bench.rows import Size
-from experiments.features.conditions import RANDOM_PATCHES, lesions
+from experiments.features.conditions import lesions, random_patch_count
 from jaxvit.sharding import batch_mesh, replicate, split
 
 SMALL = jaxvit.ViTConfig(14, 32, 3, 2, 128, registers=4, position="antialias", image_size=70)
@@ -185,7 +185,7 @@ def condition_hooks(config: jaxvit.ViTConfig, statistics: jaxvit.Moments, batch:
     )
     prefix, deviation = 1 + config.registers, variance.sqrt()
     rows, columns = config.grid(*statistics.image_size)
-    chosen = prefix + torch.rand(batch, rows * columns, device=device()).argsort(dim=1)[:, :RANDOM_PATCHES]
+    chosen = prefix + torch.rand(batch, rows * columns, device=device()).argsort(dim=1)[:, : random_patch_count(config)]
 
     def zero_chosen(layer: int, x: Any) -> Any:
         x = x.clone()

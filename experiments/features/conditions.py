@@ -11,23 +11,28 @@ from jaxvit import Ablation, Moments, ViTConfig
 Condition = Callable[[ViTConfig, Moments, int], Ablation]
 """An intervention on tokens: from the shape of a model, the moments of its activations and a seed to an ablation."""
 RANDOM_PATCHES = 4
-"""Patches that the condition "random_patches" zeroes in every image."""
+"""Patches that the condition "random_patches" zeroes in every image of a model without registers; elsewhere as many as registers."""
 CALIBRATED_SITES = ("block_output", "block_input")
 """Where moments of activations are measured: all conditions overwrite the output of a block, but `fix_reg_mean` its input."""
 REPLACEMENTS = ("zero_registers", "mean_registers", "noise_registers", "shuffle_registers")
 """Conditions that overwrite all registers at every block output, each with something else."""
 FULL = "full"
 """The condition without ablation."""
+ON_REQUEST = ("fix_reg_mean",)
+"""Conditions that are run only where they are named: for CLS and patches `fix_reg_mean` is `mean_registers`, the same intervention."""
 
 
 def conditions(config: ViTConfig) -> dict[str, Condition]:
     """Conditions that a model can run, by name, "full" (no ablation) first. Tokens are overwritten at the output of every block, in
-    `fix_reg_mean` at the input of every block (Sun et al. 2024)."""
+    `fix_reg_mean` at the input of every block (Sun et al. 2024).
+
+    What enters block 0 as registers is the same for all images, and every other block's input is the output before it: for all tokens but
+    the registers that leave the last block, `fix_reg_mean` and `mean_registers` are one intervention."""
     table: dict[str, Condition] = {
         FULL: no_ablation,
         "zero_cls": lambda config, moments, seed: jaxvit.zero("cls"),
         "mean_cls": lambda config, moments, seed: jaxvit.mean("cls", moments),
-        "random_patches": lambda config, moments, seed: jaxvit.zero(jaxvit.random_patches(RANDOM_PATCHES, seed)),
+        "random_patches": lambda config, moments, seed: jaxvit.zero(jaxvit.random_patches(random_patch_count(config), seed)),
     }
     if config.registers:
         table |= {
@@ -46,9 +51,14 @@ def no_ablation(config: ViTConfig, moments: Moments, seed: int) -> Ablation:
     return Ablation()
 
 
+def random_patch_count(config: ViTConfig) -> int:
+    """Number of patches that the condition "random_patches" zeroes in every image: as many as the model has registers."""
+    return config.registers or RANDOM_PATCHES
+
+
 def lesions(registers: int) -> dict[str, range]:
     """Conditions that zero one register or the first few, with the positions of these registers; all of them is `zero_registers`."""
-    single = {f"zero_r{i + 1}": range(i, i + 1) for i in range(registers)}
+    single = {f"zero_r{i + 1}": range(i, i + 1) for i in range(registers if registers > 1 else 0)}
     return single | {f"zero_r1_to_r{n}": range(n) for n in range(2, registers)}
 
 

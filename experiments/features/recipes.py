@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -87,6 +88,39 @@ def is_random(condition: Condition, config: ViTConfig, image_size: tuple[int, in
     """Whether the seed makes a difference to a condition."""
     first, second = (recipe_of(condition, config, image_size, seed, "").text for seed in (0, 1))
     return first != second
+
+
+def effect(text: str, feature: str | None) -> str:
+    """What an ablation does to what is read, as text: equal where two ablations are one intervention.
+
+    They are where their definitions are equal, and in one case more. What enters block 0 as CLS and registers is the same for all images,
+    and every other block's input is the output before it: their mean at the input of every block is, for all other tokens, their mean at
+    the output of every block.
+
+    Args:
+        text: of a `Recipe`.
+        feature: tokens that are read, as rows name them.
+    """
+    entry = json.loads(text)
+    if feature is None or len(entry["replacements"]) != 1:
+        return text
+    (replacement,) = entry["replacements"]
+    if (replacement["kind"], replacement["at"], replacement["layers"]) != ("mean", "block_input", "all"):
+        return text
+    origin, tokens = replacement["value"], replacement["tokens"]
+    if not isinstance(origin, dict) or not isinstance(tokens, str | list):
+        return text
+    overwritten = _token_groups([tokens] if isinstance(tokens, str) else tokens)
+    if "patches" in overwritten or overwritten & _token_groups(feature.split("+")):
+        return text
+    moved = {**replacement, "at": "block_output", "value": {**origin, "site": "block_output"}}
+    return json.dumps({**entry, "replacements": [moved]}, sort_keys=True, separators=(",", ":"))
+
+
+def _token_groups(names: Sequence[str | int]) -> set[str]:
+    """Which of cls, registers and patches selectors or names of features are of; "patches" for all that are not known to be of others."""
+    kinds = (("cls", r"cls"), ("registers", r"registers?\b.*|register_mean|r\d+"))
+    return {next((kind for kind, pattern in kinds if re.fullmatch(pattern, str(name))), "patches") for name in names}
 
 
 def tokens_in_words(ablation: Ablation) -> str:

@@ -116,15 +116,18 @@ def _token_count(config: ViTConfig, shape: tuple[int, ...]) -> int:
 
 
 def _host_memory(target: Target) -> int:
-    """Bytes of images and of features of the parts that are read under one condition, and a second copy while tasks work on them."""
+    """Bytes of images and of features of the parts that are read under one condition (with patches of the full one, where any condition
+    overwrites patches), and a second copy while tasks work on them."""
     if target.model is None:
         return 0
     config, total = target.model.config, 0
+    twice = grid.parts_of_patches(target) if any(map(target.overwrites_patches, target.conditions)) else ()
     for name in grid.parts_read(target) - {"analysis"}:
         images, patch_images = target.data.parts[name]
         in_memory = images.nbytes if not isinstance(images, np.memmap) else 0
         tokens = _token_count(config, images.shape[1:3])
-        total += 4 * config.width * (len(images) * (6 + config.registers) + patch_images * tokens) + in_memory
+        sources = 1 + (name in twice)
+        total += 4 * config.width * (len(images) * (6 + config.registers) + sources * patch_images * tokens) + in_memory
     return 2 * total
 
 

@@ -53,6 +53,12 @@ def parts_read(target: Target) -> set[str]:
     return parts - {"analysis"} if "test" in parts else parts
 
 
+def parts_of_patches(target: Target) -> set[str]:
+    """Parts of the data that the target's tasks on single patches read."""
+    tasks = [target.settings.tasks[name] for name in runnable_tasks(target)]
+    return {part for task in tasks if task.scores_patches for part in task.parts(target.data)}
+
+
 def _task_seeds(target: Target, condition: str, seed: int) -> tuple[int, ...]:
     """Seeds of what is random in a task: all of the study, or in a random condition the one that it is drawn with."""
     return (seed,) if target.is_random(condition) else target.settings.all_seeds
@@ -86,6 +92,8 @@ def _scores_job(target: Target, condition: str, seed: int, task: str, first: boo
         return [], base.pack([result._replace(readouts={}) for result in results])
 
     images = sum(target.image_count(part) for part in parts_read(target)) if first else 0
+    if first and seed == target.settings.seed and target.overwrites_patches(condition):
+        images += sum(target.data.parts[part].patch_images for part in parts_of_patches(target))  # in full too, once for all seeds
     images = 0 if target.model is None else images + chosen.made_images(target.data)
     draw = f", seed {seed}" if target.is_random(condition) else ""
     label = f"{target.name}, {condition}{draw}: {task}"
@@ -109,7 +117,7 @@ def _rows_job(target: Target, condition: str, task: str, runs: Runs) -> Job:
         if condition != FULL:
             clean = base.unpack(store.load(full_key).arrays, chosen)
             by_identity = {result.identity: result.scores for result in clean}
-            full = [base.mean_over_seeds(by_identity[result.identity], len(result.scores)) for result in results]
+            full = [base.mean_over_seeds(result.reference or by_identity[result.identity], len(result.scores)) for result in results]
         rows = compared_rows(run, results, settings.resamples, settings.seed, full, average)
         return [row | {"primary": (row["metric"], row["feature"], row["readout"]) in primary} for row in rows], {}
 

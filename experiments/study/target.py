@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from experiments.datasets.base import StudyData, first_id
 from experiments.features.conditions import CALIBRATED_SITES, FULL, Condition, no_ablation
 from experiments.features.extraction import GROUP, Features, Images, Runner
+from experiments.features.overwritten import overwritten_patches
 from experiments.features.raw_pixels import raw_pixels
-from experiments.features.recipes import Recipe, is_random, recipe_of
+from experiments.features.recipes import Recipe, is_random, made_up_moments, recipe_of
 from experiments.tasks.base import Context, Readouts, Task
 from experiments.tasks.table import TASKS
 from jaxvit import Ablation, Moments, ViT
@@ -73,6 +76,7 @@ class Target:
     ablations: Mapping[str, Condition] = field(default_factory=dict)
     baseline: bool = False
     _features: dict[str, Features] = field(default_factory=dict)
+    _full_features: dict[str, Features] = field(default_factory=dict)
     _in_memory: tuple[str, int] = ("", 0)
     _recipes: dict[tuple[str, int], Recipe] = field(default_factory=dict)
     _random: dict[str, bool] = field(default_factory=dict)
@@ -140,6 +144,7 @@ class Target:
     def release(self) -> None:
         """Give back features and the copies of the weights on devices."""
         self._features.clear()
+        self._full_features.clear()
         self._in_memory = ("", 0)
         self.__dict__.pop("runner", None)
 
@@ -172,8 +177,19 @@ class Target:
         assert self.model is not None
         return Ablation() if condition == FULL else self.conditions[condition](self.model.config, self.statistics, seed)
 
+    def overwrites_patches(self, condition: str) -> bool:
+        """Whether a condition overwrites patches where they are read; runs nothing."""
+        if self.model is None:
+            return False
+        config, size = self.model.config, self.image_size
+        ablation = self.conditions[condition](config, made_up_moments(config, size), self.settings.seed)
+        return overwritten_patches(ablation, config, size, np.zeros(1, np.int32)) is not None
+
     def features(self, condition: str, seed: int) -> ConditionFeatures:
-        """Features under a condition; only those of the last condition asked for stay in memory."""
+        """Features under a condition; only those of the last condition asked for stay in memory, and those without ablation that it is
+        compared with, which all its seeds share."""
+        if self._in_memory[0] != condition:
+            self._full_features.clear()
         if self._in_memory != (condition, seed):
             self._features.clear()
             self._in_memory = (condition, seed)
@@ -187,12 +203,18 @@ class Target:
 
 @dataclass(frozen=True)
 class ConditionFeatures:
-    """Features of the parts of the data under one condition, extracted when they are asked for (a `tasks.base.FeatureSource`)."""
+    """Features of the parts of the data under one condition, extracted when they are asked for (a `tasks.base.FeatureSource`).
+
+    Attributes:
+        extracted: those that are in memory.
+        only_patch_images: of every part only the leading images are run, whose patches are kept.
+    """
 
     target: Target
     condition: str
     seed: int
     extracted: dict[str, Features]
+    only_patch_images: bool = False
 
     def first_test(self, count: int) -> Features:
         """Features of the first test images: cut from those of the whole part where they are there and no shuffle makes them depend on one
@@ -210,7 +232,20 @@ class ConditionFeatures:
         return any(replacement.kind == "shuffle" for replacement in self.target.ablation(self.condition, self.seed).replacements)
 
     def __getitem__(self, part: str) -> Features:
-        return self._extract(part, part, None)
+        return self._extract(part, part, self.target.data.parts[part].patch_images if self.only_patch_images else None)
+
+    def overwritten(self, part: str) -> Bool[np.ndarray, "images patches"] | None:
+        """Which patches of the part's leading images the condition overwrites where they are read; None where it overwrites none."""
+        if self.target.model is None or self.condition == FULL:
+            return None
+        images, patch_images = self.target.data.parts[part]
+        ids, (height, width) = first_id(part) + np.arange(patch_images), images.shape[1:3]
+        return overwritten_patches(self.target.ablation(self.condition, self.seed), self.target.model.config, (height, width), ids)
+
+    @property
+    def full(self) -> ConditionFeatures:
+        """Features of the same parts without ablation, of the leading images whose patches are kept."""
+        return ConditionFeatures(self.target, FULL, self.target.settings.seed, self.target._full_features, only_patch_images=True)
 
     def of_images(self, images: Images, part: str) -> Features:
         """Features of images that a task makes from the leading ones of a part."""

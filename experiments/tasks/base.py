@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from experiments.datasets.base import StudyData
 from experiments.features.extraction import Features, Images, Norm
@@ -127,6 +128,9 @@ class MetricResult(NamedTuple):
         flag: what may be wrong with it, such as a regularisation chosen at the edge of its grid.
         detail: what was chosen, and how the solver ended.
         n_unit: what a unit is.
+        counterpart: name of the metric of the full condition that it is compared with; "" for its own.
+        reference: scores of the full condition that it is compared with, one entry for each seed; empty for those of the full condition's
+            own result.
         fields: more fields of its row (`experiments.rows.RowFields`): index, register_a, layer, ...
         readouts: arrays of the read-outs fitted for it, by name; other conditions are evaluated with those of the full condition.
     """
@@ -142,13 +146,15 @@ class MetricResult(NamedTuple):
     flag: str = ""
     detail: str = ""
     n_unit: str = "images"
+    counterpart: str = ""
+    reference: Sequence[Scores] = ()
     fields: Mapping[str, Any] = {}
     readouts: Mapping[str, np.ndarray] = {}
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """What it has in common with the same metric under other conditions, frozen or refitted."""
-        return self.metric, self.feature, tuple(sorted(self.fields.items()))
+        return self.counterpart or self.metric, self.feature, tuple(sorted(self.fields.items()))
 
     @property
     def row_fields(self) -> dict[str, Any]:
@@ -170,6 +176,13 @@ class FeatureSource(Protocol):
     def of_images(self, images: Images, part: str) -> Features:
         """Features of images that a task makes from the leading ones of a part, without their patches; not kept. Noise and
         random patches are drawn for an image as for the one that it is made from; a shuffle exchanges tokens among these images."""
+
+    def overwritten(self, part: str) -> Bool[np.ndarray, "images patches"] | None:
+        """Which patches of the part's leading images the condition overwrites where they are read; None where it overwrites none."""
+
+    @property
+    def full(self) -> FeatureSource:
+        """Features of the same parts without ablation, of the leading images whose patches are kept."""
 
 
 class Context(NamedTuple):
@@ -210,6 +223,8 @@ class Task:
         settings: everything that its numbers depend on besides features, data and seeds, as JSON; in the key of its cells.
         columns: those of its scores that tables and bars show, in order.
         made_images: images that it makes itself (`FeatureSource.of_images`), for the estimate of cost.
+        scores_patches: it scores single patches, so that it reads `FeatureSource.full` under conditions that overwrite some of them
+            (`tasks.overwritten`); for the estimate of cost.
         finishes: functions, besides those of `jaxvit.inference`, that turn summed scores into its metrics.
     """
 
@@ -220,6 +235,7 @@ class Task:
     settings: Callable[[Readouts], dict[str, Any]] = _no_settings
     columns: tuple[Column, ...] = ()
     made_images: Callable[[StudyData], int] = lambda data: 0
+    scores_patches: bool = False
     finishes: tuple[Finish, ...] = ()
 
 
@@ -235,7 +251,7 @@ def constant_fields(features: np.ndarray) -> dict[str, Any]:
     return {"by_construction": constant, "note": CONSTANT if constant else ""}
 
 
-_ARRAYS = ("scores", "readouts")
+_ARRAYS = ("scores", "readouts", "reference")
 """Fields of `MetricResult` that are stored as arrays; the others are stored as JSON."""
 _FINISHES = (ratio, mean_ratio, weighted_median)
 
@@ -245,9 +261,16 @@ def scores_array(position: int) -> str:
     return f"scores/{position}"
 
 
+def reference_array(position: int) -> str:
+    """The name of the array with the scores of the full condition that one of several results is compared with."""
+    return f"reference/{position}"
+
+
 def pack_scores(results: Sequence[MetricResult]) -> dict[str, np.ndarray]:
-    """The contributions of results as named arrays [units, seeds, *parts]."""
-    return {scores_array(i): np.stack([np.asarray(s.contributions) for s in result.scores], axis=1) for i, result in enumerate(results)}
+    """The contributions of results, and of what they are compared with, as named arrays [units, seeds, *parts]."""
+    named = {scores_array(i): result.scores for i, result in enumerate(results)}
+    named |= {reference_array(i): result.reference for i, result in enumerate(results) if result.reference}
+    return {name: np.stack([np.asarray(s.contributions) for s in scores], axis=1) for name, scores in named.items()}
 
 
 def pack(results: Sequence[MetricResult]) -> dict[str, np.ndarray]:
@@ -265,9 +288,9 @@ def unpack(arrays: Mapping[str, np.ndarray], task: Task) -> list[MetricResult]:
     finishes = {finish.__name__: finish for finish in (*_FINISHES, *task.finishes)}
     results = []
     for i, entry in enumerate(json.loads(str(arrays["metadata"]))):
-        finish, contributions = finishes[entry.pop("finish")], arrays[scores_array(i)]
-        scores = [Scores(contributions[:, s], finish) for s in range(contributions.shape[1])]
-        results.append(MetricResult(**{**entry, "unit": Unit(*entry["unit"])}, scores=scores))
+        finish, names = finishes[entry.pop("finish")], (scores_array(i), reference_array(i))
+        scores, reference = ([Scores(s, finish) for s in np.moveaxis(arrays[n], 1, 0)] if n in arrays else () for n in names)
+        results.append(MetricResult(**{**entry, "unit": Unit(*entry["unit"])}, scores=scores, reference=reference))
     return results
 
 
@@ -279,7 +302,11 @@ def frozen_readouts_of(arrays: Mapping[str, np.ndarray]) -> FrozenReadouts:
 def join_draws(draws: Sequence[list[MetricResult]]) -> list[MetricResult]:
     """The results of several draws of a random condition as one list, each metric with the scores of all draws as its seeds."""
     return [
-        same[0]._replace(scores=[s for result in same for s in result.scores], flag=next((r.flag for r in same if r.flag), ""))
+        same[0]._replace(
+            scores=[s for result in same for s in result.scores],
+            reference=[s for result in same for s in result.reference],
+            flag=next((r.flag for r in same if r.flag), ""),
+        )
         for same in zip(*draws, strict=True)
     ]
 

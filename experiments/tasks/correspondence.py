@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from experiments.datasets.base import StudyData
 from experiments.features.extraction import patch_grid
 from experiments.plotting.columns import Column
 from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, Readouts, Task, protocol_id
+from experiments.tasks.overwritten import Overwritten, besides_overwritten, left_out
 from jaxvit import metrics
 from jaxvit.inference import ratio_scores
 
@@ -29,18 +31,31 @@ def has_views(data: StudyData) -> bool:
 
 def correspondence(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
     """Share of patches whose nearest patch in the other view is the true one within the tolerance, and share of closed cycles; of all
-    patches and of every named set of pixels."""
+    patches and of every named set of pixels. A patch counts where neither itself nor the true one in the other view is overwritten;
+    candidates are all."""
+    return besides_overwritten(features, VIEWS, functools.partial(_score, context))
+
+
+def _score(context: Context, features: FeatureSource, overwritten: Overwritten) -> list[MetricResult]:
+    """The results without overwritten patches."""
     data, views, tolerance = context.data, context.data.views, context.readouts.tolerance
     assert views is not None
     first, second = (features[part].patches for part in VIEWS)
+    usable, second_usable = (~overwritten[part] if part in overwritten else None for part in VIEWS)
     rows, columns, side = patch_grid(first, data.parts["first"].images)
     sets = {"patches": None} | {name: _pixel_shares(pixels, side) > FOREGROUND for name, pixels in views.pixels.items()}
     protocol = protocol_id(
-        "views", views=data.protocols["views"], match="cosine", tolerance=f"{tolerance:g} patch", **context.readouts.where
+        "views",
+        views=data.protocols["views"],
+        match="cosine",
+        tolerance=f"{tolerance:g} patch",
+        **context.readouts.where,
+        **left_out(overwritten),
     )
     results = []
-    for name, mask in sets.items():
-        matches = metrics.correspondence(first, second, views.warp, (rows, columns), side, tolerance, mask)
+    for name, chosen in sets.items():
+        mask = chosen if usable is None else usable if chosen is None else usable & chosen
+        matches = metrics.correspondence(first, second, views.warp, (rows, columns), side, tolerance, mask, second_mask=second_usable)
         results.append(MetricResult("accuracy", name, protocol, [ratio_scores(matches.hits, matches.points)], n_unit=PAIRS))
         results.append(MetricResult("cycle_consistency", name, protocol, [ratio_scores(matches.cycles, matches.points)], n_unit=PAIRS))
     return results
@@ -60,7 +75,9 @@ CORRESPONDENCE = Task(
     correspondence,
     parts=lambda data: VIEWS,
     possible=has_views,
+    version=2,
     settings=_settings,
+    scores_patches=True,
     columns=(
         Column("accuracy", "patches", "corre-<br>spondence<br>all patches", primary=True),
         Column("accuracy", "digit_patches", "corre-<br>spondence<br>digit patches"),

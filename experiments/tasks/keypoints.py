@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from experiments.datasets.base import Keypoints
 from experiments.features.extraction import patch_grid
 from experiments.plotting.columns import Column
 from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, Readouts, Task, protocol_id
+from experiments.tasks.overwritten import Overwritten, besides_overwritten, left_out
 from jaxvit import metrics
 from jaxvit.inference import Scores, mean_ratio, ratio_scores
 
+PART = "keypoints"
+"""Part of the data with the images of the pairs."""
 PAIRS_AT_ONCE = 256
 """Pairs of images whose patches are gathered at a time."""
 
 
 def keypoints(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
     """PCK of keypoints carried from image to image by the nearest patch (SPair-71k, Min et al. 2019): per point, per image (pair)
-    and per category, normalised by the longer side of the target's bounding box or of the target."""
+    and per category, normalised by the longer side of the target's bounding box or of the target. A keypoint counts where no overwritten
+    patch has a part in its feature, and the true patch in the target is not overwritten; candidates are all."""
+    return besides_overwritten(features, (PART,), functools.partial(_score, context))
+
+
+def _score(context: Context, features: FeatureSource, overwritten: Overwritten) -> list[MetricResult]:
+    """The results without overwritten patches."""
     data, pairs, alphas = context.data, context.data.keypoints, context.readouts.alphas
     assert pairs is not None
-    predicted = _match(features["keypoints"].patches, data.parts["keypoints"].images, pairs)
+    patches = features[PART].patches
+    grid = patch_grid(patches, data.parts[PART].images)
+    predicted = _match(patches, grid, pairs)
+    valid = pairs.valid & ~_touched(overwritten[PART], grid, pairs) if overwritten else pairs.valid
+    where = {"images": data.protocols["keypoints"], "match": "cosine", **context.readouts.where, **left_out(overwritten)}
     results = []
     for by, length in (("box", pairs.box), ("image", pairs.size)):
-        hits, counts = metrics.pck(predicted, pairs.target_points, pairs.valid, length, alphas, pairs.scale)
+        hits, counts = metrics.pck(predicted, pairs.target_points, valid, length, alphas, pairs.scale)
         for alpha, hits_at_alpha in zip(alphas, hits.T, strict=True):
-            protocol = protocol_id("pck", alpha=alpha, by=by, images=data.protocols["keypoints"], match="cosine", **context.readouts.where)
+            protocol = protocol_id("pck", alpha=alpha, by=by, **where)
             metric = f"pck_{alpha:g}" + ("" if by == "box" else "_image_size")
             for suffix, feature, scores in _averages(hits_at_alpha, counts, pairs):
                 results.append(MetricResult(metric + suffix, feature, protocol, [scores], n_unit="source images"))
     return results
 
 
-def _match(patches: np.ndarray, images: np.ndarray, pairs: Keypoints) -> Float[np.ndarray, "pairs points 2"]:
+def _match(patches: np.ndarray, grid: tuple[int, int, int], pairs: Keypoints) -> Float[np.ndarray, "pairs points 2"]:
     """Where the source keypoints of every pair are found in its target image."""
-    rows, columns, side = patch_grid(patches, images)
+    rows, columns, side = grid
     pieces = [slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(pairs.source), PAIRS_AT_ONCE)]
     return np.concatenate(
         [
@@ -48,22 +62,36 @@ def _match(patches: np.ndarray, images: np.ndarray, pairs: Keypoints) -> Float[n
     )
 
 
-def _averages(hits: Float[np.ndarray, "pairs"], counts: Float[np.ndarray, "pairs"], pairs: Keypoints) -> Iterator[tuple[str, str, Scores]]:
-    """The averages of PCK as scores whose units are source images: (suffix of the metric, feature, scores)."""
-    unit = np.unique(pairs.source, return_inverse=True)[1]
+def _touched(
+    overwritten: Bool[np.ndarray, "images patches"], grid: tuple[int, int, int], pairs: Keypoints
+) -> Bool[np.ndarray, "pairs points"]:
+    """Which keypoints of every pair have an overwritten patch in their interpolated feature, or at their place in the target."""
+    rows, columns, side = grid
+    source = metrics.reads_patches(overwritten[pairs.source], pairs.source_points, (rows, columns), side)
+    place = np.asarray(metrics.patch_at(pairs.target_points, (rows, columns), side))
+    return np.asarray(source) | np.take_along_axis(overwritten[pairs.target], place, axis=1)
 
-    def ratios(numerators: np.ndarray, denominators: np.ndarray) -> Scores:
+
+def _averages(hits: Float[np.ndarray, "pairs"], counts: Float[np.ndarray, "pairs"], pairs: Keypoints) -> Iterator[tuple[str, str, Scores]]:
+    """The averages of PCK as scores whose units are source images: (suffix of the metric, feature, scores).
+
+    Units are all source images that have keypoints (in the category), also those of which none is counted: they are then the same for
+    all draws of a condition.
+    """
+    unit, points = np.unique(pairs.source, return_inverse=True)[1], pairs.valid.sum(axis=1)
+
+    def ratios(numerators: np.ndarray, denominators: np.ndarray, chosen: np.ndarray | int = 1) -> Scores:
         """Sums over the pairs of each source image that has any."""
-        above, below = (np.bincount(unit, values) for values in (numerators, denominators))
-        return ratio_scores(above, below, below > 0)
+        above, below, there = (np.bincount(unit, values * chosen) for values in (numerators, denominators, points))
+        return ratio_scores(above, below, there > 0)
 
     share = hits / np.maximum(counts, 1)
     yield "", "patches", ratios(hits, counts)
     yield "_per_image", "patches", ratios(share, (counts > 0).astype(float))
     for c, name in enumerate(pairs.categories):
         member = pairs.category == c
-        yield "", f"patches: {name}", ratios(hits * member, counts * member)
-        yield "_per_image", f"patches: {name}", ratios(share * member, ((counts > 0) & member).astype(float))
+        yield "", f"patches: {name}", ratios(hits, counts, member)
+        yield "_per_image", f"patches: {name}", ratios(share, (counts > 0).astype(float), member)
     by_category = [
         np.stack([np.bincount(unit, values * (pairs.category == c)) for c in range(len(pairs.categories))], axis=1)
         for values in (hits, counts)
@@ -77,8 +105,10 @@ def _settings(readouts: Readouts) -> dict[str, Any]:
 
 KEYPOINTS = Task(
     keypoints,
-    parts=lambda data: ("keypoints",),
+    parts=lambda data: (PART,),
     possible=lambda data: data.keypoints is not None,
+    version=2,
     settings=_settings,
+    scores_patches=True,
     columns=(Column("pck_0.1", "patches", "keypoints<br>PCK@0.1 box", primary=True),),
 )

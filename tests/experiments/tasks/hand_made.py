@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,13 @@ def make_context(**data: object) -> Context:
 
 
 class FeaturesByPart(dict):
-    """Features of parts by name, as a `FeatureSource`."""
+    """Features of parts by name, as a `FeatureSource`, of a condition that overwrites the given patches (by default none)."""
+
+    marks: Mapping[str, np.ndarray] = {}
+    full: FeaturesByPart
+
+    def overwritten(self, part: str) -> np.ndarray | None:
+        return self.marks.get(part)
 
     def first_test(self, count: int) -> Features:
         arrays = {name: array[:count] for name, array in self["test"]._asdict().items() if name != "captured"}

@@ -9,7 +9,7 @@ from experiments.datasets.base import Keypoints, Part
 from experiments.features.extraction import Features
 from experiments.tasks.keypoints import keypoints
 from jaxvit.inference import value
-from tests.experiments.tasks.hand_made import make_context, make_features
+from tests.experiments.tasks.hand_made import FeaturesByPart, make_context, make_features
 
 
 def one_hot_patches(images: int) -> Features:
@@ -36,7 +36,7 @@ def test_pck_is_over_points_over_pairs_and_over_categories_with_source_images_as
     )
     images = np.zeros((3, 8, 8, 3), np.uint8)
     context = make_context(keypoints=pairs, parts={"keypoints": Part(images)}, protocols={"keypoints": "stretch 8"})
-    scores = {(r.metric, r.feature): r.scores[0] for r in keypoints({"keypoints": one_hot_patches(3)}, context, {})}
+    scores = {(r.metric, r.feature): r.scores[0] for r in keypoints(FeaturesByPart(keypoints=one_hot_patches(3)), context, {})}
     assert value(scores["pck_0.1", "patches"]) == pytest.approx(4 / 5), "5 pixels are more than 0.1 x 40"
     assert value(scores["pck_0.15", "patches"]) == 1
     assert value(scores["pck_0.05_image_size", "patches"]) == 1, "5 pixels are 0.05 x 100"

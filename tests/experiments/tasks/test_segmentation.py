@@ -7,7 +7,7 @@ import pytest
 
 from experiments.datasets.base import Masks, Part
 from experiments.tasks.base import FROZEN, REFITTED, Context, Readouts, pack, unpack
-from experiments.tasks.segmentation import SEGMENTATION, draw_memory, segment
+from experiments.tasks.segmentation import SEGMENTATION, balanced_memory, segment, uniform_memory
 from jaxvit import metrics
 from jaxvit.inference import value
 from tests.experiments.tasks.hand_made import FeaturesByPart, make_context, make_features
@@ -42,8 +42,11 @@ def test_the_numbers_are_of_a_refitted_head_of_every_class_of_a_frozen_head_and_
         ("miou", "patches", REFITTED, 1),
         ("iou", "patches: left", REFITTED, 1),
         ("iou", "patches: right", REFITTED, 1),
+        ("iou", "patches: nowhere", REFITTED, 1),
         ("miou_retrieval", "patches", REFITTED, 2),
+        ("miou_retrieval_balanced", "patches", REFITTED, 2),
     ]
+    assert np.isnan(value(full[3].scores[0])), "neither true nor predicted: it has no IoU"
     assert value(full[0].scores[0]) == pytest.approx(np.mean([value(r.scores[0]) for r in full[1:3]]))
     assert value(full[0].scores[0]) > 0.8
     ablated = segment(features, context._replace(ablated=True), full[0].readouts)
@@ -57,15 +60,16 @@ def test_confusion_matrices_survive_storage_with_the_finish_that_the_task_declar
     results = segment(features, context, {})
     for one, other in zip(results, unpack(pack(results), SEGMENTATION), strict=True):
         assert [s.finish for s in other.scores] == [s.finish for s in one.scores]
-        assert [value(s) for s in other.scores] == [value(s) for s in one.scores]
+        np.testing.assert_array_equal([value(s) for s in other.scores], [value(s) for s in one.scores])
     assert results[0].scores[0].finish is metrics.mean_iou
 
 
 def test_the_memory_is_drawn_from_usable_patches_with_the_seed():
-    usable = np.arange(50) % 2 == 0
-    memory = draw_memory(usable, 10, 0)
-    assert len(set(memory)) == 10
-    assert usable[memory].all()
-    assert (draw_memory(usable, 10, 0) == memory).all()
-    assert (draw_memory(usable, 10, 1) != memory).any()
-    assert len(draw_memory(usable, 99, 0)) == 25
+    usable, shares = (np.arange(50) % 2 == 0).reshape(5, 10), np.ones((5, 10, 1))
+    for draw in (uniform_memory, balanced_memory):
+        memory = draw(shares, usable, 10, 0)
+        assert len(set(memory)) == 10
+        assert usable.ravel()[memory].all()
+        assert (draw(shares, usable, 10, 0) == memory).all()
+        assert (draw(shares, usable, 10, 1) != memory).any()
+        assert len(draw(shares, usable, 99, 0)) == 25
