@@ -127,7 +127,7 @@ def correspondence(
     tolerance: float | Float[Array, ""] = 1.0,
     mask: Bool[Array, "pairs patches"] | None = None,
     valid: Bool[Array, "pairs"] | None = None,
-    second_mask: Bool[Array, "pairs patches"] | None = None,
+    usable: tuple[Bool[Array, "pairs patches"], Bool[Array, "pairs patches"]] | None = None,
 ) -> Matches:
     """Hits and closed cycles of matching patches between two views whose true correspondence is a known affine map.
 
@@ -145,8 +145,8 @@ def correspondence(
         tolerance: in patch sides.
         mask: source patches that may be counted (foreground, say); all by default.
         valid: pairs that are not padding; the others have 0 points.
-        second_mask: patches of the second view in which the true location of a point may lie; all by default. Those outside can still
-            be the nearest neighbour.
+        usable: patches of the first and of the second view that take part at all; by default all do. Others are no points, nearest
+            neighbours of none, and a point whose true location lies in one is not counted.
 
     Raises:
         ValueError: the features do not have rows x columns patches, or hold NaN; views, warps and mask are not of the same pairs.
@@ -154,10 +154,8 @@ def correspondence(
     allowed = jnp.ones(first.shape[:2], bool) if mask is None else mask
     if valid is not None:
         allowed = allowed & valid[:, None]
-    if second_mask is not None:
-        true = jax.vmap(_warped, in_axes=(0, None))(warps, _centres(grid, patch_size))
-        allowed = allowed & jnp.take_along_axis(second_mask, patch_at(true, grid, patch_size), axis=1)
-    matches: Matches = jax.vmap(_match, in_axes=(0, 0, 0, 0, None, None, None))(first, second, warps, allowed, grid, patch_size, tolerance)
+    match_pair = functools.partial(_match, grid=grid, patch_size=patch_size, tolerance=tolerance)
+    matches: Matches = jax.vmap(match_pair)(first, second, warps, allowed, usable=usable)
     return matches
 
 
@@ -183,6 +181,7 @@ def match_keypoints(
     points: Num[Array, "pairs keypoints 2"],
     grid: tuple[int, int],
     patch_size: int,
+    candidates: Bool[Array, "pairs patches"] | None = None,
 ) -> Float[Array, "pairs keypoints 2"]:
     """The place in the target image that matches each keypoint of the source image: the centre of the most similar patch (cosine).
 
@@ -194,6 +193,7 @@ def match_keypoints(
         points: (x, y) in pixels of the source image as the model saw it, pixel centres at integer + 0.5. Padding may have any
             coordinates; its results are meaningless.
         patch_size: side of a patch in pixels.
+        candidates: target patches that can be a match; by default all can.
 
     Returns:
         (x, y) in pixels of the target image as the model saw it.
@@ -203,14 +203,16 @@ def match_keypoints(
     """
     centres = _centres(grid, patch_size)
 
-    def match_pair(pair: tuple[Array, Array, Array]) -> Array:
-        source_patches, target_patches, keypoints = pair
+    def match_pair(pair: tuple[Array, Array, Array, Array | None]) -> Array:
+        source_patches, target_patches, keypoints, possible = pair
         weights = _bilinear_weights(keypoints, grid, patch_size)
         features = jnp.matmul(weights, source_patches.astype(jnp.float32), precision=_EXACT)
         similarity = jnp.matmul(unit(features), unit(target_patches).T, precision=_EXACT)
+        if possible is not None:
+            similarity = jnp.where(possible, similarity, -jnp.inf)
         return centres[jnp.argmax(similarity, axis=1)]
 
-    matched: Array = jax.lax.map(match_pair, (source, target, points))
+    matched: Array = jax.lax.map(match_pair, (source, target, points, candidates))
     return matched
 
 
@@ -282,18 +284,23 @@ def _match(
     second: Shaped[Array, "patches width"],
     warp: Float[Array, "2 3"],
     allowed: Bool[Array, "patches"],
+    usable: tuple[Bool[Array, "patches"], Bool[Array, "patches"]] | None,
     grid: tuple[int, int],
     patch_size: int,
     tolerance: float | Float[Array, ""],
 ) -> Matches:
     """`correspondence` of one pair."""
     centres = _centres(grid, patch_size)
-    true = _warped(warp, centres)
+    true = jnp.matmul(centres, warp[:, :2].T, precision=_EXACT) + warp[:, 2]
     inside = jnp.all((true >= 0) & (true < jnp.asarray([grid[1], grid[0]]) * patch_size), axis=-1)
     points = inside & allowed
 
     similarity = jnp.matmul(unit(first), unit(second).T, precision=_EXACT)
-    forward, backward = jnp.argmax(similarity, axis=1), jnp.argmax(similarity, axis=0)
+    there, back = similarity, similarity
+    if usable is not None:
+        points = points & usable[0] & usable[1][patch_at(true, grid, patch_size)]
+        there, back = jnp.where(usable[1], similarity, -jnp.inf), jnp.where(usable[0][:, None], similarity, -jnp.inf)
+    forward, backward = jnp.argmax(there, axis=1), jnp.argmax(back, axis=0)
 
     def near(a: Float[Array, "patches 2"], b: Float[Array, "patches 2"]) -> Bool[Array, "patches"]:
         return jnp.sum((a - b) ** 2, axis=-1) <= (tolerance * patch_size) ** 2
@@ -372,11 +379,6 @@ def class_overlap(confusion: Num[np.ndarray, "*batch classes classes"]) -> Num[n
 def _check_grid(patches: int, grid: tuple[int, int]) -> None:
     if patches != grid[0] * grid[1]:
         raise ValueError(f"features have {patches} patches, a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]}")
-
-
-def _warped(warp: Float[Array, "2 3"], points: Float[Array, "points 2"]) -> Float[Array, "points 2"]:
-    """Points (x, y) of the first view in the second."""
-    return jnp.matmul(points, warp[:, :2].T, precision=_EXACT) + warp[:, 2]
 
 
 def _bilinear_weights(points: Num[Array, "points 2"], grid: tuple[int, int], patch_size: int) -> Float[Array, "points patches"]:

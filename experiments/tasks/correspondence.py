@@ -31,8 +31,7 @@ def has_views(data: StudyData) -> bool:
 
 def correspondence(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
     """Share of patches whose nearest patch in the other view is the true one within the tolerance, and share of closed cycles; of all
-    patches and of every named set of pixels. A patch counts where neither itself nor the true one in the other view is overwritten;
-    candidates are all."""
+    patches and of every named set of pixels. An overwritten patch is no candidate, and neither it nor one whose true patch it is counts."""
     return besides_overwritten(features, VIEWS, functools.partial(_score, context))
 
 
@@ -41,7 +40,7 @@ def _score(context: Context, features: FeatureSource, overwritten: Overwritten) 
     data, views, tolerance = context.data, context.data.views, context.readouts.tolerance
     assert views is not None
     first, second = (features[part].patches for part in VIEWS)
-    usable, second_usable = (~overwritten[part] if part in overwritten else None for part in VIEWS)
+    usable = tuple(~overwritten[part] for part in VIEWS) if overwritten else None
     rows, columns, side = patch_grid(first, data.parts["first"].images)
     sets = {"patches": None} | {name: _pixel_shares(pixels, side) > FOREGROUND for name, pixels in views.pixels.items()}
     protocol = protocol_id(
@@ -53,9 +52,8 @@ def _score(context: Context, features: FeatureSource, overwritten: Overwritten) 
         **left_out(overwritten),
     )
     results = []
-    for name, chosen in sets.items():
-        mask = chosen if usable is None else usable if chosen is None else usable & chosen
-        matches = metrics.correspondence(first, second, views.warp, (rows, columns), side, tolerance, mask, second_mask=second_usable)
+    for name, mask in sets.items():
+        matches = metrics.correspondence(first, second, views.warp, (rows, columns), side, tolerance, mask, usable=usable)
         results.append(MetricResult("accuracy", name, protocol, [ratio_scores(matches.hits, matches.points)], n_unit=PAIRS))
         results.append(MetricResult("cycle_consistency", name, protocol, [ratio_scores(matches.cycles, matches.points)], n_unit=PAIRS))
     return results

@@ -25,8 +25,8 @@ PAIRS_AT_ONCE = 256
 
 def keypoints(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
     """PCK of keypoints carried from image to image by the nearest patch (SPair-71k, Min et al. 2019): per point, per image (pair)
-    and per category, normalised by the longer side of the target's bounding box or of the target. A keypoint counts where no overwritten
-    patch has a part in its feature, and the true patch in the target is not overwritten; candidates are all."""
+    and per category, normalised by the longer side of the target's bounding box or of the target. An overwritten patch is no candidate, and
+    a keypoint counts where none has a part in its feature, nor is its true patch in the target."""
     return besides_overwritten(features, (PART,), functools.partial(_score, context))
 
 
@@ -36,7 +36,8 @@ def _score(context: Context, features: FeatureSource, overwritten: Overwritten) 
     assert pairs is not None
     patches = features[PART].patches
     grid = patch_grid(patches, data.parts[PART].images)
-    predicted = _match(patches, grid, pairs)
+    candidates = ~overwritten[PART] if overwritten else None
+    predicted = _match(patches, candidates, grid, pairs)
     valid = pairs.valid & ~_touched(overwritten[PART], grid, pairs) if overwritten else pairs.valid
     where = {"images": data.protocols["keypoints"], "match": "cosine", **context.readouts.where, **left_out(overwritten)}
     results = []
@@ -50,16 +51,17 @@ def _score(context: Context, features: FeatureSource, overwritten: Overwritten) 
     return results
 
 
-def _match(patches: np.ndarray, grid: tuple[int, int, int], pairs: Keypoints) -> Float[np.ndarray, "pairs points 2"]:
-    """Where the source keypoints of every pair are found in its target image."""
+def _match(
+    patches: np.ndarray, candidates: Bool[np.ndarray, "images patches"] | None, grid: tuple[int, int, int], pairs: Keypoints
+) -> Float[np.ndarray, "pairs points 2"]:
+    """Where the source keypoints of every pair are found in its target image, among the candidates (all, where none are given)."""
     rows, columns, side = grid
-    pieces = [slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(pairs.source), PAIRS_AT_ONCE)]
-    return np.concatenate(
-        [
-            metrics.match_keypoints(patches[pairs.source[p]], patches[pairs.target[p]], pairs.source_points[p], (rows, columns), side)
-            for p in pieces
-        ]
-    )
+    matched = []
+    for start in range(0, len(pairs.source), PAIRS_AT_ONCE):
+        source, target, points = (a[start : start + PAIRS_AT_ONCE] for a in (pairs.source, pairs.target, pairs.source_points))
+        possible = None if candidates is None else candidates[target]
+        matched.append(metrics.match_keypoints(patches[source], patches[target], points, (rows, columns), side, possible))
+    return np.concatenate(matched)
 
 
 def _touched(

@@ -22,12 +22,13 @@ def besides_overwritten(
     """The results of a task that scores single patches, fair to conditions that overwrite some of them.
 
     A patch that is overwritten at the last block holds a constant (or noise, or another image's patch): scored, the condition would lose
-    by construction. It is left out, also of the scores of the full condition that the condition is compared with; and the numbers with
-    all patches stand beside, as metrics of their own that end in "_raw" and hold by construction.
+    by construction. It is left out, also of the scores of the full condition that the condition is compared with: a condition that does
+    nothing to other patches then has differences of exactly 0. The numbers with all patches stand beside, as metrics of their own that
+    end in "_raw" and hold by construction.
 
     Args:
         parts: that the task reads.
-        score: the task's results from features, with the given patches left out of everything that is fitted and scored.
+        score: the task's results from features, with the given patches left out of all that is fitted, searched and scored.
     """
     marks = {part: features.overwritten(part) for part in parts}
     overwritten = {part: patches for part, patches in marks.items() if patches is not None}

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from torch.nn.functional import grid_sample
 
 from jaxvit.inference import mean_scores, ratio_scores, value
-from jaxvit.metrics import confusion, correspondence, match_keypoints, mean_iou, pck, recall_at_1, top1
+from jaxvit.metrics import (
+    class_overlap,
+    confusion,
+    correspondence,
+    match_keypoints,
+    mean_iou,
+    patch_at,
+    pck,
+    reads_patches,
+    recall_at_1,
+    top1,
+)
 
 GRID, PATCH = (4, 5), 14
 HEIGHT, WIDTH = GRID[0] * PATCH, GRID[1] * PATCH
@@ -34,15 +45,15 @@ def centre(patch: int) -> np.ndarray:
     return np.array([(column + 0.5) * PATCH, (row + 0.5) * PATCH])
 
 
-def looped_correspondence(first, second, warp, tolerance, mask):
+def looped_correspondence(first, second, warp, tolerance, mask, usable=(range(20), range(20))):
     hits = cycles = points = 0
-    for i in range(len(first)):
+    for i in usable[0]:
         x, y = warp @ np.array([*centre(i), 1.0])
-        if not (mask[i] and 0 <= x < WIDTH and 0 <= y < HEIGHT):
+        if not (mask[i] and 0 <= x < WIDTH and 0 <= y < HEIGHT and GRID[1] * (y // PATCH) + x // PATCH in usable[1]):
             continue
         points += 1
-        match = max(range(len(second)), key=lambda j: cosine(first[i], second[j]))
-        back = max(range(len(first)), key=lambda j: cosine(first[j], second[match]))
+        match = max(usable[1], key=lambda j: cosine(first[i], second[j]))
+        back = max(usable[0], key=lambda j: cosine(first[j], second[match]))
         hits += np.hypot(*(centre(match) - (x, y))) <= tolerance * PATCH
         cycles += np.hypot(*(centre(back) - centre(i))) <= tolerance * PATCH
     return hits, cycles, points
@@ -63,6 +74,20 @@ def test_correspondence_is_its_definition(tolerance):
     want = [looped_correspondence(*case, tolerance, m) for *case, m in zip(first, second, warps, mask, strict=True)]
     np.testing.assert_array_equal(counts(matches).T, want)
     assert 0 < sum(w[0] for w in want) < sum(w[2] for w in want) < mask.sum()
+
+
+def test_patches_that_take_no_part_are_no_points_no_neighbours_and_no_places():
+    warps = np.stack([IDENTITY, FLIP, CROP, TURN])
+    first, second = normal(4, 20, 3), normal(4, 20, 3, seed=1)
+    second[:2] = first[:2] + 0.7 * second[:2]
+    usable = np.random.default_rng(3).random((2, 4, 20)) < 0.7
+    matches = correspondence(first, second, warps, GRID, PATCH, usable=(usable[0], usable[1]))
+    parts = [(np.flatnonzero(a), np.flatnonzero(b)) for a, b in zip(*usable, strict=True)]
+    cases = zip(first, second, warps, strict=True)
+    want = [looped_correspondence(*case, 1.0, np.ones(20), part) for case, part in zip(cases, parts, strict=True)]
+    np.testing.assert_array_equal(counts(matches).T, want)
+    first[~usable[0]], second[~usable[1]] = 50, 50
+    np.testing.assert_array_equal(counts(correspondence(first, second, warps, GRID, PATCH, usable=(usable[0], usable[1]))).T, want)
 
 
 def test_a_mirrored_view_is_matched_everywhere():
@@ -158,12 +183,35 @@ def test_mean_iou_is_its_definition():
     assert np.isnan(mean_iou(np.zeros((3, 3))))
 
 
-def matched_by_torch(source: np.ndarray, target: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """grid_sample of the feature map (borders clamped), then the patch with the largest cosine."""
+@pytest.mark.parametrize("counts", [np.random.default_rng(0).integers(0, 50, (5, 4, 4)), np.diag([3, 0, 2, 0])[None]])
+def test_the_mean_iou_and_that_of_every_class_are_those_of_mmsegmentation(counts):
+    """Areas as its `intersect_and_union` has them, over pixels written out; classes without any are NaN and left out of the mean."""
+    counts[0, :, 1] = counts[0, 1] = 0  # nowhere
+    counts[:, 3] = 0  # predicted, but nowhere true
+    counts[0, 0, 3] = 4
+    label, predicted = np.divmod(np.repeat(np.arange(16), counts.sum(axis=0).ravel()), 4)
+    areas = [np.histogram(x, bins=4, range=(0, 3))[0] for x in (predicted[predicted == label], predicted, label)]
+    with np.errstate(invalid="ignore"):
+        ious = areas[0] / (areas[1] + areas[2] - areas[0])
+    overlap = class_overlap(counts).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(overlap[:, 0] / overlap[:, 1], ious)
+    assert mean_iou(counts.sum(axis=0)) == pytest.approx(np.nanmean(ious), rel=1e-14)
+    assert ious[3] == 0
+
+
+def sampled_by_torch(source: np.ndarray, points: np.ndarray) -> torch.Tensor:
+    """grid_sample of the feature map (borders clamped), [pairs, points, width]."""
     grids = torch.from_numpy(source).reshape(-1, *GRID, source.shape[-1]).permute(0, 3, 1, 2)
     places = torch.from_numpy(points / (WIDTH, HEIGHT) * 2 - 1).float()[:, None]
-    features = grid_sample(grids, places, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0].transpose(1, 2)
-    similarity = torch.cosine_similarity(features[:, :, None], torch.from_numpy(target)[:, None], dim=-1)
+    return grid_sample(grids, places, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0].transpose(1, 2)
+
+
+def matched_by_torch(source: np.ndarray, target: np.ndarray, points: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+    """The patch with the largest cosine to what is sampled."""
+    similarity = torch.cosine_similarity(sampled_by_torch(source, points)[:, :, None], torch.from_numpy(target)[:, None], dim=-1)
+    if candidates is not None:
+        similarity = similarity.masked_fill(torch.from_numpy(~candidates)[:, None], -2)
     row, column = np.divmod(similarity.argmax(dim=-1).numpy(), GRID[1])
     return (np.stack([column, row], axis=-1) + 0.5) * PATCH
 
@@ -185,6 +233,31 @@ def test_a_keypoint_at_a_patch_centre_finds_that_patch_wherever_it_went():
     moved = 3.0 * features[:, order]  # a length is no matter
     got = match_keypoints(jnp.asarray(features), jnp.asarray(moved), jnp.asarray(centres[None]), GRID, PATCH)
     np.testing.assert_array_equal(got[0], centres[np.argsort(order)])
+
+
+def test_only_candidates_are_matches_whatever_the_others_hold():
+    source, target = normal(3, 20, 6), normal(3, 20, 6, seed=1)
+    points = np.random.default_rng(2).uniform(0, (WIDTH, HEIGHT), (3, 40, 2))
+    candidates = np.random.default_rng(3).random((3, 20)) < 0.5
+    got = match_keypoints(source, np.where(candidates[..., None], target, 99), points, GRID, PATCH, candidates)
+    np.testing.assert_array_equal(got, matched_by_torch(source, target, points, candidates))
+
+
+def test_a_keypoint_reads_the_patches_that_torch_gives_a_weight():
+    points = np.random.default_rng(2).uniform(-3, 3, (2, 60, 2)) + np.random.default_rng(3).uniform(0, (WIDTH, HEIGHT), (2, 60, 2))
+    weights = sampled_by_torch(np.stack([np.eye(20, dtype=np.float32)] * 2), points).numpy()
+    marked = np.random.default_rng(4).random((2, 20)) < 0.2
+    clear = ~((weights > 0) & (weights < 1e-6)).any(axis=-1)  # where rounding decides nothing
+    want = ((weights > 0) & marked[:, None]).any(axis=-1)
+    np.testing.assert_array_equal(np.asarray(reads_patches(marked, points, GRID, PATCH))[clear], want[clear])
+    assert 0.2 < want.mean() < 0.9
+    assert not reads_patches(np.ones((1, 20), bool)[:, ::-1] & (np.arange(20) == 7), np.array([[[7.0, 7.0]]]), GRID, PATCH).any()
+
+
+def test_a_point_lies_in_the_patch_around_it():
+    points = np.array([[0, 0], [13.9, 0], [14, 0], [69.9, 55.9], [0, 14], [-3, 20], [70, 56], [np.nan, 0]])
+    assert np.asarray(patch_at(points, GRID, PATCH))[:-1].tolist() == [0, 0, 1, 19, 5, 5, 19]
+    assert 0 <= patch_at(points, GRID, PATCH)[-1] < 20
 
 
 def test_matching_refuses_another_grid():
