@@ -1,4 +1,4 @@
-"""A control: as many random patches as registers are zeroed, which shows what losing any few tokens costs."""
+"""A control: as many random patches as registers are zeroed, which shows what losing any few tokens costs the others."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from experiments.study.target import Target
 
 TITLE = "Zeroing random patches instead"
 NOTE = (
-    f"{RANDOM_PATCHES} random patches (unless the study defines that condition anew) against all registers. The patches are drawn for each "
-    "image and are the same at all blocks. Difference from the full condition in points, with 95 % intervals of the paired difference; for "
-    "random patches the mean over their draws."
+    f"As many random patches as the model has registers ({RANDOM_PATCHES} where it has none; unless the study defines that condition anew) "
+    "against all registers. The patches are drawn for each image and are the same at all blocks. Difference from the full condition in "
+    "points, with 95 % intervals of the paired difference; for random patches the mean over their draws. Tasks that score single patches "
+    "leave the zeroed ones out, and so does the full condition that they are compared with: nothing of the image is left in them. With "
+    "them the condition loses by construction; those numbers end in _raw in results.jsonl."
 )
 CONDITIONS = ("random_patches", "zero_registers")
 

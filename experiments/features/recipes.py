@@ -90,6 +90,7 @@ def is_random(condition: Condition, config: ViTConfig, image_size: tuple[int, in
     return first != second
 
 
+@functools.lru_cache(maxsize=4096)
 def effect(text: str, feature: str | None) -> str:
     """What an ablation does to what is read, as text: equal where two ablations are one intervention.
 

@@ -30,8 +30,8 @@ def plot_deltas(rows: Sequence[Row], columns: Sequence[Column], models: Sequence
     for panel, model in enumerate(shown, start=1):
         for index, condition in enumerate(conditions):
             by_score = {score_key(r): r for r in compared if (r["model"], r["condition"]) == (model, condition)}
-            # a difference that holds by construction shows nothing
-            shown_keys = [key for key in headings if key in by_score and not by_score[key]["by_construction"]]
+            # a difference that holds by construction shows nothing, and what repeats another condition shows it again
+            shown_keys = [k for k in headings if k in by_score and not by_score[k]["by_construction"] and not by_score[k]["repeats"]]
             bars = {headings[key]: by_score[key] for key in shown_keys}
             meter = meters.get((model, condition), "")
             figure.add_trace(_bars(bars, condition, meter, style(index), named=panel == 1), row=panel, col=1)

@@ -47,6 +47,8 @@ def hover(row: Row | None) -> str:
         corrected = "" if row["p_holm"] is None else f", by Holm over {row['holm_tests']} {row['p_holm']:.4f}"
         change, low, high = (scale * row[name] for name in ("delta", "delta_ci_low", "delta_ci_high"))
         lines.append(f"against full {change:+.3f} [{low:+.3f}, {high:+.3f}], p = {row['p_value']:.4f}{corrected}")
+    if row["repeats"]:
+        lines.append(f"one intervention with {row['repeats']} for what is read here")
     for other in row["published"] or ():
         lines.append(f"published {scale * other['value']:.2f} ({scale * other['difference']:+.2f} here): {other['source'][:80]}")
     lines += [f"{mark} {row[name]}" for mark, name in (("†", "note"), ("‡", "flag"), ("", "detail")) if row[name]]

@@ -23,6 +23,7 @@ from experiments.rows import check_rows, select
 from experiments.study import run
 from experiments.study.cells import cell_hash
 from experiments.tasks import off_manifold
+from experiments.tasks.overwritten import LEFT_OUT
 from jaxvit.sharding import batch_mesh
 from tests.experiments.tiny_study import SIZE, save_models, study
 
@@ -59,7 +60,6 @@ def test_every_row_has_what_a_reader_needs(finished):
     seen = {(r["model"], r["condition"]) for r in rows if r["task"] == "knn"}
     base = {"full", "zero_cls", "mean_cls", "random_patches"}
     registers = {"zero_registers", "zero_r1", "zero_r2", "zero_single_mean", "mean_registers", "noise_registers", "shuffle_registers"}
-    registers |= {"fix_reg_mean"}
     assert {c for m, c in seen if m == "with_registers"} == base | registers
     assert {c for m, c in seen if m == "without"} == base
     assert {m for m, _ in seen} == {"with_registers", "without", "with_registers_random", "without_random", "raw_pixels"}
@@ -79,9 +79,7 @@ def test_rows_say_which_tokens_a_condition_ablates_and_count_registers_from_one(
         "zero_r1": "r1",
         "zero_r2": "r2",
         "zero_single_mean": "each register alone",
-        **dict.fromkeys(
-            ("zero_registers", "mean_registers", "noise_registers", "shuffle_registers", "fix_reg_mean", "zero_registers_last"), "registers"
-        ),
+        **dict.fromkeys(("zero_registers", "mean_registers", "noise_registers", "shuffle_registers", "zero_registers_last"), "registers"),
     }
     assert {"r1", "r2"} <= {row["feature"] for row in rows}
     assert "registers[" not in json.dumps(rows)
@@ -163,11 +161,25 @@ def test_overwriting_the_last_block_changes_no_other_token(finished):
     assert all(r["value"] == 0 for r in rows)
 
 
-def test_the_mean_at_every_input_is_for_other_tokens_the_mean_at_every_output(finished):
-    """The registers entering block 0 are the same in all images, and what leaves the last block is read by none."""
-    rows = {(r["condition"], r["metric"], r["feature"]): r["value"] for r in rows_of(finished) if r["model"] == "with_registers"}
-    for metric, feature in (("top1_k20", "cls"), ("accuracy", "patches"), ("gram_eigenvalues", "patches")):
-        assert rows["fix_reg_mean", metric, feature] == pytest.approx(rows["mean_registers", metric, feature], abs=1e-6)
+def test_one_intervention_of_two_names_is_marked_and_one_test(models, tmp_path):
+    """Where both are asked for: for CLS and patches the mean at every input is the mean at every output, for registers it is not."""
+    few = {"analyses": ("ablation_table",), "tasks": ("knn", "correspondence", "register_cosine"), "seeds": 1}
+    both = dataclasses.replace(study(tmp_path / "both", models[:1]), conditions=("fix_reg_mean", "mean_registers", "zero_r1"), **few)
+    reproduce.reproduce(both)
+    rows = [r for r in rows_of(both.out) if r["condition"] != "full" and r["model"] == "with_registers"]
+    assert {(r["condition"], r["repeats"], r["feature"] in (None, "register_mean")) for r in rows} == {
+        *((condition, None, registers) for condition in ("mean_registers", "zero_r1") for registers in (False, True)),
+        ("fix_reg_mean", "mean_registers", False),
+        ("fix_reg_mean", None, True),
+    }
+    value = {(r["condition"], r["metric"], r["feature"]): r["value"] for r in rows}
+    for row in rows:
+        if row["repeats"]:
+            assert row["value"] == pytest.approx(value["mean_registers", row["metric"], row["feature"]], abs=1e-6)
+            assert (row["p_holm"], row["holm_tests"]) == (None, None)
+    (accuracy,) = {r["holm_tests"] for r in rows if r["metric"] == "accuracy" and not r["repeats"]}
+    assert accuracy == 2 * 2, "two interventions, all patches and those of digits"
+    assert "one intervention with mean_registers" in (both.out / "report.html").read_text()
 
 
 def test_a_read_out_of_a_constant_token_is_marked_as_by_construction(finished):
@@ -175,9 +187,32 @@ def test_a_read_out_of_a_constant_token_is_marked_as_by_construction(finished):
     of_cls = {(c, t, "cls") for c in ("zero_cls", "mean_cls") for t in ("linear_probe", "few_shot", "knn", "retrieval")}
     of_mean = {(c, t, "register_mean") for c in ("zero_registers", "mean_registers") for t in ("linear_probe", "knn")}
     zeroed = {"zero_registers": (0, 1), "mean_registers": (0, 1), "zero_r1": (0,), "zero_r2": (1,)}
-    notes = {n for n in notes if n[0] != "zero_single_mean"}
+    notes = {n for n in notes if n[0] not in ("zero_single_mean", "random_patches")}
     of_one = {(c, "linear_probe", f"r{r + 1}") for c, registers in zeroed.items() for r in registers}
     assert notes == of_cls | of_mean | of_one
+
+
+def test_scores_of_patches_leave_overwritten_ones_out_and_stand_beside_the_raw_ones(finished):
+    rows = [r for r in rows_of(finished) if r["task"] in ("correspondence", "segmentation") and r["condition"] != "full"]
+    raw = {(r["model"], r["metric"], r["feature"], r["readout"]): r for r in rows if r["metric"].endswith("_raw")}
+    assert {r["condition"] for r in raw.values()} == {"random_patches"}
+    full = {(r["model"], r["metric"], r["feature"], r["readout"] and "refitted"): r for r in rows_of(finished) if r["condition"] == "full"}
+    for row in rows:
+        assert (LEFT_OUT in row["protocol"]) == (row["condition"] == "random_patches" and not row["by_construction"])
+        if LEFT_OUT in row["protocol"]:
+            of_raw = raw[row["model"], f"{row['metric']}_raw", row["feature"], row["readout"]]
+            assert (of_raw["by_construction"], of_raw["p_holm"]) == (True, None)
+            unablated = full[row["model"], row["metric"], row["feature"], row["readout"] and "refitted"]
+            assert of_raw["reference"]["value"] == pytest.approx(unablated["value"])
+            assert row["delta"] == pytest.approx(row["value"] - row["reference"]["value"])
+
+
+def test_the_iou_of_classes_average_to_the_miou(finished):
+    rows = select(rows_of(finished), task="segmentation", readout="refitted", condition="full")
+    for model in {r["model"] for r in rows}:
+        (miou,) = select(rows, model=model, metric="miou")
+        of_classes = [r["value"] for r in select(rows, model=model, metric="iou")]
+        assert miou["value"] == pytest.approx(np.mean(of_classes), rel=1e-12)
 
 
 def test_frozen_read_outs_are_compared_with_the_full_condition(finished):
@@ -190,7 +225,9 @@ def test_frozen_read_outs_are_compared_with_the_full_condition(finished):
         assert {(r["model"], r["condition"]) for r in frozen} == ablated
         full = {r["model"]: r["value"] for r in refitted if r["condition"] == "full"}
         for row in frozen:
-            assert row["delta"] == pytest.approx(row["value"] - full[row["model"]])
+            assert row["delta"] == pytest.approx(row["value"] - row["reference"]["value"])
+            if row["condition"] != "random_patches":
+                assert row["reference"]["value"] == pytest.approx(full[row["model"]])
         assert any(r["value"] != f["value"] for r, f in zip([r for r in refitted if r["delta"] is not None], frozen, strict=False))
 
 

@@ -57,6 +57,12 @@ def test_what_holds_by_construction_has_no_bar():
     assert bar["x"] == ["k-NN (k 20)<br>CLS"]
 
 
+def test_what_repeats_another_condition_has_no_bar_of_its_own():
+    rows = [made_row(condition="a"), made_row(condition="b", repeats="a")]
+    bars = traces(plot_deltas(rows, COLUMNS, ["model"], ["a", "b"]))
+    assert [bar["x"] for bar in bars] == [["linear probe<br>CLS"], []]
+
+
 @pytest.mark.parametrize(("model", "condition"), [("other", "zero_cls"), ("model", "mean_cls")])
 def test_nothing_is_drawn_where_no_model_ran_a_condition(model, condition):
     assert plot_deltas([made_row()], COLUMNS, [model], [condition]) == ""
