@@ -196,7 +196,8 @@ def test_scores_of_patches_leave_overwritten_ones_out_and_stand_beside_the_raw_o
     rows = [r for r in rows_of(finished) if r["task"] in ("correspondence", "segmentation") and r["condition"] != "full"]
     raw = {(r["model"], r["metric"], r["feature"], r["readout"]): r for r in rows if r["metric"].endswith("_raw")}
     assert {r["condition"] for r in raw.values()} == {"random_patches"}
-    full = {(r["model"], r["metric"], r["feature"], r["readout"] and "refitted"): r for r in rows_of(finished) if r["condition"] == "full"}
+    whole = [r for task in ("correspondence", "segmentation") for r in select(rows_of(finished), task=task, condition="full")]
+    full = {(r["model"], r["metric"], r["feature"], r["readout"] and "refitted"): r for r in whole}
     for row in rows:
         assert (LEFT_OUT in row["protocol"]) == (row["condition"] == "random_patches" and not row["by_construction"])
         if LEFT_OUT in row["protocol"]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
+import numpy as np
+
 import jaxvit
-from experiments.features.conditions import ALL_CONDITIONS, CALIBRATED_SITES, FULL, REPLACEMENTS, conditions, lesions
+from experiments.features.conditions import ALL_CONDITIONS, CALIBRATED_SITES, FULL, ON_REQUEST, REPLACEMENTS, conditions, lesions
 from experiments.features.recipes import made_up_moments, recipe_of, tokens_in_words
 
 CONFIG = jaxvit.ViTConfig(8, 24, 2, 3, 48, registers=4, position="antialias", image_size=64)
@@ -47,6 +50,23 @@ def test_lesions_zero_the_registers_in_their_names():
     assert lesions(3) == {"zero_r1": range(0, 1), "zero_r2": range(1, 2), "zero_r3": range(2, 3), "zero_r1_to_r2": range(0, 2)}
     built = conditions(CONFIG)["zero_r1_to_r3"](CONFIG, MOMENTS, 0)
     assert built == jaxvit.zero(["registers[0]", "registers[1]", "registers[2]"])
+    assert lesions(1) == {}, "the only register is all registers"
+
+
+def test_the_mean_at_every_input_is_for_cls_and_patches_the_mean_at_every_output():
+    """Exactly, where the mean of the registers that enter block 0, which are the same in all images, is taken without rounding."""
+    model, images = jaxvit.create(CONFIG, 1), jnp.asarray(np.random.default_rng(0).normal(size=(4, 64, 64, 3)), jnp.float32)
+    moments = jaxvit.calibrate(model, [(images, None)], CALIBRATED_SITES)
+    entering = np.array(moments.mean["block_input"])
+    np.testing.assert_allclose(entering[0, 1:5], model.register_tokens[...], atol=1e-7)
+    entering[0, 1:5] = model.register_tokens[...]
+    moments = dataclasses.replace(moments, mean={**moments.mean, "block_input": entering})
+    at_output, at_input = (
+        jaxvit.forward(model, images, ablation=conditions(CONFIG)[name](CONFIG, moments, 0)) for name in ("mean_registers", "fix_reg_mean")
+    )
+    np.testing.assert_array_equal(at_output.cls, at_input.cls)
+    np.testing.assert_array_equal(at_output.patches, at_input.patches)
+    assert np.abs(at_output.registers - at_input.registers).max() > 0.1
 
 
 def test_a_model_without_registers_has_no_condition_on_them():
@@ -58,3 +78,4 @@ def test_the_names_of_all_conditions_are_those_of_a_model_with_four_registers():
     assert tuple(conditions(CONFIG)) == ALL_CONDITIONS
     assert ALL_CONDITIONS[0] == FULL
     assert set(REPLACEMENTS) <= set(ALL_CONDITIONS)
+    assert set(ON_REQUEST) < set(ALL_CONDITIONS)

@@ -28,7 +28,7 @@ def test_no_score_has_two_columns():
 
 def test_columns_are_those_that_tasks_declare_with_the_names_of_the_tasks():
     chosen = {name: TASKS[name] for name in ("segmentation", "retrieval")}
-    assert [column.task for column in score_columns(chosen)] == ["segmentation"] * 3 + ["retrieval"]
+    assert [column.task for column in score_columns(chosen)] == ["segmentation"] * 4 + ["retrieval"]
     assert [column._replace(task="") for column in score_columns(chosen)] == [*TASKS["segmentation"].columns, *TASKS["retrieval"].columns]
 
 

@@ -6,8 +6,11 @@ import dataclasses
 
 import pytest
 
+from experiments.features.extraction import Runner
 from experiments.study import grid
-from experiments.study.cost import Cost, programs
+from experiments.study.cells import Store
+from experiments.study.cost import Cost, _host_memory, programs
+from experiments.study.jobs import run_job
 from tests.experiments.tiny_study import save_models, targets
 
 GIB = 2**30
@@ -33,6 +36,27 @@ def test_conditions_of_one_structure_are_one_program(tmp_path):
     assert len(programs(target, jobs)) == 6
     few = list(grid.jobs(target, ("zero_cls", "zero_r1", "mean_cls")))
     assert len(programs(target, few)) == 2, "full and one program of constants"
+
+
+def test_images_that_are_run_for_overwritten_patches_are_counted(tmp_path, monkeypatch):
+    """Those of which patches are read, in full too: once, and not for every draw. What is run is what was counted."""
+    target, _ = targets(save_models(tmp_path))
+    plans = {name: [job for job in grid.jobs(target, (name,)) if job.condition == name] for name in ("zero_cls", "random_patches")}
+    once = 16 + 16 + 20 + 20  # both views of a pair, train and test images with masks
+    zeroed, patches = (sum(job.images for job in plan) for plan in plans.values())
+    assert (len(target.seeds_of("random_patches")), patches) == (2, 2 * zeroed + once)
+    tasks = {name: target.settings.tasks[name] for name in ("correspondence", "segmentation")}
+    target = dataclasses.replace(target, settings=dataclasses.replace(target.settings, tasks=tasks))
+    target.statistics  # noqa: B018  its images are no features
+    extract, run = Runner.extract, []
+    monkeypatch.setattr(
+        Runner, "extract", lambda self, images, *rest, **options: run.append(len(images)) or extract(self, images, *rest, **options)
+    )
+    plan, store = [job for job in grid.jobs(target, ("random_patches",)) if not job.host_only], Store(tmp_path)
+    for job in plan:
+        run_job(job, store)
+    assert sum(run) == sum(job.images for job in plan)
+    assert _host_memory(target) > _host_memory(dataclasses.replace(target, ablations={}))
 
 
 def test_images_that_a_task_makes_are_counted(tmp_path):

@@ -64,6 +64,45 @@ def test_confusion_matrices_survive_storage_with_the_finish_that_the_task_declar
     assert results[0].scores[0].finish is metrics.mean_iou
 
 
+def restated_scores(shows: np.ndarray) -> np.ndarray:
+    """Of the patches of one image: how many patches show each class that a patch shows, summed; by plain counting."""
+    frequency = [sum(bool(patch[c]) for patch in shows) for c in range(shows.shape[1])]
+    return np.array([sum(frequency[c] for c in range(shows.shape[1]) if patch[c]) for patch in shows])
+
+
+def test_a_balanced_memory_takes_of_every_image_patches_of_classes_that_few_patches_show():
+    """As open-hummingbird-eval takes them: the lowest products of score and uniform draw, the same number of every image."""
+    generator = np.random.default_rng(0)
+    common = generator.random((40, 64)) < 0.95
+    shares = np.stack([common, ~common, generator.random((40, 64)) < 0.03], axis=-1) / 2.0
+    usable = generator.random((40, 64)) < 0.9
+    draws = [np.unravel_index(balanced_memory(shares, usable, 40 * 8 + 3, seed), (40, 64)) for seed in range(200)]
+    for images, patches in draws[:5]:
+        assert (np.bincount(images, minlength=40) == 8).all(), "the remainder is given to none"
+        assert usable[images, patches].all()
+    chosen = np.zeros((40, 64))
+    for images, patches in draws:
+        chosen[images, patches] += 1 / 200
+    image = 3
+    shows = (shares[image] > 0)[usable[image]]
+    uniform = np.random.default_rng(1).random((4000, len(shows)))
+    lowest = np.argsort(restated_scores(shows) * uniform, axis=1)[:, :8]
+    expected = np.bincount(lowest.ravel(), minlength=len(shows)) / 4000
+    np.testing.assert_allclose(chosen[image][usable[image]], expected, atol=0.15)
+    rare, frequent = (usable & ~common), (usable & common & (shares[..., 2] == 0))
+    assert chosen[rare].mean() > 3 * chosen[frequent].mean()
+    with_uniform = uniform_memory(shares, usable, 320, 0)
+    assert common.ravel()[with_uniform].mean() > 0.9 > common[draws[0]].mean()
+
+
+def test_a_balanced_memory_smaller_than_the_images_takes_one_patch_of_some():
+    memory = balanced_memory(np.ones((10, 4, 1)), np.ones((10, 4), bool), 6, 0)
+    assert len(memory) == len(set(memory // 4)) == 6
+    few = np.zeros((3, 4), bool)
+    few[0, :2] = few[1] = True
+    assert balanced_memory(np.ones((3, 4, 1)), few, 9, 0).size == 2 + 3
+
+
 def test_the_memory_is_drawn_from_usable_patches_with_the_seed():
     usable, shares = (np.arange(50) % 2 == 0).reshape(5, 10), np.ones((5, 10, 1))
     for draw in (uniform_memory, balanced_memory):
