@@ -11,7 +11,7 @@ import jaxvit
 from experiments.features.conditions import conditions
 from experiments.features.recipes import recipe_of
 from experiments.study.compare import add_holm, compared_rows, mark_repeats
-from experiments.tasks.base import MetricResult
+from experiments.tasks.base import MetricResult, mean_over_seeds
 from jaxvit import metrics
 from jaxvit.inference import Scores, holm, ratio_scores
 from tests.experiments.plotting.made_rows import made_row
@@ -70,12 +70,8 @@ def test_only_what_is_one_intervention_repeats_another():
 
 
 def test_holm_counts_one_intervention_once():
-    p_values = [0.02, 0.03, 0.03, 0.04]
-    rows = [
-        row
-        for p, name in zip(p_values, ("zero_cls", "mean_registers", "fix_reg_mean", "late"), strict=True)
-        for row in rows_of(name, p_value=p)
-    ]
+    p_values = {"zero_cls": 0.02, "mean_registers": 0.03, "fix_reg_mean": 0.03, "late": 0.04}
+    rows = [row for name, p_value in p_values.items() for row in rows_of(name, p_value=p_value)]
     corrected = add_holm(mark_repeats(rows, {recipe.hash: recipe.text for recipe in RECIPES.values()}))
     assert [row["holm_tests"] for row in corrected] == [3, 3, None, 3]
     np.testing.assert_allclose([row["p_holm"] for row in corrected if not row["repeats"]], holm([0.02, 0.03, 0.04]))
@@ -84,7 +80,7 @@ def test_holm_counts_one_intervention_once():
 def test_what_is_undefined_has_no_row_and_what_is_undefined_in_full_no_comparison():
     hits, none = ratio_scores(np.array([1.0, 2, 0]), np.array([2.0, 2, 1])), ratio_scores(np.zeros(3), np.zeros(3))
     results = [MetricResult("iou", f"patches: {i}", "p()", [s]) for i, s in enumerate((none, hits, hits))]
-    rows = compared_rows(RUN, results, 50, 0, full=[hits, none, hits])
+    rows = compared_rows(RUN, results, 50, 0, full=[mean_over_seeds([s]) for s in (hits, none, hits)])
     assert [(row["feature"], row["delta"], row["reference"]) for row in rows] == [
         ("patches: 1", None, None),
         ("patches: 2", 0.0, {"model": "m", "condition": "full", "value": 0.6}),

@@ -49,9 +49,12 @@ def test_images_that_are_run_for_overwritten_patches_are_counted(tmp_path, monke
     target = dataclasses.replace(target, settings=dataclasses.replace(target.settings, tasks=tasks))
     target.statistics  # noqa: B018  its images are no features
     extract, run = Runner.extract, []
-    monkeypatch.setattr(
-        Runner, "extract", lambda self, images, *rest, **options: run.append(len(images)) or extract(self, images, *rest, **options)
-    )
+
+    def counting(self, images, *rest, **options):
+        run.append(len(images))
+        return extract(self, images, *rest, **options)
+
+    monkeypatch.setattr(Runner, "extract", counting)
     plan, store = [job for job in grid.jobs(target, ("random_patches",)) if not job.host_only], Store(tmp_path)
     for job in plan:
         run_job(job, store)
