@@ -169,7 +169,8 @@ def card(name: str, runs: Sequence[TrainingRun], rows: Sequence[Row], scores: Se
         markdown_table([r for r in rows if r["model"] in (name, *baselines)]),
         *_over_seeds(runs, scores),
         "## What an ablation costs",
-        "Percentage points lost or won against the full model, with 95 % intervals of the paired difference.",
+        "Percentage points lost or won against the full model, with 95 % intervals of the paired difference. Under random_patches, scores "
+        "of single patches leave out those that are zeroed, in the full model too.",
         ablation_costs(name, rows),
         *register_attention(name, rows),
         "## What it does not show",
