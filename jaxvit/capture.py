@@ -129,6 +129,9 @@ def attention_flow(state: BlockState) -> Float[Array, "batch heads groups groups
 def attention_divergence(clean: BlockState, ablated: BlockState) -> Float[Array, "batch heads"]:
     """Jensen-Shannon divergence (base 2, in 0..1) between clean and ablated attention, per head, averaged over queries.
 
+    The queries of all tokens count alike, also those of tokens that the ablation overwrites: where many are, a good part of the mean
+    is their own change.
+
     Taken from the blocks' own attention if that computed it (`FUSED_DIVERGENCE`), otherwise attention is computed a second time.
     """
     if "divergence" in clean.trace.fused:

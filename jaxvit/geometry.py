@@ -34,16 +34,12 @@ def effective_rank_roy_vetterli(features: Shaped[Array, "*batch rows width"], *,
 def singular_values(features: Shaped[Array, "*batch rows width"], *, centred: bool = False) -> Float[Array, "*batch side"]:
     """The min(rows, width) singular values, smallest first, float32.
 
-    Computed as norms of the projections onto the eigenvectors of the smaller Gram matrix: exact to about 1e-6 of the largest
-    for features of low rank, and to 1e-4 for a slowly decaying spectrum. Square roots of the Gram matrix's eigenvalues would be
-    off by 3e-4 in every dimension, and a singular value decomposition takes ten times as long.
+    Computed without the Gram matrix, whose eigenvalues in float32 lose those below 3e-4 of the largest. Measured on patches of the
+    demo models, also with a mean that is up to 300 times as long: off by at most 4e-7 of the largest, and the effective rank of Roy &
+    Vetterli by 5e-7 of itself (from Gram matrices 1e-3 to 2e-2). On a CPU it takes as long.
     """
-    features = _float32(features, centred)
-    rows, width = features.shape[-2:]
-    _, vectors = jnp.linalg.eigh(_smaller_gram(features))
-    projections = _exact_einsum("...nd,...nk->...dk" if rows <= width else "...nd,...dk->...nk", features, vectors)
-    norms: Array = jnp.linalg.norm(projections, axis=-2)
-    return norms
+    values: Array = jnp.linalg.svd(_float32(features, centred), compute_uv=False)
+    return values[..., ::-1]
 
 
 @functools.partial(jax.jit, static_argnames="centred")

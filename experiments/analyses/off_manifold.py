@@ -23,7 +23,8 @@ from jaxvit.inference import mean_scores
 TITLE = "How far off the manifold an ablation goes"
 NOTE = (
     "Above, the Jensen-Shannon divergence of attention from the clean run at each block (exactly 0 at block 0, which attends before "
-    "anything is replaced). Below, patches leaving the last block, before the final norm: means over test images with 95 % intervals. "
+    "anything is replaced), averaged over heads and over the queries of all tokens, those that are overwritten among them. Below, patches "
+    "leaving the last block, before the final norm: means over test images with 95 % intervals. "
     "An ablation that takes activations off the manifold (low cosine, changed norm, many standard deviations from the calibrated mean) "
     "shows what the model does with inputs that it never saw, not what the token carries. The images of calibration lie about 1 s.d. from "
     "their mean."

@@ -16,20 +16,23 @@ from experiments.study import grid
 from experiments.study.jobs import Job
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
+from experiments.tasks.geometry import OUTLIER_MADS, OUTLIER_NORM
 
 TITLE = "Effective rank, spectra and norms of patches"
 NOTE = (
     "Effective rank: exp of the entropy of the Gram eigenvalues of an image's patch features (not centred); shown is the median over "
     "images with 95 % intervals. Its mean, the form by singular values (Roy & Vetterli) and the participation ratio are in results.jsonl. "
     "Spectra are shares of the Gram eigenvalues in the full condition. Norms are of patches before and after the final norm. Outliers are "
-    "patches with a norm above 150 before the final norm: the threshold that Darcet et al. 2024 chose for DINOv2's ViT-g, which means "
+    f"patches whose norm before the final norm is above the median by more than {OUTLIER_MADS} median absolute deviations, of the patches "
+    f"of all images. For DINOv2's L and g also those above {OUTLIER_NORM:g}, the cut-off that Darcet et al. 2024 chose for ViT-g; it means "
     "nothing for models whose norms are of another size. Outliers are not expected in models as small as S and B."
 )
 TASKS = ("effective_rank", "patch_norms", "register_cosine")
 NORM_HEADINGS = {
     "norm_before_final": "norm before<br>the final norm",
     "norm": "norm of<br>what is read",
-    "outlier_share": "outliers, percent",
+    f"outlier_share_{OUTLIER_MADS}_mad": f"outliers by {OUTLIER_MADS} MAD,<br>percent",
+    f"outlier_share_above_{OUTLIER_NORM:g}": f"outliers above {OUTLIER_NORM:g},<br>percent",
 }
 """The metrics of the table of norms, with their headings."""
 

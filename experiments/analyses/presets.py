@@ -117,8 +117,8 @@ PRESETS = {
         tasks=("linear_probe",),
     ),
     "darcet-norms": Preset(
-        "Darcet et al. 2024 (registers), section 2: norms of patches before the final norm, outliers above 150; they are expected only in "
-        "the large models without registers.",
+        "Darcet et al. 2024 (registers), section 2: norms of patches before the final norm, outliers above 150 and, for "
+        "any model, by median absolute deviations; they are expected only in the large models without registers.",
         ("dinov2_vitl14", "dinov2_vitl14_reg", "dinov2_vitg14", "dinov2_vitg14_reg"),
         _NO_PAIRS,
         image_size=518,

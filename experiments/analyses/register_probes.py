@@ -23,7 +23,7 @@ NOTE = (
     "not cover seeds."
 )
 TASK = "layer_probe"
-VERSION = 1
+VERSION = 2
 
 
 def jobs(target: Target) -> Iterator[Job]:

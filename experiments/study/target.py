@@ -135,7 +135,8 @@ class Target:
     @property
     def context(self) -> Context:
         """What tasks work with besides features."""
-        return Context(self.data, self.settings.readouts, self.settings.all_seeds, self.mesh, self.settings.seed)
+        config = None if self.model is None else self.model.config
+        return Context(self.data, self.settings.readouts, self.settings.all_seeds, self.mesh, self.settings.seed, config=config)
 
     def image_count(self, part: str) -> int:
         """Number of images of a part of the data; "analysis" are the test images for measures without labels."""

@@ -20,10 +20,11 @@ from jaxtyping import Bool
 from experiments.datasets.base import StudyData
 from experiments.features.extraction import Features, Images, Norm
 from experiments.plotting.columns import Column
+from jaxvit.config import ViTConfig
 from jaxvit.inference import Finish, Scores, mean_ratio, over_seeds, ratio, weighted_median
 
 CONSTANT = "constant by construction"
-SolverName = Literal["logistic", "ridge", "sgd"]
+SolverName = Literal["logistic", "ridge", "sgd", "dinov2_logistic"]
 Feature = Literal["cls", "patch_mean", "register_mean", "registers", "cls+patch_mean", "cls+registers"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 FrozenReadouts = Mapping[str, np.ndarray]
@@ -54,11 +55,12 @@ class Readouts:
         standardised: channels are divided by their standard deviation before a linear read-out.
         features: tokens that linear probes read, "registers" being each one alone; those that a model does not have are left out.
         solvers: of the linear probe; the first is the one that tables show. "sgd" is plain SGD on raw features, our reading of the
-            unpublished solver of Parodi et al. (arXiv 2604.14433).
+            unpublished solver of Parodi et al. (arXiv 2604.14433); "dinov2_logistic" is DINOv2's logistic regression: raw features, 45
+            values of C from 1e-6 to 1e5, chosen on val, and a last fit on train and val together.
         cs: inverse penalties of the logistic regression, as scikit-learn counts them.
         lambdas: penalties of the ridge regression, per example.
-        neighbours: k of the k-NN classifications; those above the size of the bank are left out.
-        shots: images of each class in few-shot probes; those that a class does not have are left out.
+        neighbours: k of the k-NN classifications; rows say which are above the size of the bank, the train images.
+        shots: images of each class in few-shot probes; rows say which are more than the smallest class has.
         epochs: passes of the solver "sgd" over the training images.
         grid_iterations: of DINOv2's grid of heads, which is run in the full condition; 12,500 in the original, 0 leaves it out.
         tolerance: of a correspondence, in patches.
@@ -92,7 +94,7 @@ class Readouts:
             if number is not None and number < 0:
                 raise ValueError(f"{name} is {number}; give 0 or more")
         if not self.solvers:
-            raise ValueError("no solver is given; the linear probe needs at least one of logistic, ridge, sgd")
+            raise ValueError(f"no solver is given; the linear probe needs at least one of {', '.join(get_args(SolverName))}")
 
     @property
     def where(self) -> dict[str, Any]:
@@ -192,6 +194,7 @@ class Context(NamedTuple):
         seeds: of everything random in the task: all of the study, or in a random condition the one that it is drawn with.
         first_seed: of the study.
         ablated: False in the full condition.
+        config: of the model; None for raw pixels.
     """
 
     data: StudyData
@@ -200,6 +203,7 @@ class Context(NamedTuple):
     mesh: Mesh
     first_seed: int = 0
     ablated: bool = False
+    config: ViTConfig | None = None
 
     @property
     def where(self) -> dict[str, Any]:

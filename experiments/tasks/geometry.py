@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -14,11 +15,18 @@ from experiments.datasets.base import StudyData
 from experiments.features.extraction import Features
 from experiments.tasks.base import Context, FeatureSource, FrozenReadouts, MetricResult, Task, Unit, protocol_id
 from jaxvit import geometry
+from jaxvit.config import MODELS, ViTConfig
 from jaxvit.inference import mean_scores, median_scores
 
 OUTLIER_NORM = 150.0
-"""Patches longer than this before the final norm are outliers (Darcet et al. 2024, section 2.1, for DINOv2 ViT-g; other models have
-norms of other sizes)."""
+"""Patches longer than this before the final norm are outliers in `OUTLIER_MODELS`: the cut-off that Darcet et al. 2024 read off DINOv2
+ViT-g (section 2.1). Other models have norms of other sizes."""
+OUTLIER_MODELS = tuple(f"dinov2_vit{size}14{registers}" for size in "lg" for registers in ("", "_reg"))
+"""The released models to which that cut-off belongs: DINOv2 of the sizes in which the publication finds outliers, without registers and
+with them (section 2.1: the three largest; its H was not released)."""
+OUTLIER_MADS = 6
+"""In any model a patch is an outlier if its norm is above the median by more than this many times the median absolute deviation, both
+over the patches of all analysis images under the condition. Of normally distributed norms those are 0.003 percent (4 s.d.)."""
 _SPECTRUM = 10  # leading eigenvalues that are reported
 
 
@@ -30,7 +38,18 @@ def effective_rank(features: FeatureSource, context: Context, frozen_readouts: F
 def patch_norms(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
     """Lengths of patches before and after the final norm, and the share of outliers."""
     part = _analysis(features, context)
-    return list(_norms(part.patch_norms, np.linalg.norm(part.patches, axis=-1), context.readouts.where))
+    lengths = np.linalg.norm(part.patches, axis=-1)
+    return list(_norms(part.patch_norms, lengths, context.readouts.where, has_outlier_norm(context.config)))
+
+
+def has_outlier_norm(config: ViTConfig | None) -> bool:
+    """Whether a model is one of `OUTLIER_MODELS`, by its architecture, whatever implementation its weights were converted from; None is
+    raw pixels."""
+
+    def architecture(config: ViTConfig) -> dict[str, Any]:
+        return {name: value for name, value in asdict(config).items() if name not in ("position", "image_size", "norm_eps")}
+
+    return config is not None and any(architecture(config) == architecture(MODELS[name]) for name in OUTLIER_MODELS)
 
 
 def register_cosine(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
@@ -79,20 +98,33 @@ def _ranks(patches: Float[Array, "images patches width"], where: dict[str, Any])
 
 
 def _norms(
-    before: Float[np.ndarray, "images patches"], after: Float[np.ndarray, "images patches"], where: dict[str, Any]
+    before: Float[np.ndarray, "images patches"], after: Float[np.ndarray, "images patches"], where: dict[str, Any], has_outlier_norm: bool
 ) -> Iterator[MetricResult]:
-    """Norms before the final norm, as the features are read, and outliers."""
+    """Norms before the final norm, as the features are read, and outliers among the former."""
     for metric, norms, norm in (("norm_before_final", before, "none"), ("norm", after, where["norm"])):
         protocol = protocol_id("patch_norm", average="mean over patches, then images", **(where | {"norm": norm}))
         yield MetricResult(metric, "patches", protocol, [mean_scores(norms.mean(axis=1))], Unit())
-    protocol = protocol_id("outliers", above=OUTLIER_NORM, **(where | {"norm": "none"}))
-    yield MetricResult("outlier_share", "patches", protocol, [mean_scores((before > OUTLIER_NORM).mean(axis=1))], Unit("%", 100.0))
+    median = np.median(before)
+    deviation = np.median(np.abs(before - median))
+    over = f"{OUTLIER_MADS} MAD above the median of all patches"
+    thresholds: list[tuple[str, str | float, float]] = [(f"outlier_share_{OUTLIER_MADS}_mad", over, median + OUTLIER_MADS * deviation)]
+    if has_outlier_norm:
+        thresholds.append((f"outlier_share_above_{OUTLIER_NORM:g}", OUTLIER_NORM, OUTLIER_NORM))
+    for metric, above, threshold in thresholds:
+        protocol = protocol_id("outliers", above=above, **(where | {"norm": "none"}))
+        yield MetricResult(metric, "patches", protocol, [mean_scores((before > threshold).mean(axis=1))], Unit("%", 100.0))
 
 
 def _parts(data: StudyData) -> Sequence[str]:
     return ("analysis",)
 
 
-EFFECTIVE_RANK = Task(effective_rank, _parts, possible=lambda data: True, settings=lambda readouts: {"spectrum": _SPECTRUM})
-PATCH_NORMS = Task(patch_norms, _parts, possible=lambda data: True, settings=lambda readouts: {"outlier_norm": OUTLIER_NORM})
+EFFECTIVE_RANK = Task(effective_rank, _parts, possible=lambda data: True, version=2, settings=lambda readouts: {"spectrum": _SPECTRUM})
+PATCH_NORMS = Task(
+    patch_norms,
+    _parts,
+    possible=lambda data: True,
+    version=2,
+    settings=lambda readouts: {"outlier_norm": OUTLIER_NORM, "outlier_mads": OUTLIER_MADS},
+)
 REGISTER_COSINE = Task(register_cosine, _parts, possible=lambda data: True)

@@ -31,6 +31,7 @@ from experiments.tasks.tokens import PARTS, has_labels, labelled_parts, select_t
 from jaxvit import metrics
 from jaxvit.inference import mean_scores
 from jaxvit.probes import sgd
+from jaxvit.probes.selection import Probe
 
 LAYER_BYTES = 2**31
 """Bytes of captured tokens that `layer_probes` probes at once."""
@@ -101,10 +102,20 @@ def _refit(
             [mean_scores(correct) for correct in probe.correct],
             readout=REFITTED,
             **constant,
-            flag=f"{solver.penalty} at the edge of its grid" if probe.edge.any() and not constant["by_construction"] else "",
+            flag="" if constant["by_construction"] else _flag(solver.penalty, probe),
             detail=solver.detail(probe.readout),
             readouts=pack_readout(f"{name}/{feature}", probe.readout),
         )
+
+
+def _flag(penalty: str, probe: Probe) -> str:
+    """What may be wrong with a fitted probe."""
+    flags = [f"{penalty} at the edge of its grid"] if probe.edge.any() else []
+    if np.any(probe.unconverged):
+        flags.append(f"{np.max(probe.unconverged)} of the values of {penalty} did not converge and were not candidates")
+    if not np.all(getattr(probe.readout, "converged", True)):
+        flags.append("the fit did not converge")
+    return ", ".join(flags)
 
 
 def _evaluate_frozen(
@@ -142,6 +153,7 @@ LINEAR_PROBE = Task(
     linear_probe,
     labelled_parts,
     has_labels,
+    version=2,
     settings=settings,
     columns=(
         Column("top1", "cls", "linear probe<br>CLS", REFITTED, primary=True),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from experiments.plotting.columns import Column
 from experiments.tasks.base import (
     REFITTED,
@@ -18,28 +16,27 @@ from experiments.tasks.base import (
     constant_fields,
     protocol_id,
 )
-from experiments.tasks.tokens import PARTS, has_labels, labelled_parts, token_features
+from experiments.tasks.tokens import fitting, has_labels, labelled_parts, token_features
 from jaxvit.inference import mean_scores
 from jaxvit.probes import knn
 
 TEMPERATURE = 0.07
-"""Of the votes, as in DINO."""
+"""Of the votes exp(cosine / temperature), as in DINO (`eval_knn.py`)."""
 
 
 def nearest_neighbours(features: FeatureSource, context: Context, frozen_readouts: FrozenReadouts) -> list[MetricResult]:
-    """Top-1 of DINO's weighted k-NN; its bank is train and val together."""
-    bank_labels = np.concatenate([context.data.labels[part] for part in ("train", "val")])
-    test_labels = context.data.labels["test"]
-    ks = tuple(k for k in context.readouts.neighbours if k <= len(bank_labels))
-    train, val, test = (token_features(features[part], ("cls", "patch_mean", "register_mean")) for part in PARTS)
+    """Top-1 of DINO's weighted k-NN; its bank are the train images, on which linear probes are fitted as well."""
+    train_labels, test_labels = (context.data.labels[part] for part in ("train", "test"))
+    ks, flag = fitting("k", context.readouts.neighbours, len(train_labels), "the bank of train images")
+    train, test = (token_features(features[part], ("cls", "patch_mean", "register_mean")) for part in ("train", "test"))
     results = []
-    for name in train if ks else ():
-        bank = np.concatenate([train[name], val[name]])
-        predicted = knn.classify(bank, bank_labels, test[name], len(context.data.classes), ks, TEMPERATURE, mesh=context.mesh)
+    for name, bank in train.items():
+        predicted = knn.classify(bank, train_labels, test[name], len(context.data.classes), ks, TEMPERATURE, mesh=context.mesh)
         constant = constant_fields(bank)
         for k, correct in zip(ks, knn.correct(predicted, test_labels), strict=True):
-            protocol = protocol_id("dino_knn", k=k, temperature=TEMPERATURE, **context.where)
-            results.append(MetricResult(f"top1_k{k}", name, protocol, [mean_scores(correct)], readout=REFITTED, **constant))
+            protocol = protocol_id("dino_knn", k=k, votes=f"exp(cosine/{TEMPERATURE:g})", bank="train", **context.where)
+            scores = [mean_scores(correct)]
+            results.append(MetricResult(f"top1_k{k}", name, protocol, scores, readout=REFITTED, **constant, flag=flag))
     return results
 
 
@@ -51,6 +48,7 @@ KNN = Task(
     nearest_neighbours,
     labelled_parts,
     has_labels,
+    version=2,
     settings=_settings,
     columns=(Column("top1_k20", "cls", "k-NN (k 20)<br>CLS", REFITTED, primary=True),),
 )

@@ -12,7 +12,8 @@ from jaxvit.capture import BlockState, attention_divergence, patch_cosine, patch
 from jaxvit.geometry import mahalanobis
 
 METRICS = {
-    "attention_divergence": "Jensen-Shannon divergence (base 2) of attention from the clean run, mean over heads and queries",
+    "attention_divergence": "Jensen-Shannon divergence (base 2) of attention from the clean run, "
+    "mean over heads and the queries of all tokens, overwritten ones too",
     "patch_cosine": "cosine of patches with the clean run, mean over patches",
     "patch_norm_ratio": "norm of patches as a share of the clean run's, mean over patches",
     "patch_mahalanobis": "distance of patches from their calibrated mean in standard deviations, mean over patches",

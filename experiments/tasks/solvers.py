@@ -43,6 +43,12 @@ def _fit_logistic(parts: Sequence[np.ndarray], context: Context) -> Probe:
     return _add_seed_axis(logistic.probe_many(*problems, **options))
 
 
+def _fit_dinov2_logistic(parts: Sequence[np.ndarray], context: Context) -> Probe:
+    """DINOv2's own convention: raw features, its 45 values of C, and a last fit on train and val together."""
+    options: dict[str, Any] = {"standardised": False, "refit": True, "mesh": context.mesh}
+    return _add_seed_axis(logistic.probe_many(*_problems(parts, context), **options))
+
+
 def _fit_ridge(parts: Sequence[np.ndarray], context: Context) -> Probe:
     readouts, problems = context.readouts, _problems(parts, context)
     options: dict[str, Any] = {"lambdas": readouts.lambdas, "standardised": readouts.standardised, "mesh": context.mesh}
@@ -90,6 +96,10 @@ def _logistic_protocol(context: Context) -> dict[str, Any]:
     return {"C": context.readouts.cs, "select": "val", "standardised": context.readouts.standardised}
 
 
+def _dinov2_logistic_protocol(context: Context) -> dict[str, Any]:
+    return {"C": logistic.DINOV2_CS, "select": "val", "refit": "train+val", "standardised": False}
+
+
 def _ridge_protocol(context: Context) -> dict[str, Any]:
     return {"lambda": context.readouts.lambdas, "select": "val", "standardised": context.readouts.standardised}
 
@@ -102,8 +112,8 @@ def _sgd_protocol(context: Context) -> dict[str, Any]:
 
 def _logistic_detail(readout: logistic.Logistic) -> str:
     return (
-        f"penalty {readout.penalty[0]:.3g} per example, {readout.iterations[0]} iterations of L-BFGS, gradient norm "
-        f"{readout.gradient_norm[0]:.1e}, loss {readout.loss[0]:.4f}"
+        f"penalty {readout.penalty[0]:.3g} per example, {readout.iterations[0]} Newton steps, loss {readout.loss[0]:.3g}, estimated "
+        f"to be {readout.gap[0]:.0e} of itself above its minimum"
     )
 
 
@@ -117,6 +127,7 @@ def _sgd_detail(readout: sgd.Heads) -> str:
 
 SOLVERS: dict[SolverName, Solver] = {
     "logistic": Solver(_fit_logistic, logistic.predict, logistic.Logistic, _logistic_protocol, "C", _logistic_detail),
+    "dinov2_logistic": Solver(_fit_dinov2_logistic, logistic.predict, logistic.Logistic, _dinov2_logistic_protocol, "C", _logistic_detail),
     "ridge": Solver(_fit_ridge, ridge.predict, ridge.Ridge, _ridge_protocol, "lambda", _ridge_detail),
     "sgd": Solver(_fit_sgd, sgd.predict, sgd.Heads, _sgd_protocol, "", _sgd_detail),
 }

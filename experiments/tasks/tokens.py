@@ -47,3 +47,20 @@ def select_tokens(tokens: Mapping[str, np.ndarray], names: Sequence[Feature]) ->
             joined = [token(single) for single in name.split("+")]
             features[name] = joined[0] if len(joined) == 1 else np.concatenate(joined, axis=1)
     return features
+
+
+def fitting(name: str, counts: Sequence[int], available: int, where: str) -> tuple[tuple[int, ...], str]:
+    """The numbers of images that there are, and a flag that names the others: no number is left out in silence.
+
+    Where none is, what there is stands for all of them.
+
+    Args:
+        name: what is counted, "shots" say.
+        where: the images that are counted, in words.
+    """
+    possible = tuple(count for count in counts if count <= available)
+    missing = ", ".join(str(count) for count in counts if count > available)
+    if not missing:
+        return possible, ""
+    left_out = f"{name} {missing} left out: {where} has {available} images"
+    return (possible, left_out) if possible else ((available,), f"{left_out}, all of which are used")

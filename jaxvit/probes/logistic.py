@@ -1,4 +1,4 @@
-"""Softmax regression with a squared-norm penalty, by L-BFGS: for one penalty, or for a path of them with warm starts."""
+"""Softmax regression with a squared-norm penalty, by Newton's method: for one penalty, or for a path of them with warm starts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxvit import checks
+from jaxvit.metrics import top1
+from jaxvit.probes import newton
 from jaxvit.probes.ridge import matmul, standardisation
 from jaxvit.probes.selection import (
     Probe,
@@ -37,9 +38,10 @@ class Logistic(NamedTuple):
         intercept: [*path, classes].
         mean, scale: [width], of the training rows.
         penalty: [*path].
-        iterations: [*path], of L-BFGS.
-        gradient_norm: [*path], after the last iteration: of the mean loss per row, for decorrelated features of about unit variance.
-        loss: [*path], the objective after the last iteration.
+        iterations: [*path], steps of Newton's method.
+        loss: [*path], the objective after the last step.
+        gap: [*path], the estimated distance of the objective from its minimum, as a share of the loss; infinite where it is unknown.
+        converged: [*path], whether the gap is at most the tolerance.
     """
 
     weights: Float[Array, "*path width classes"]
@@ -48,8 +50,9 @@ class Logistic(NamedTuple):
     scale: Float[Array, "width"]
     penalty: Float[Array, "*path"]
     iterations: Int[Array, "*path"]
-    gradient_norm: Float[Array, "*path"]
     loss: Float[Array, "*path"]
+    gap: Float[Array, "*path"]
+    converged: Bool[Array, "*path"]
 
     def at(self, index: int | Int[Array, ""]) -> Logistic:
         """The read-out of one penalty of a path."""
@@ -81,25 +84,28 @@ def fit(
     targets: Float[Array, "rows classes"],
     penalty: float | Float[Array, ""] = 1e-4,
     weights: Shaped[Array, "rows"] | None = None,
-    iterations: int = 200,
-    tolerance: float = 1e-4,
+    iterations: int = 100,
+    tolerance: float = 1e-5,
     standardised: bool = True,
 ) -> Logistic:
     """Softmax regression for one penalty (Hastie, Tibshirani & Friedman, 2nd ed., section 4.4).
 
     Minimises, over W and b, the (weighted) mean over rows of the cross-entropy between targets and softmax(z W + b), plus
-    penalty / 2 |W|^2, with z the standardised features: `sklearn.linear_model.LogisticRegression` has C = 1 / (penalty * rows).
-    L-BFGS (Nocedal & Wright, section 7.2) runs on decorrelated features, for which few iterations suffice; float32 throughout.
+    penalty / 2 |W|^2, with z the standardised features: `sklearn.linear_model.LogisticRegression` has C = 1 / (penalty * rows), and
+    for two classes, of which it penalises one vector, C = 2 / (penalty * rows).
+    Newton's method with conjugate gradients (`newton.minimise`) runs on decorrelated features; float32 throughout.
+
+    What is promised where `converged` is True: the objective of the read-out, evaluated in float64, is at most 1e-4 of itself above its
+    minimum. Measured against Newton's method in float64, at the 45 values of `DINOV2_CS` on scikit-learn's digits, digits under noise,
+    wine, breast cancer, and two classes that are nearly separable, standardised and raw: at most 3.4e-5 (breast cancer, C = 1e5), below
+    5e-6 on all others.
 
     Args:
         targets: rows that sum to 1: one-hot labels, or soft ones such as the class fractions of a patch's pixels.
         penalty: positive.
         weights: of the rows, non-negative; 0 or False for padding.
-        iterations: the largest number of iterations.
-        tolerance: iteration stops where the norm of the gradient is below tolerance * sqrt(min(loss, 1)). The distance of the loss
-            from its minimum is proportional to the square of the gradient, so that the criterion bounds a relative distance.
-            Measured with the default: 1e-6 at losses about 1, 3e-5 at 0.05, 3e-4 at 0.01. scikit-learn's criterion does not depend
-            on the loss; by default it stops 2 % above a minimum of 0.05.
+        iterations: the largest number of Newton steps.
+        tolerance: steps end where the gap, the estimated relative distance of the objective from its minimum, is at most this.
         standardised: see `fit_path`.
 
     Raises:
@@ -117,8 +123,8 @@ def fit_path(
     targets: Float[Array, "rows classes"],
     penalties: Float[Array, "path"],
     weights: Shaped[Array, "rows"] | None = None,
-    iterations: int = 200,
-    tolerance: float = 1e-4,
+    iterations: int = 100,
+    tolerance: float = 1e-5,
     standardised: bool = True,
 ) -> Logistic:
     """`fit` for every penalty in turn, each started from the solution of the one before: pass the largest first.
@@ -135,26 +141,16 @@ def fit_path(
     row_weights = normalised_weights(len(features), weights)
     mean, scale = standardisation(features, weights)
     scale = scale if standardised else jnp.ones_like(scale)
-    z = jnp.where(row_weights[:, None] > 0, (features.astype(jnp.float32) - mean) / scale, 0)
+    z = jnp.where(row_weights[:, None] > 0, (features.astype(jnp.float32) - mean) * (1 / scale), 0)
     targets = jnp.where(row_weights[:, None] > 0, targets, 0)
     values, vectors = _principal_axes(z, row_weights)
     rotated = matmul(z, vectors)
     prior = matmul(row_weights, targets)
-    # Classes come first from here on: both products of a gradient then run along the rows of x, twice as fast on a CPU.
-    start = jnp.zeros((targets.shape[1], len(values))), jnp.log(jnp.maximum(prior, 1e-6))[:, None]
+    start = jnp.zeros((targets.shape[1], len(values))), jnp.log(jnp.maximum(prior, 1e-12))[:, None]
 
-    def step(start: _Parameters, penalty: Float[Array, ""]) -> tuple[_Parameters, _Descent]:
-        # The curvature of the loss along an eigenvector is about its eigenvalue times a fraction of p (1 - p), plus the penalty.
-        # Of the fractions 0.3, 1, 3 and 10 the first took fewest iterations; 1 takes about a tenth more.
-        coefficients, intercept = start
-        p = jax.nn.softmax(matmul(coefficients, rotated.T) + intercept, axis=0)
-        curvature = jnp.maximum(0.3 * matmul(p * (1 - p), row_weights).mean(), 1e-6)
-        scaling = jnp.sqrt(jnp.maximum(values, 0) + penalty / curvature)
-        scaled = coefficients * scaling, intercept
-        descent = _minimise(rotated / scaling, scaling, targets.T, row_weights, penalty, scaled, iterations, tolerance)
-        coefficients, intercept = descent.parameters
-        solution = coefficients / scaling, intercept
-        return solution, descent._replace(parameters=solution)
+    def step(start: newton.Parameters, penalty: Float[Array, ""]) -> tuple[newton.Parameters, newton.Minimum]:
+        minimum = newton.minimise(newton.Problem(rotated, targets.T, row_weights, penalty), start, iterations, tolerance)
+        return minimum.parameters, minimum
 
     penalties = jnp.asarray(penalties, jnp.float32)
     _, path = jax.lax.scan(step, start, penalties)
@@ -166,8 +162,9 @@ def fit_path(
         scale=scale,
         penalty=penalties,
         iterations=path.iterations,
-        gradient_norm=path.gradient_norm,
         loss=path.loss,
+        gap=path.gap,
+        converged=path.gap <= tolerance,
     )
 
 
@@ -183,11 +180,11 @@ def predict(logistic: Logistic, features: Shaped[Array, "rows width"]) -> Float[
     Raises:
         ValueError: features are of another width than those of the fit, or hold NaN.
     """
-    return matmul((features.astype(jnp.float32) - logistic.mean) / logistic.scale, logistic.weights) + logistic.intercept
+    return matmul((features.astype(jnp.float32) - logistic.mean) * (1 / logistic.scale), logistic.weights) + logistic.intercept
 
 
 @checks.check_first(check_splits)
-@functools.partial(jax.jit, static_argnames=("classes", "cs", "standardised", "iterations", "tolerance"))
+@functools.partial(jax.jit, static_argnames=("classes", "cs", "standardised", "iterations", "tolerance", "refit"))
 def probe(
     train: Shaped[Array, "train width"],
     train_labels: Int[Array, "train"],
@@ -198,13 +195,21 @@ def probe(
     classes: int,
     cs: tuple[float, ...] = DINOV2_CS,
     standardised: bool = True,
-    iterations: int = 200,
-    tolerance: float = 1e-4,
+    iterations: int = 100,
+    tolerance: float = 1e-5,
+    refit: bool = False,
 ) -> Probe[Logistic]:
     """The logistic probe: a path fitted on train, C chosen on validation, scored on test. Rows labelled -1 are padding in any of them.
 
+    With `standardised=False`, `refit=True` and the default `cs` it is DINOv2's logistic-regression evaluation with a held-out part
+    (`dinov2/eval/log_regression.py`, `eval_log_regression`), whose cuML solver has the same objective. There the held-out part is by
+    default a random tenth of train.
+
     Args:
-        cs: inverse penalties as scikit-learn defines them, C = 1 / (penalty * rows); of equally good ones the smallest is chosen.
+        cs: inverse penalties as scikit-learn (and cuML) defines them, see `fit`; of equally good ones the smallest is chosen. One whose
+            fit does not converge is not chosen, unless none converges.
+        refit: the read-out is fitted once more, with the chosen C, on train and validation together. It may be that this fit does not
+            converge: `readout.converged`.
 
     Raises:
         ValueError: no C is given, or one is not positive; or see `fit` and `selection.check_splits`.
@@ -212,10 +217,17 @@ def probe(
     checks.check_positive("cs", cs)
     rows = jnp.maximum((train_labels >= 0).sum(), 1)
     order = np.argsort(cs, kind="stable")  # the largest penalty first
-    penalties = 1 / (jnp.asarray([cs[i] for i in order], jnp.float32) * rows)
+    # of two classes scikit-learn penalises one vector w, where softmax has -w / 2 and w / 2, of half its squared norm
+    penalties = (2 if classes == 2 else 1) / (jnp.asarray([cs[i] for i in order], jnp.float32) * rows)
     path = fit_path(train, one_hot(train_labels, classes), penalties, train_labels >= 0, iterations, tolerance, standardised)
-    result = choose_and_score(path, predict, path.penalty, validation, validation_labels, test, test_labels, classes)
-    return result._replace(chosen=jnp.asarray(order)[result.chosen])
+    result = choose_and_score(path, predict, path.penalty, validation, validation_labels, test, test_labels, classes, path.converged)
+    result = result._replace(chosen=jnp.asarray(order)[result.chosen])
+    if not refit:
+        return result
+    features, labels = jnp.concatenate([train, validation]), jnp.concatenate([train_labels, validation_labels])
+    penalty = result.readout.penalty * rows / jnp.maximum((labels >= 0).sum(), 1)
+    readout = fit(features, one_hot(labels, classes), penalty, labels >= 0, iterations, tolerance, standardised)
+    return result._replace(correct=top1(predict(readout, test), test_labels), readout=readout)
 
 
 @checks.check_first(check_problems)
@@ -229,8 +241,9 @@ def probe_many(
     classes: int,
     cs: tuple[float, ...] = DINOV2_CS,
     standardised: bool = True,
-    iterations: int = 200,
-    tolerance: float = 1e-4,
+    iterations: int = 100,
+    tolerance: float = 1e-5,
+    refit: bool = False,
     at_a_time: int = 1,
     mesh: Mesh | None = None,
 ) -> Probe[Logistic]:
@@ -239,32 +252,19 @@ def probe_many(
     Args:
         train_labels, validation_labels, test_labels: of every problem or, without that axis, shared by all.
         at_a_time, mesh: see `selection.solve_many`. Besides inputs and outputs a device needs memory for `at_a_time` problems, about
-            3 train x width floats each, and (cs + 20) x width x classes for the path and the history of L-BFGS.
+            4 train x width floats each, and (cs + 20) x width x classes for the path and the steps.
 
     Raises:
         ValueError: see `probe` and `selection.solve_many`.
     """
     labels = (labels_by_problem(part, len(train)) for part in (train_labels, validation_labels, test_labels))
     arrays = tuple(array for part in zip((train, validation, test), labels, strict=True) for array in part)
-    return solve_many(_probe_one, arrays, (classes, tuple(cs), standardised, iterations, tolerance), at_a_time, mesh)
+    return solve_many(_probe_one, arrays, (classes, tuple(cs), standardised, iterations, tolerance, refit), at_a_time, mesh)
 
 
 def _probe_one(problem: tuple[Array, ...], *settings: Any) -> Probe[Logistic]:
     result: Probe[Logistic] = probe(*problem, *settings)
     return result
-
-
-_Parameters = tuple[Float[Array, "classes width"], Float[Array, "classes 1"]]
-"""Coefficients of decorrelated features, and intercepts."""
-
-
-class _Descent(NamedTuple):
-    """Parameters after some iterations of L-BFGS, the norm of the gradient and the loss there."""
-
-    parameters: _Parameters
-    iterations: Int[Array, ""]
-    gradient_norm: Float[Array, ""]
-    loss: Float[Array, ""]
 
 
 def _principal_axes(
@@ -280,40 +280,3 @@ def _principal_axes(
     basis = jnp.linalg.qr(z.T)[0]
     values, vectors = _principal_axes(matmul(z, basis), row_weights)
     return values, matmul(basis, vectors)
-
-
-def _minimise(
-    x: Float[Array, "rows width"],
-    scaling: Float[Array, "width"],
-    targets: Float[Array, "classes rows"],
-    row_weights: Float[Array, "rows"],
-    penalty: Float[Array, ""],
-    start: _Parameters,
-    iterations: int,
-    tolerance: float,
-) -> _Descent:
-    """The minimum of the loss on features divided by `scaling`, by L-BFGS."""
-
-    def loss(parameters: _Parameters) -> Array:
-        coefficients, intercept = parameters
-        entropy = -(targets * jax.nn.log_softmax(matmul(coefficients, x.T) + intercept, axis=0)).sum(axis=0)
-        return row_weights @ entropy + penalty / 2 * ((coefficients / scaling) ** 2).sum()
-
-    solver = optax.lbfgs()
-    value_and_gradient = optax.value_and_grad_from_state(loss)
-
-    def iterate(carry: tuple[_Descent, Any]) -> tuple[_Descent, Any]:
-        descent, state = carry
-        value, gradient = value_and_gradient(descent.parameters, state=state)
-        updates, state = solver.update(gradient, state, descent.parameters, value=value, grad=gradient, value_fn=loss)
-        parameters = optax.apply_updates(descent.parameters, updates)
-        norm = optax.tree.norm(optax.tree.get(state, "grad"))
-        return _Descent(parameters, descent.iterations + 1, norm, optax.tree.get(state, "value")), state
-
-    def unfinished(carry: tuple[_Descent, Any]) -> Array:
-        descent, _ = carry
-        return (descent.iterations < iterations) & (descent.gradient_norm > tolerance * jnp.sqrt(jnp.minimum(descent.loss, 1)))
-
-    before = _Descent(start, jnp.int32(0), jnp.float32(jnp.inf), jnp.float32(jnp.inf))
-    descent, _ = jax.lax.while_loop(unfinished, iterate, (before, solver.init(start)))
-    return descent

@@ -36,12 +36,14 @@ class Probe(NamedTuple, Generic[Readout]):
         edge: whether that is the smallest or largest of the grid, which may then be too narrow. Also True where the score does not
             depend on the regularisation (a constant feature).
         readout: the chosen read-out, for use on other conditions.
+        unconverged: the number of regularisations whose fit did not converge. They are not chosen, unless none did.
     """
 
     correct: Float[Array, "test"]
     chosen: Int[Array, ""]
     edge: Bool[Array, ""]
     readout: Readout
+    unconverged: Int[Array, ""] | int = 0
 
 
 def check_splits(
@@ -92,11 +94,12 @@ def select(
     features: Shaped[Array, "rows width"],
     targets: Float[Array, "rows classes"],
     weights: Shaped[Array, "rows"] | None = None,
+    converged: Bool[Array, "path"] | None = None,
 ) -> Int[Array, ""]:
     """The index of the penalty with the best accuracy on these rows, which must not be the reported ones; of equals the largest.
 
     Accuracy is the (weighted) mean target at the predicted class: for one-hot targets the fraction of rows classified right,
-    for soft ones the fraction of pixels.
+    for soft ones the fraction of pixels. Of fits that are said to have converged or not only the former are chosen from, if there are any.
 
     Raises:
         ValueError: features, targets or weights do not belong together, or hold NaN; or the targets are of one class.
@@ -110,6 +113,8 @@ def select(
         return jnp.sum(right if weights is None else right * weights)
 
     accuracies = jax.lax.map(accuracy, jnp.arange(len(penalties)))
+    if converged is not None:
+        accuracies = jnp.where(converged | ~converged.any(), accuracies, -1)
     return jnp.argmax(jnp.where(accuracies == accuracies.max(), penalties, -jnp.inf))
 
 
@@ -130,16 +135,18 @@ def choose_and_score(
     test: Shaped[Array, "test width"],
     test_labels: Int[Array, "test"],
     classes: int,
+    converged: Bool[Array, "path"] | None = None,
 ) -> Probe[Readout]:
     """The probe whose penalty is chosen on validation and whose read-out is scored on test. Rows labelled -1 are padding.
 
     Raises:
         ValueError: features or labels do not belong together, or hold NaN or labels that are no class; or a split is empty.
     """
-    chosen = select(path, predict, penalties, validation, one_hot(validation_labels, classes), validation_labels >= 0)
+    chosen = select(path, predict, penalties, validation, one_hot(validation_labels, classes), validation_labels >= 0, converged)
     readout = path.at(chosen)
     edge = (penalties[chosen] == penalties.min()) | (penalties[chosen] == penalties.max())
-    return Probe(top1(predict(readout, test), test_labels), chosen, edge, readout)
+    unconverged = jnp.int32(0) if converged is None else (~converged).sum()
+    return Probe(top1(predict(readout, test), test_labels), chosen, edge, readout, unconverged)
 
 
 def solve_many(

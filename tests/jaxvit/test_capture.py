@@ -41,7 +41,7 @@ def test_a_function_of_ones_own_mixes_with_names():
     assert out.captured["top"].shape == (3, 4, 24)
 
 
-def test_attention_divergence_agrees_with_scipy():
+def test_attention_divergence_is_scipys_mean_over_the_queries_of_all_tokens_overwritten_ones_too():
     pair = jaxvit.contrast(
         tiny.model(),
         tiny.images(2),

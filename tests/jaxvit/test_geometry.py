@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import jaxvit
+from experiments.datasets.scenes import scenes
 from jaxvit import geometry
 from jaxvit.geometry import effective_rank, effective_rank_roy_vetterli, pairwise_cosine, pca_rgb, singular_values, unit
 from tests.draws import normal
@@ -35,14 +37,25 @@ def test_known_spectra_have_known_ranks(shape):
 def test_small_singular_values_are_no_noise():
     values = np.geomspace(1, 1e-5, 64)
     features = jnp.asarray(with_spectrum(values, 200, 64))
-    np.testing.assert_allclose(np.sort(singular_values(features))[::-1], values, atol=1e-4)
-    # those below 3e-4 are lost in rounding: 3e-4 of the sum, each about exp(-10) of it, so 3e-3 of the entropy
-    assert effective_rank_roy_vetterli(features) == pytest.approx(entropy_rank(values), rel=3e-3)
+    np.testing.assert_allclose(np.sort(singular_values(features))[::-1], values, atol=1e-6)
+    assert effective_rank_roy_vetterli(features) == pytest.approx(entropy_rank(values), rel=1e-4)
     low = np.random.default_rng(0).normal(size=(200, 3)) @ np.random.default_rng(1).normal(size=(3, 64))
     exact = np.linalg.svd(low, compute_uv=False)[:3]
     got = singular_values(jnp.asarray(low, jnp.float32))
     np.testing.assert_allclose(np.sort(got)[::-1], [*exact, *np.zeros(61)], atol=2e-6 * exact[0])
     assert effective_rank_roy_vetterli(jnp.asarray(low, jnp.float32)) == pytest.approx(entropy_rank(exact), rel=1e-3)
+
+
+@pytest.mark.parametrize("mean", [0, 30, 300])
+def test_the_rank_of_roy_and_vetterli_is_that_of_float64_on_patches_of_a_model(mean):
+    """As they are, and with a mean that is many times as long, as of models whose patches point one way."""
+    model = jaxvit.load("demo_reg")
+    patches = np.asarray(jaxvit.forward(model, jaxvit.normalise(scenes("test", 8).images, model.config)).patches)
+    patches = patches + mean * patches.mean(axis=(0, 1))
+    exact = np.linalg.svd(patches.astype(np.float64), compute_uv=False)
+    got = effective_rank_roy_vetterli(jnp.asarray(patches))
+    np.testing.assert_allclose(got, [entropy_rank(values) for values in exact], rtol=1e-5)
+    np.testing.assert_allclose(singular_values(jnp.asarray(patches))[:, ::-1], exact, atol=2e-6 * exact.max())
 
 
 def test_centring_takes_the_mean_away():

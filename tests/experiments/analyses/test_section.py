@@ -94,11 +94,11 @@ def test_a_spectrum_is_its_eigenvalues_in_order_and_norms_stand_in_their_units()
     rows = [made_row(task="effective_rank", metric="gram_eigenvalues", **row, **PLAIN)]
     rows += [made_row(task="effective_rank", metric="spectrum", index=k, value=0.5**k, **row, **PLAIN) for k in range(3)]
     norms = [made_row(task="patch_norms", metric=metric, value=30.0, **row, **PLAIN) for metric in ("norm_before_final", "norm")]
-    share = made_row(task="patch_norms", metric="outlier_share", value=0.25, **row)
+    share = made_row(task="patch_norms", metric="outlier_share_6_mad", value=0.25, **row)
     page = patch_geometry.section(results([*rows, *norms, share]))
     _, spectrum = traces(page)
     assert (spectrum["x"], spectrum["y"]) == ([1, 2, 3], [1, 0.5, 0.25])
-    assert "<th>outliers, percent</th>" in page
+    assert "<th>outliers by 6 MAD,<br>percent</th>" in page
     assert page.count("<td>30.000<small>") == 2
     assert "<td>25.000<small>" in page
 

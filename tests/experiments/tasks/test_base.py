@@ -207,5 +207,5 @@ def test_settings_of_a_task_hold_the_read_outs_that_it_uses_and_no_others(task, 
 
 
 def test_read_outs_without_a_solver_are_refused():
-    with pytest.raises(ValueError, match="at least one of logistic, ridge, sgd"):
+    with pytest.raises(ValueError, match="at least one of logistic, ridge, sgd, dinov2_logistic"):
         Readouts(solvers=())

@@ -18,7 +18,10 @@ def test_shots_that_a_class_has_are_measured_for_cls_and_patch_mean_under_every_
     assert {len(r.scores) for r in results} == {2}
     assert {r.readout for r in results} == {REFITTED}
     assert results[0].protocol.startswith("big_vision_few_shot(shots=1, penalty=")
-    assert few_shot(parts, context._replace(readouts=make_classes(shots=(10,))[1].readouts), {}) == []
+    assert {r.flag for r in results} == {"shots 10 left out: the smallest class of train has 6 images"}
+    few = few_shot(parts, context._replace(readouts=make_classes(shots=(10,))[1].readouts), {})
+    assert [r.metric for r in few] == ["top1_6_shot"] * 2
+    assert few[0].flag == "shots 10 left out: the smallest class of train has 6 images, all of which are used"
 
 
 def test_what_is_read_from_a_constant_token_is_so_by_construction():

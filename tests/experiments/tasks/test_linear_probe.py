@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
 from experiments.tasks import linear_probe
 from experiments.tasks.base import CONSTANT, FROZEN, REFITTED, Readouts
 from experiments.tasks.tokens import PARTS
+from jaxvit.probes import logistic
 from tests.experiments.tasks.hand_made import FeaturesByPart, make_classes, make_context
 
 RIDGE = {"features": ("cls", "registers"), "solvers": ("ridge",), "lambdas": (0.1, 1.0)}
@@ -15,18 +18,27 @@ RIDGE = {"features": ("cls", "registers"), "solvers": ("ridge",), "lambdas": (0.
 
 def test_the_first_solver_gives_top1_and_the_others_are_named():
     """One row for each feature and solver, and the protocol ids say what each probe is."""
-    parts, context = make_classes(**RIDGE | {"solvers": ("ridge", "logistic", "sgd")}, cs=(0.1, 1.0), epochs=2)
+    parts, context = make_classes(**RIDGE | {"solvers": ("ridge", "logistic", "dinov2_logistic", "sgd")}, cs=(0.1, 1.0), epochs=2)
     results = linear_probe.linear_probe(parts, context, {})
     assert [(r.metric, r.feature) for r in results] == [
-        (metric, feature) for metric in ("top1", "top1_logistic", "top1_sgd") for feature in ("cls", "r1", "r2")
+        (metric, feature) for metric in ("top1", "top1_logistic", "top1_dinov2_logistic", "top1_sgd") for feature in ("cls", "r1", "r2")
     ]
     where = "fit=condition, images=resized, layer=last, norm=final)"
     assert [r.protocol for r in results[::3]] == [
         f"ridge(lambda=0.1+1, select=val, standardised=True, {where}",
         f"logistic(C=0.1+1, select=val, standardised=True, {where}",
+        f"dinov2_logistic(C=1e-06..100000x45, select=val, refit=train+val, standardised=False, {where}",
         f"sgd(rate=0.001, momentum=0, batch=12, iterations=2, standardised=False, {where}",
     ]
-    assert [len(r.scores) for r in results] == [1] * 6 + [2] * 3, "only SGD draws anything"
+    assert [len(r.scores) for r in results] == [1] * 9 + [2] * 3, "only SGD draws anything"
+
+
+def test_a_c_that_did_not_converge_is_named(monkeypatch):
+    parts, context = make_classes(features=("cls",), solvers=("logistic",), cs=(1e-6, 1e6))
+    short = functools.partial(logistic.probe_many, iterations=2)
+    monkeypatch.setattr(logistic, "probe_many", short)
+    (result,) = linear_probe.linear_probe(parts, context, {})
+    assert result.flag == "C at the edge of its grid, 1 of the values of C did not converge and were not candidates"
 
 
 def test_layers_are_probed_a_few_at_a_time_with_the_same_outcome(monkeypatch):
