@@ -62,7 +62,8 @@ def _compute(target: Target, condition: str, store: Store) -> tuple[list[Row], A
     ]
     results = []
     for metric in METRICS:
-        protocol = protocol_id(metric, definition=METRICS[metric], norm="none")
+        shuffle = target.shuffle_protocol(condition, target.settings.seed)
+        protocol = protocol_id(metric, definition=METRICS[metric], norm="none", **shuffle)
         for layer in range(len(by_seed[0][metric])):
             scores = [mean_scores(values[metric][layer]) for values in by_seed]
             results.append(MetricResult(metric, "patches", protocol, scores, UNITS.get(metric, Unit()), fields={"layer": layer}))

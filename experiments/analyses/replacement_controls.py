@@ -15,8 +15,9 @@ TITLE = "Replacing registers: zero, mean, noise, shuffle"
 NOTE = (
     "Difference from the full condition in points, with 95 % intervals of the paired difference. A register set to zero is an activation "
     "that the model never saw in training; its mean, noise with the calibrated mean and variance, and the registers of another image "
-    "(shuffle) are not. For CLS and patches mean_registers is fix_reg_mean of Sun et al. (2024), which replaces registers by their mean at "
-    "the input of every block: it is run where it is asked for, and has no bars of its own beside mean_registers."
+    "(shuffle; shuffle_registers_whole keeps one donor for all blocks) are not. For CLS and patches mean_registers is fix_reg_mean of Sun "
+    "et al. (2024), which replaces registers by their mean at the input of every block: it is run where it is asked for, and has no bars "
+    "of its own beside mean_registers."
 )
 CONDITIONS = (*REPLACEMENTS, "fix_reg_mean")
 

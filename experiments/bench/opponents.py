@@ -195,6 +195,7 @@ def condition_hooks(config: jaxvit.ViTConfig, statistics: jaxvit.Moments, batch:
     def noise(layer: int, x: Any) -> Any:
         return mean[layer, 1:prefix] + deviation[layer, 1:prefix] * torch.randn_like(x[:, 1:prefix])
 
+    donors = torch.randperm(batch)
     return {
         "full": Hook(lambda layer, x: x),
         "zero_cls": overwrite(0, 1, _zeros),
@@ -205,6 +206,7 @@ def condition_hooks(config: jaxvit.ViTConfig, statistics: jaxvit.Moments, batch:
         "mean_registers": overwrite(1, prefix, lambda layer, x: mean[layer, 1:prefix]),
         "noise_registers": overwrite(1, prefix, noise),
         "shuffle_registers": overwrite(1, prefix, lambda layer, x: x[torch.randperm(batch), 1:prefix]),
+        "shuffle_registers_whole": overwrite(1, prefix, lambda layer, x: x[donors, 1:prefix]),
         "fix_reg_mean": overwrite(1, prefix, lambda layer, x: mean_input[layer, 1:prefix], at="block_input"),
     }
 

@@ -14,7 +14,7 @@ RANDOM_PATCHES = 4
 """Patches that the condition "random_patches" zeroes in every image of a model without registers; elsewhere as many as registers."""
 CALIBRATED_SITES = ("block_output", "block_input")
 """Where moments of activations are measured: all conditions overwrite the output of a block, but `fix_reg_mean` its input."""
-REPLACEMENTS = ("zero_registers", "mean_registers", "noise_registers", "shuffle_registers")
+REPLACEMENTS = ("zero_registers", "mean_registers", "noise_registers", "shuffle_registers", "shuffle_registers_whole")
 """Conditions that overwrite all registers at every block output, each with something else."""
 FULL = "full"
 """The condition without ablation."""
@@ -41,6 +41,7 @@ def conditions(config: ViTConfig) -> dict[str, Condition]:
             "mean_registers": lambda config, moments, seed: jaxvit.mean("registers", moments),
             "noise_registers": lambda config, moments, seed: jaxvit.noise("registers", moments, seed),
             "shuffle_registers": lambda config, moments, seed: jaxvit.shuffle("registers", seed),
+            "shuffle_registers_whole": lambda config, moments, seed: jaxvit.shuffle("registers", seed, same_donor=True),
             "fix_reg_mean": lambda config, moments, seed: jaxvit.mean("registers", moments, at="block_input"),
         }
     return table

@@ -89,7 +89,8 @@ def _scores_job(target: Target, condition: str, seed: int, task: str, first: boo
         full = store.load(_scores_key(target, FULL, target.settings.seed, task)).arrays
         context = target.context._replace(ablated=True, seeds=_task_seeds(target, condition, seed))
         results = chosen.run(target.features(condition, seed), context, base.frozen_readouts_of(full))
-        return [], base.pack([result._replace(readouts={}) for result in results])
+        shuffle = target.shuffle_protocol(condition, seed)
+        return [], base.pack([result._replace(readouts={}, protocol=base.extended(result.protocol, shuffle)) for result in results])
 
     images = sum(target.image_count(part) for part in parts_read(target)) if first else 0
     if first and seed == target.settings.seed and target.overwrites_patches(condition):

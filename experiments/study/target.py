@@ -178,6 +178,12 @@ class Target:
         assert self.model is not None
         return Ablation() if condition == FULL else self.conditions[condition](self.model.config, self.statistics, seed)
 
+    def shuffle_protocol(self, condition: str, seed: int) -> dict[str, Any]:
+        """What protocol ids of a condition that shuffles say of it; nothing where it does not shuffle, and runs nothing."""
+        replacements = self.ablation_key(condition, seed)["replacements"] if self.model is not None else []
+        shuffles = any(replacement["kind"] == "shuffle" for replacement in replacements)
+        return {"shuffle": f"groups of {GROUP} over the part"} if shuffles else {}
+
     def overwrites_patches(self, condition: str) -> bool:
         """Whether a condition overwrites patches where they are read; runs nothing."""
         if self.model is None:
@@ -228,9 +234,7 @@ class ConditionFeatures:
     @property
     def _shuffles(self) -> bool:
         """Whether the condition exchanges tokens among images."""
-        if self.target.model is None:
-            return False
-        return any(replacement.kind == "shuffle" for replacement in self.target.ablation(self.condition, self.seed).replacements)
+        return bool(self.target.shuffle_protocol(self.condition, self.seed))
 
     def __getitem__(self, part: str) -> Features:
         return self._extract(part, part, self.target.data.parts[part].patch_images if self.only_patch_images else None)

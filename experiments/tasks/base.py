@@ -107,6 +107,12 @@ def protocol_id(name: str, **settings: Any) -> str:
     return f"{name}({', '.join(f'{key}={_short(value)}' for key, value in settings.items())})"
 
 
+def extended(protocol: str, settings: Mapping[str, Any]) -> str:
+    """A protocol id with further settings at its end."""
+    added = "".join(f", {key}={_short(value)}" for key, value in settings.items())
+    return f"{protocol.removesuffix(')')}{added})" if added else protocol
+
+
 def _short(value: Any) -> str:
     if isinstance(value, tuple) and len(value) > 4:
         return f"{value[0]:g}..{value[-1]:g}x{len(value)}"

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 import jaxvit
-from experiments import open_study, planning, reproduce, results
+from experiments import open_study, reproduce, results
 from experiments.analyses.presets import ANALYSES
-from experiments.datasets.digits import digit_scenes
 from experiments.report import __main__ as report_program
 from experiments.report import page, tables
 from experiments.rows import check_rows, select
@@ -24,8 +23,7 @@ from experiments.study import run
 from experiments.study.cells import cell_hash
 from experiments.tasks import off_manifold
 from experiments.tasks.overwritten import LEFT_OUT
-from jaxvit.sharding import batch_mesh
-from tests.experiments.tiny_study import SIZE, save_models, study
+from tests.experiments.tiny_study import save_models, study
 
 
 @pytest.fixture(scope="module")
@@ -404,19 +402,6 @@ def test_another_study_is_refused_and_nothing_is_written(finished, models, tmp_p
     with pytest.raises(ValueError, match="holds no study"):
         reproduce.reproduce(study(foreign, models))
     assert [p.name for p in foreign.iterdir()] == ["chapter1.tex"]
-
-
-def test_a_batch_size_without_anybody_to_shuffle_with_is_refused_before_anything_runs(models, tmp_path):
-    with pytest.raises(ValueError, match=r"batches of 1 leave one image alone in train \(60\).*give --batch-size 3 or more"):
-        reproduce.reproduce(dataclasses.replace(study(tmp_path / "new", models), batch_size=1))
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("batch_size", [4, 59, 128, None])
-def test_no_other_batch_size_is(models, batch_size):
-    """60 images in batches of 59 leave one alone, 30 in batches of 128 are few: neither is refused."""
-    chosen = dataclasses.replace(study(Path("nowhere"), models), batch_size=batch_size)
-    assert planning.settings(chosen, digit_scenes(SIZE, 0), batch_mesh()).batch_size == (batch_size or 128)
 
 
 def test_an_unknown_model_is_refused_before_the_folder_is_made(tmp_path):

@@ -33,5 +33,5 @@ def study(out: Path, models: tuple[str, ...]) -> Study:
 
 def targets(models: tuple[str, ...]) -> list[Target]:
     chosen, mesh, data = study(Path("nowhere"), models), batch_mesh(), digit_scenes(SIZE, 0)
-    options = settings(chosen, data, mesh)
+    options = settings(chosen)
     return [Target(name, model, mesh, data, options, conditions(model.config)) for name, model in load_models(chosen).items()]

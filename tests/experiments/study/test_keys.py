@@ -24,7 +24,7 @@ def target(model: jaxvit.ViT | None = None, name: str = "m", table: dict | None 
     chosen = study(Path("nowhere"), ())
     model = model or jaxvit.create(CONFIG, 0)
     data = digit_scenes(SIZE, chosen.seed)
-    options = settings(chosen, data, batch_mesh(), tasks or TASKS)
+    options = settings(chosen, tasks or TASKS)
     return Target(name, model, batch_mesh(), data, options, conditions(CONFIG) if table is None else table)
 
 
@@ -119,7 +119,7 @@ def test_a_changed_setting_is_another_cell_where_numbers_depend_on_it(plain, cha
     replaced = {name: dataclasses.replace(getattr(base, name), **v) if isinstance(v, dict) else v for name, v in change.items()}
     chosen = dataclasses.replace(base, **replaced)
     data = digit_scenes(chosen.sizes, chosen.seed)
-    changed = Target("m", plain.model, batch_mesh(), data, settings(chosen, data, batch_mesh()), conditions(CONFIG))
+    changed = Target("m", plain.model, batch_mesh(), data, settings(chosen), conditions(CONFIG))
     for kind in ("scores", "rows"):
         assert hashes(changed, kind).isdisjoint(hashes(plain, kind)) == (kind in kinds)
 
