@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxvit import checks
 from jaxvit.geometry import unit
-from jaxvit.sharding import one_by_one
+from jaxvit.sharding import on_host, one_by_one
 
 AnyArray = Array | np.ndarray
 CHUNK, ROWS = 256, 65_536
@@ -90,6 +90,7 @@ def by_query(
         chunks = jax.device_put(chunks, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
         shared = jax.device_put(shared, NamedSharding(mesh, PartitionSpec()))
     found = _on_shares(function, settings, mesh, chunks, shared, np.int32(len(chunks) // devices))
+    found = found if mesh is None else on_host(found)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
 
 

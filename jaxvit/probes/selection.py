@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxvit import checks
 from jaxvit.metrics import top1
-from jaxvit.sharding import one_by_one
+from jaxvit.sharding import on_host, one_by_one
 
 Readout = TypeVar("Readout", bound="ReadoutPath")
 Solution = TypeVar("Solution")
@@ -182,7 +182,7 @@ def solve_many(
         jax.tree.map(lambda leaf: leaf[dealt].reshape(per_device, devices, *leaf.shape[1:]), problems),
         NamedSharding(mesh, PartitionSpec(None, mesh.axis_names)),
     )
-    solved = _solve_table(solve, settings, at_a_time, mesh, table, np.int32(per_device))
+    solved = on_host(_solve_table(solve, settings, at_a_time, mesh, table, np.int32(per_device)))
     solutions = jax.tree.map(lambda leaf: leaf.reshape(per_device * devices, *leaf.shape[2:])[:count], solved)
     return solutions
 

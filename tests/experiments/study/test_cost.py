@@ -19,7 +19,9 @@ GIB = 2**30
 def test_a_study_that_does_not_fit_is_refused_before_it_starts():
     memory = {"host_memory": GIB, "free_host_memory": 20 * GIB, "device_memory": 8 * GIB, "free_device_memory": GIB}
     cost = Cost(cells=1, images=1, seconds=None, disk=0, free_disk=GIB, **memory)
-    with pytest.raises(ValueError, match=r"needs about 8\.0 GiB of memory of the device, 1\.0 GiB are free; lower --batch-size"):
+    with pytest.raises(
+        ValueError, match=r"needs about 8\.0 GiB of memory of the device, 1\.0 GiB are free; choose smaller images or --dtype bfloat16"
+    ):
         cost.check()
     with pytest.raises(ValueError, match=r"needs about 9\.0 GiB of memory, 5\.0 GiB are free"):
         dataclasses.replace(cost, free_host_memory=5 * GIB, free_device_memory=None).check()
