@@ -90,68 +90,42 @@ def test_jobs_beside_the_devices_have_the_settings_too(tmp_path):
     assert seen == [False]
 
 
-def study(out, models):
-    few = {"sizes": SIZE, "batch_size": 16, "resamples": 20, "seeds": 1, "readouts": READOUTS, "quiet": True}
-    chosen = {"tasks": ("knn",), "analyses": ("ablation_table",), "conditions": ("noise_registers", "mean_registers")}
-    return Study(models=models[:1], out=out, **chosen, **few)
-
-
-def test_the_environment_moves_no_number(tmp_path):
-    models = save_models(tmp_path / "models")
-    reproduce(study(tmp_path / "here", models))
-    environment = {f"JAX_{name.upper()}": str(value) for name, value in FOREIGN.items() if name != "legacy_prng_key"}
-    script = (
-        "import sys; from pathlib import Path; from experiments.reproduce import reproduce;"
-        "from tests.experiments.test_numerics import study; reproduce(study(Path(sys.argv[1]), sys.argv[2:]))"
-    )
-    _run(script, tmp_path / "there", models, environment)
-    here, there = ((tmp_path / name / "results.jsonl").read_bytes() for name in ("here", "there"))
-    assert here.count(b"\n") > 5
-    assert here == there
-    assert read_manifest(tmp_path / "there")["numerics"] == numerics.numerics()
-
-
-def _run(script, out, models, environment=None):
-    command = [sys.executable, "-c", script, str(out), *models]
-    done = subprocess.run(command, env=os.environ | (environment or {}), capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
-
-
 EVERYTHING = {
     "sizes": dataclasses.replace(SIZE, train=59, test=33),
     "resamples": 20,
     "seeds": 1,
     "readouts": dataclasses.replace(READOUTS, solvers=("logistic", "ridge"), cs=(0.01, 1.0)),
     "quiet": True,
-    "conditions": ("noise_registers", "mean_registers", "shuffle_registers", "shuffle_registers_whole", "random_patches"),
-    "tasks": ("linear_probe", "knn", "correspondence", "segmentation", "patch_norms", "effective_rank"),
-    "analyses": ("ablation_table", "off_manifold", "attention_flow", "layerwise_probes"),
+    "conditions": ("noise_registers", "shuffle_registers", "random_patches"),
+    "tasks": ("linear_probe", "knn", "correspondence", "segmentation", "patch_norms"),
+    "analyses": ("ablation_table", "off_manifold", "attention_flow"),
 }
 """A study in which images, probes, searches and moments are shared between devices, in numbers that two and three do not divide."""
 
 
-def on_devices(out, models, devices, batch_size):
+def on_devices(devices, batch_size, out, model):
     jax.config.update("jax_num_cpu_devices", int(devices))
-    jax.config.update("jax_default_matmul_precision", "highest")
-    reproduce(Study(models=models[:1], out=out, batch_size=int(batch_size), **EVERYTHING))
+    reproduce(Study(models=[model], out=out, batch_size=int(batch_size), **EVERYTHING))
     assert jax.device_count() == int(devices)
 
 
-def test_neither_the_number_of_devices_nor_the_batch_size_moves_a_byte(tmp_path):
-    """Each number of devices in a process of its own; a run on three goes on where one on one stopped, without computing anything."""
-    models = save_models(tmp_path / "models")
-    script = "import sys; from tests.experiments.test_numerics import on_devices; on_devices(sys.argv[1], sys.argv[4:], *sys.argv[2:4])"
+def test_neither_devices_nor_batches_nor_the_environment_move_a_byte(tmp_path):
+    """Each in a process of its own; cells have the same keys, so that a study goes on wherever another stopped."""
+    foreign = {f"JAX_{name.upper()}": str(value) for name, value in FOREIGN.items() if name != "legacy_prng_key"}
+    model = save_models(tmp_path / "models")[0]
+    script = "import sys; from tests.experiments.test_numerics import on_devices; on_devices(*sys.argv[1:])"
     results = []
-    for devices, batch_size in ((1, 4), (2, 59), (3, 128)):
+    for devices, batch_size, environment in (("1", "4", {}), ("2", "59", foreign), ("3", "128", {})):
         out = tmp_path / f"on {devices}"
-        _run(script, out, (str(devices), str(batch_size), *models))
+        command = [sys.executable, "-c", script, devices, batch_size, str(out), model]
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stderr
         results.append((out / "results.jsonl").read_bytes())
-    assert results[0].count(b"\n") > 300
+    assert results[0].count(b"\n") > 200
     assert results[0] == results[1]
     assert results[0] == results[2]
-    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "on 1" / "cells").iterdir()}
-    _run(script, tmp_path / "on 1", ("3", "16", *models))
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "on 1" / "cells").iterdir()} == cells
+    with pinned_numerics():
+        assert read_manifest(tmp_path / "on 2")["numerics"] == numerics.numerics()
 
 
 def test_flags_of_the_compiler_stand_in_the_keys(tmp_path, monkeypatch):
@@ -159,5 +133,5 @@ def test_flags_of_the_compiler_stand_in_the_keys(tmp_path, monkeypatch):
     assert compiler_flags() == ""
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x --xla_cpu_enable_fast_math=true")
     assert compiler_flags() == "XLA_FLAGS=--xla_cpu_enable_fast_math=true"
-    chosen = settings(study(tmp_path, ()))
+    chosen = settings(Study(out=tmp_path))
     assert chosen.extraction["precision"].endswith("highest; XLA_FLAGS=--xla_cpu_enable_fast_math=true")
