@@ -38,7 +38,7 @@ from jaxvit.sharding import batch_mesh
 from jaxvit.vit import ViT
 
 _CURVE_ROWS = 12
-_CONDITIONS = ("random_patches", "zero_registers", "mean_registers", "noise_registers", "shuffle_registers")
+_CONDITIONS = ("random_patches", "zero_registers", "mean_registers", "noise_registers", "shuffle_registers", "shuffle_registers_whole")
 """Conditions whose costs a card shows."""
 _OBJECTIVE = (
     "Self-distillation from an EMA teacher, without labels: InfoNCE between the CLS tokens of two views of a scene, and prediction of the "
