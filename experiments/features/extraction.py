@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 import jaxvit
 from experiments.features.conditions import CALIBRATED_SITES
-from jaxvit import Ablation, Edits, Moments, ViT
+from jaxvit import Ablation, Edits, Moments, ViT, ViTConfig
 from jaxvit.calibration import PartialMoments, merged_moments, partial_moments
 from jaxvit.capture import CAPTURES, Capture, CaptureSpec, cls, resolve
 from jaxvit.sharding import Batch, batches, replicate
@@ -129,6 +129,20 @@ def _moments_of_shares(sites: tuple[str, ...], mesh: Mesh, model: ViT, images: A
     return jax.shard_map(share, mesh=mesh, in_specs=in_specs, out_specs=_BY_IMAGE, check_vma=False)(model, images, valid)
 
 
+def share_of(config: ViTConfig, image_size: Sequence[int], mesh: Mesh, streams: int = 1) -> int:
+    """Images that a device takes at a time, a power of two: as many as keep the activations of a feed-forward layer in the caches of a
+    CPU's core (which takes a quarter less time), or in a small part of an accelerator's memory. A shuffle needs at least a group.
+
+    Args:
+        image_size: height and width in pixels.
+        streams: runs of a model that go on together.
+    """
+    tokens = TokenLayout.of(config, (image_size[0], image_size[1])).tokens
+    room = _CORE_CACHE if mesh.devices.flat[0].platform == "cpu" else _DEVICE_ROOM
+    fitting = max(2, room // (4 * streams * tokens * config.mlp_dim))
+    return min(_LARGEST_SHARE, 1 << (fitting.bit_length() - 1))
+
+
 def shuffle_groups(images: int) -> Int[Array, "images"]:
     """The group of each image of a device's share, in which a shuffle exchanges tokens: `GROUP` neighbours."""
     return jnp.arange(images) // GROUP
@@ -158,7 +172,7 @@ class Runner:
     """A model on a mesh.
 
     Numbers depend neither on the number of devices nor on how many images are under way: every device works on shares of one shape,
-    which model, size of images and kind of device determine (`share`), and an image has the same neighbours in it.
+    which model, size of images and kind of device determine (`share_of`), and an image has the same neighbours in it.
 
     Attributes:
         at_a_time: images under way, over all devices; at least one share each.
@@ -201,7 +215,7 @@ class Runner:
             return small, patches if kept else {}, captured
 
         small, patches, captured = _Gathered(count), _Gathered(patch_count), _Gathered(count, axis=1)
-        for source, results in self._run(start, images, first_id, self.share(images, edits), _order(ablation, count)):
+        for source, results in self._run(start, images, first_id, self._share(images, edits), _order(ablation, count)):
             for gathered, result in zip((small, patches, captured), results, strict=True):
                 gathered.put(source, result)
         no_patches = {"patches": np.zeros((0, 0, small.arrays["cls"].shape[-1]), np.float32), "patch_norms": np.zeros((0, 0), np.float32)}
@@ -224,7 +238,7 @@ class Runner:
             return map_shares(program, self.mesh, shared, self.model, batch.rows, edits, batch.example_ids, batch.valid)
 
         gathered = _Gathered(len(images), axis=1)
-        for source, results in self._run(start, images, first_id, self.share(images, edits, streams=2), _order(ablation, len(images))):
+        for source, results in self._run(start, images, first_id, self._share(images, edits, streams=2), _order(ablation, len(images))):
             gathered.put(source, results)
         return gathered.arrays
 
@@ -234,7 +248,7 @@ class Runner:
         def start(batch: Batch) -> dict[str, PartialMoments]:
             return _moments_of_shares(tuple(sites), self.mesh, self.model, batch.rows, batch.valid)
 
-        share = self.share(images, None)
+        share = self._share(images, None)
         partials = (
             jax.tree.map(lambda leaf, device=device: leaf[device], moments)
             for source, moments in self._run(start, images, 0, share)
@@ -246,13 +260,8 @@ class Runner:
     def _edits(self, ablation: Ablation, images: Images) -> Edits:
         return replicate(jaxvit.lower(ablation, self.model, images.shape[1:3]), self.mesh)
 
-    def share(self, images: Images, edits: Edits | None, streams: int = 1) -> int:
-        """Images that a device takes at a time, a power of two: as many as keep the activations of a feed-forward layer in the caches of a
-        CPU's core (which takes a quarter less time), or in a small part of an accelerator's memory; for shuffles at least a group."""
-        tokens = TokenLayout.of(self.model.config, images.shape[1:3]).tokens
-        room = _CORE_CACHE if self.mesh.devices.flat[0].platform == "cpu" else _DEVICE_ROOM
-        fitting = max(2, room // (4 * streams * tokens * self.model.config.mlp_dim))
-        share = min(_LARGEST_SHARE, 2 ** (fitting.bit_length() - 1))
+    def _share(self, images: Images, edits: Edits | None, streams: int = 1) -> int:
+        share = share_of(self.model.config, images.shape[1:3], self.mesh, streams)
         return max(share, GROUP) if edits is not None and edits.shuffles else share
 
     def _run(

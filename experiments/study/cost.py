@@ -13,6 +13,7 @@ import numpy as np
 
 import jaxvit
 from experiments.features.conditions import CALIBRATED_SITES
+from experiments.features.extraction import share_of
 from experiments.study import grid
 from experiments.study.jobs import Job
 from experiments.study.target import Target
@@ -142,7 +143,7 @@ def _device_memory(target: Target) -> int:
     """Bytes of weights on every device that shares this memory, and of a batch on its way."""
     if target.model is None:
         return 0
-    config, share = target.model.config, target.runner.share(target.data.analysis_images, None)
+    config, share = target.model.config, share_of(target.model.config, target.image_size, target.mesh)
     tokens = _token_count(config, target.data.analysis_images.shape[1:3])
     copies = target.mesh.size if _free_device_memory() is None else 1
     return copies * (4 * _weight_count(config) + 4 * share * tokens * (16 * config.width + 2 * config.heads * tokens))
@@ -206,7 +207,7 @@ def programs(target: Target, jobs: Sequence[Job]) -> set[tuple[str, ...]]:
 def _time_forward(target: Target) -> tuple[float, float]:
     """Seconds of compiling, and seconds an image after that, in one step on all devices."""
     assert target.model is not None
-    count = target.runner.share(target.data.analysis_images, None) * target.mesh.size
+    count = share_of(target.model.config, target.image_size, target.mesh) * target.mesh.size
     images = np.resize(target.data.analysis_images, (count, *target.data.analysis_images.shape[1:]))
     runner = target.runner
     seconds = []

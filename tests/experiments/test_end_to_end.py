@@ -16,6 +16,7 @@ import pytest
 import jaxvit
 from experiments import open_study, reproduce, results
 from experiments.analyses.presets import ANALYSES
+from experiments.features.conditions import REPLACEMENTS
 from experiments.report import __main__ as report_program
 from experiments.report import page, tables
 from experiments.rows import check_rows, select
@@ -57,8 +58,8 @@ def test_every_row_has_what_a_reader_needs(finished):
         assert (finished / "cells" / f"{row['cell']}.json").exists()
     seen = {(r["model"], r["condition"]) for r in rows if r["task"] == "knn"}
     base = {"full", "zero_cls", "mean_cls", "random_patches"}
-    registers = {"zero_registers", "zero_r1", "zero_r2", "zero_single_mean", "mean_registers", "noise_registers", "shuffle_registers"}
-    assert {c for m, c in seen if m == "with_registers"} == base | registers
+    registers = {"zero_registers", "zero_r1", "zero_r2", "zero_single_mean"}
+    assert {c for m, c in seen if m == "with_registers"} == base | registers | set(REPLACEMENTS)
     assert {c for m, c in seen if m == "without"} == base
     assert {m for m, _ in seen} == {"with_registers", "without", "with_registers_random", "without_random", "raw_pixels"}
     probes = {(r["model"], r["layer"], r["feature"]) for r in rows if r["task"] == "layer_probe"}
@@ -77,7 +78,7 @@ def test_rows_say_which_tokens_a_condition_ablates_and_count_registers_from_one(
         "zero_r1": "r1",
         "zero_r2": "r2",
         "zero_single_mean": "each register alone",
-        **dict.fromkeys(("zero_registers", "mean_registers", "noise_registers", "shuffle_registers", "zero_registers_last"), "registers"),
+        **dict.fromkeys((*REPLACEMENTS, "zero_registers_last"), "registers"),
     }
     assert {"r1", "r2"} <= {row["feature"] for row in rows}
     assert "registers[" not in json.dumps(rows)
@@ -137,6 +138,8 @@ def test_random_conditions_and_read_outs_are_means_over_seeds(finished):
     assert seeds["zero_registers", "knn", "top1_k20"] == 1
     assert seeds["full", "segmentation", "miou_retrieval"] == seeds["full", "few_shot", "top1_1_shot"] == 2
     assert seeds["shuffle_registers", "segmentation", "miou_retrieval"] == 2, "a draw of the condition goes with the seed of the memory"
+    shuffled = {r["protocol"] for r in rows if r["condition"].startswith("shuffle") and r["task"] in ("knn", "off_manifold")}
+    assert all("shuffle=groups of 8 over the part" in protocol for protocol in shuffled)
     noisy = [r for r in rows if r["condition"] == "noise_registers" and r["task"] == "off_manifold"]
     assert any(len(set(r["by_seed"])) == 2 for r in noisy)
 

@@ -32,6 +32,7 @@ def test_every_condition_says_which_tokens_it_overwrites():
         "mean_registers": "registers",
         "noise_registers": "registers",
         "shuffle_registers": "registers",
+        "shuffle_registers_whole": "registers",
         "fix_reg_mean": "registers",
     }
 

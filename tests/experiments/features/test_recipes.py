@@ -143,6 +143,7 @@ def test_noise_shuffle_and_random_patches_are_random_and_nothing_else():
         "random_patches",
         "noise_registers",
         "shuffle_registers",
+        "shuffle_registers_whole",
     }
     assert not is_random(lambda config, moments, seed: jaxvit.noise("registers", moments, 5), CONFIG, SIZE), "a seed of its own"
     assert is_random(Sourced(lambda config, moments, seed: jaxvit.shuffle("cls", seed), "abc"), CONFIG, SIZE)
