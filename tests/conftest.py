@@ -23,7 +23,6 @@ COMPILED = pytest.StashKey[str]()
 
 SLOW_FILES = (
     "experiments/test_end_to_end.py",
-    "experiments/test_numerics.py",
     "convert/test_transformers_parity.py",
     "experiments/pretrain/test_training.py",
     "jaxvit/test_lowering.py",

@@ -109,6 +109,7 @@ def on_devices(devices, batch_size, out, model):
     assert jax.device_count() == int(devices)
 
 
+@pytest.mark.slow
 def test_neither_devices_nor_batches_nor_the_environment_move_a_byte(tmp_path):
     """Each in a process of its own; cells have the same keys, so that a study goes on wherever another stopped."""
     foreign = {f"JAX_{name.upper()}": str(value) for name, value in FOREIGN.items() if name != "legacy_prng_key"}

@@ -28,10 +28,10 @@ def test_both_sides_run_the_conditions_of_the_study_to_the_same_results():
     case = models.all_conditions(SMALLEST)
     ours, theirs = case.ours(), case.theirs()
     assert case.check(ours, theirs)["max_difference_constant"] < 1e-5
-    assert len(ours) == len(theirs) == case.facts["conditions"] == len(conditions(jaxvit.MODELS[models.VIT_S])) == 15
+    assert len(ours) == len(theirs) == case.facts["conditions"] == len(conditions(jaxvit.MODELS[models.VIT_S])) == 16
     assert case.facts["programs"] == 5  # constant values, at block outputs and at block inputs; random patches; noise; shuffle
     (row,) = [row for row in models.rows() if row.name == "conditions"]
-    assert row.what.startswith("15 conditions")
+    assert row.what.startswith("16 conditions")
 
 
 def test_operations_are_those_that_xla_counts():

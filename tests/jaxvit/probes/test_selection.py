@@ -50,7 +50,7 @@ features = [generator.normal(size=(3, rows, 4)).astype(np.float32) for rows in (
 labels = [generator.integers(0, 3, rows) for rows in (40, 20, 30)]
 arrays = [array for part in zip(features, labels) for array in part]
 one, two = (ridge.probe_many(*arrays, 3, (1e-2, 1.0), mesh=where) for where in (None, mesh))
-assert len(two.correct.sharding.device_set) == 2
+assert isinstance(two.correct, np.ndarray)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
 bank, queries = features[0][0], features[1][0, :7]
 np.testing.assert_array_equal(*(knn.classify(bank, labels[0], queries, 3, (1, 5), rows=16, mesh=where) for where in (None, mesh)))
