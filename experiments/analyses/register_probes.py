@@ -23,7 +23,7 @@ NOTE = (
     "not cover seeds."
 )
 TASK = "layer_probe"
-VERSION = 2
+VERSION = 3
 
 
 def jobs(target: Target) -> Iterator[Job]:

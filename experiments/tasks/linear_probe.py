@@ -153,7 +153,7 @@ LINEAR_PROBE = Task(
     linear_probe,
     labelled_parts,
     has_labels,
-    version=2,
+    version=3,
     settings=settings,
     columns=(
         Column("top1", "cls", "linear probe<br>CLS", REFITTED, primary=True),

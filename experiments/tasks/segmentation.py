@@ -163,7 +163,7 @@ SEGMENTATION = Task(
     segment,
     parts=_parts,
     possible=lambda data: data.masks is not None,
-    version=2,
+    version=3,
     settings=_settings,
     scores_patches=True,
     columns=(

@@ -21,8 +21,9 @@ Parameters = tuple[Float[Array, "classes width"], Float[Array, "classes 1"]]
 
 ACCURACY = 0.1
 """Conjugate gradients end where as many more iterations as they have taken, each as good as the last, would lower the quadratic model by
-less than this share of what they have (Nash & Sofer 1990); far from the minimum by less than the share of the loss that a step takes
-off, up to a half. With 0.3 gaps of 2e-4 were taken for 1e-5; 0.03 takes a third more products."""
+less than this share of what they have (Nash & Sofer 1990), and by the preconditioner's measure the residual as well; far from the minimum
+by less than the share of the loss that a step takes off, up to a half. With 0.3 gaps of 2e-4 were taken for 1e-5; 0.03 takes a third more
+products."""
 
 PRODUCTS = 2_000
 """The largest number of products with the Hessian in one step. A step that ends there does not count as converged."""
@@ -30,6 +31,8 @@ PRODUCTS = 2_000
 _NOISE = 1e-6
 """A step may raise the loss by so large a share of it: float32 does not tell such losses apart."""
 _SHORTEST = 1e-6
+_EXHAUSTED = 1e-9
+"""Where the square of the residual is so small a share of what it was, the rest is rounding."""
 
 
 class Problem(NamedTuple):
@@ -115,7 +118,7 @@ def _evaluate(problem: Problem, parameters: Parameters) -> _Point:
     residuals = jnp.where(top, -residuals.sum(axis=0), residuals) * problem.row_weights
     loss = problem.row_weights @ (total * (largest + jnp.log1p(others))) + problem.penalty / 2 * (coefficients**2).sum()
     gradient = matmul(residuals, problem.x) + problem.penalty * coefficients, residuals.sum(axis=1, keepdims=True)
-    return _Point(parameters, loss, _centred(gradient), probabilities, top)
+    return _Point(parameters, loss, gradient, probabilities, top)
 
 
 def _search(problem: Problem, point: _Point, step: Parameters, decrease: Array) -> tuple[_Point, Array]:
@@ -147,10 +150,14 @@ def _newton_step(problem: Problem, point: _Point, squares: Float[Array, "rows wi
         change = matmul(coefficients, problem.x.T) + intercept
         change = p * (change - jnp.where(point.top, change, 0).sum(axis=0))
         change = (change - p * change.sum(axis=0)) * weights
-        return _centred((matmul(change, problem.x) + problem.penalty * coefficients, change.sum(axis=1, keepdims=True)))
+        penalised = problem.penalty * (coefficients - coefficients.mean(axis=0))
+        return matmul(change, problem.x) + penalised, change.sum(axis=1, keepdims=True)
 
     def precondition(residual: Parameters) -> Parameters:
-        return _centred(jax.tree.map(jnp.divide, residual, diagonal))
+        # Residuals sum to 0 over classes, but for rounding. Where a class has far less curvature than the others (it is absent, or
+        # lies apart), their rounding is a large step for it, unless each class takes its share by curvature.
+        preconditioned: Parameters = jax.tree.map(lambda r, d: r / d - r.sum(axis=0) / d.sum(axis=0), residual, diagonal)
+        return preconditioned
 
     def iterate(state: _Conjugate) -> _Conjugate:
         image = product(state.direction)
@@ -164,7 +171,8 @@ def _newton_step(problem: Problem, point: _Point, squares: Float[Array, "rows wi
 
     def unfinished(state: _Conjugate) -> Array:
         share = jnp.clip(state.decrease / point.loss, ACCURACY, 0.5)
-        return (state.products == 0) | (state.products < PRODUCTS) & (state.products * state.gain > share * state.decrease)
+        inexact = jnp.maximum(state.products * state.gain, state.scalar / 2) > share * state.decrease
+        return (state.products == 0) | (state.products < PRODUCTS) & (state.scalar > _EXHAUSTED * start.scalar) & inexact
 
     residual = jax.tree.map(jnp.negative, point.gradient)
     direction = precondition(residual)
@@ -172,7 +180,7 @@ def _newton_step(problem: Problem, point: _Point, squares: Float[Array, "rows wi
     zero = jnp.float32(0)
     start = _Conjugate(nothing, residual, direction, _dot(residual, direction), zero, zero, jnp.int32(0))
     end = jax.lax.while_loop(unfinished, iterate, start)
-    return end.step, end.decrease, end.products < PRODUCTS
+    return _centred(end.step), end.decrease, end.products < PRODUCTS
 
 
 class _Conjugate(NamedTuple):
@@ -189,7 +197,7 @@ class _Conjugate(NamedTuple):
 
 
 def _centred(parameters: Parameters) -> Parameters:
-    """Without the mean over classes, which softmax does not depend on: along it there is no curvature, only rounding."""
+    """Without the mean over classes, which softmax does not depend on."""
     coefficients, intercept = parameters
     return coefficients - coefficients.mean(axis=0), intercept - intercept.mean(axis=0)
 

@@ -82,12 +82,28 @@ def nearly_separable() -> tuple[np.ndarray, np.ndarray]:
     return features, (features[:, 0] + 0.05 * generator.normal(size=400) > 0).astype(int)
 
 
+def one_class_apart() -> tuple[np.ndarray, np.ndarray]:
+    """Two classes that do not differ, and one that lies far from them: its curvature is a tiny part of theirs."""
+    generator = np.random.default_rng(3)
+    near, apart = 0.3 * generator.normal(size=(200, 8)), 20 + 0.1 * generator.normal(size=(100, 8))
+    return np.r_[near, apart], np.r_[generator.integers(0, 2, 200), np.full(100, 2)]
+
+
+def one_row_far_out() -> tuple[np.ndarray, np.ndarray]:
+    """Labels that features know nothing of, and a row of 1,000 standard deviations."""
+    generator = np.random.default_rng(3)
+    features, labels = generator.normal(size=(300, 8)), generator.integers(0, 4, 300)
+    return np.r_[features, 1000 * features[:1]], np.r_[labels, labels[1:2]]
+
+
 DATA = {
     "digits": lambda: digits()[:2],
     "digits, classes overlap": lambda: digits(20)[:2],
     "wine": lambda: load_wine(return_X_y=True),
     "breast cancer": lambda: load_breast_cancer(return_X_y=True),
     "nearly separable": nearly_separable,
+    "one class apart": one_class_apart,
+    "one row far out": one_row_far_out,
 }
 
 
@@ -116,7 +132,15 @@ def scikit_learns_objectives(features, labels, cs) -> list[float]:
 
 @pytest.mark.parametrize(
     ("name", "standardised"),
-    [("digits", True), ("digits, classes overlap", False), ("wine", False), ("breast cancer", True), ("nearly separable", False)],
+    [
+        ("digits", True),
+        ("digits, classes overlap", False),
+        ("wine", False),
+        ("breast cancer", True),
+        ("nearly separable", False),
+        ("one class apart", False),
+        ("one row far out", True),
+    ],
 )
 def test_the_path_converges_at_every_c_of_dinov2(name, standardised):
     """From C = 1e-6 to 1e5 the objective, in float64, is at most 1e-4 above scikit-learn's."""
@@ -126,7 +150,7 @@ def test_the_path_converges_at_every_c_of_dinov2(name, standardised):
     targets = jnp.eye(classes)[labels]
     path = logistic.fit_path(jnp.asarray(features), targets, jnp.asarray(penalties, jnp.float32), standardised=standardised)
     assert path.converged.all()
-    assert path.gap.max() <= 1e-5
+    assert path.gap.max() <= 1e-6
     z = (features.astype(np.float64) - np.asarray(path.mean, np.float64)) / np.asarray(path.scale, np.float64)
     some = [0, 12, 24, 32, 40, 44]
     minima = scikit_learns_objectives(z, labels, [logistic.DINOV2_CS[i] for i in some])
@@ -145,6 +169,15 @@ def test_a_c_that_did_not_converge_is_marked_and_never_chosen():
     assert (int(result.chosen), int(result.unconverged), bool(result.readout.converged)) == (0, 2, True)
     none = logistic.probe(*parts[0], *parts[1], *parts[2], 2, cs[1:], iterations=2)
     assert (int(none.unconverged), bool(none.readout.converged)) == (2, False), "where none converged one is chosen, and says so"
+
+
+def test_a_class_without_examples_changes_nothing():
+    features, labels = one_class_apart()
+    rows, penalties = jnp.asarray(features, jnp.float32), jnp.asarray([1e-2, 1e-5, 1e-8])
+    present, more = (logistic.fit_path(rows, jnp.eye(classes)[labels], penalties) for classes in (3, 5))
+    assert more.converged.all()
+    np.testing.assert_allclose(more.loss, present.loss, rtol=1e-4)
+    np.testing.assert_array_equal(np.argmax(logistic.predict(more.at(2), rows), axis=1) < 3, True)
 
 
 def test_two_classes_have_scikit_learns_c():
