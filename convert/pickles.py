@@ -152,15 +152,15 @@ def _of_models(tensors: dict[str, Any], content: dict[Any, Any]) -> dict[str, An
     """The tensors in the dicts that hold a vision transformer, and those outside all dicts; all where there is no such model."""
     models = find_models({key: tuple(tensor.shape) for key, tensor in tensors.items()})
     chosen = teacher_of(models)
-    kept = {key.partition(".")[0] for model in ([chosen] if chosen else models) for key in model.keys.values()}
+    model_boxes = {key.partition(".")[0] for model in ([chosen] if chosen else models) for key in model.keys.values()}
     boxes = {str(key) for key, value in content.items() if isinstance(value, dict | list | tuple)}
     tensors = {
         key: value
         for key, value in tensors.items()
-        if (box := key.partition(".")[0]) in kept or not (box in boxes or is_training_state(box))
+        if (box := key.partition(".")[0]) in model_boxes or not (box in boxes or is_training_state(box))
     }
-    if len(kept) == 1 and kept <= boxes and all(key.partition(".")[0] in kept for key in tensors):
-        (box,) = kept
+    if len(model_boxes) == 1 and model_boxes <= boxes and all(key.partition(".")[0] in model_boxes for key in tensors):
+        (box,) = model_boxes
         inner = next(value for key, value in content.items() if str(key) == box)
         return _of_models({key.removeprefix(f"{box}."): value for key, value in tensors.items()}, inner if isinstance(inner, dict) else {})
     return tensors

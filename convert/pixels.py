@@ -49,17 +49,17 @@ def pixel_statistics(
         raise ValueError(f"{'std' if std is None else 'mean'} is missing: pass mean and std together, or --mean R G B --std R G B")
     if mean is not None and std is not None:
         return _checked(mean, std, "option")
-    beside = [statistics for statistics in (_of_timm(timm_config), _of_hugging_face(folder)) if statistics is not None]
+    stated = [statistics for statistics in (_of_timm(timm_config), _of_hugging_face(folder)) if statistics is not None]
     if name in MODELS:
-        beside.insert(0, Statistics(MODELS[name].pixel_mean, MODELS[name].pixel_std, "released name"))
-    for other in beside[1:]:
-        if not _are_close(beside[0], other):
-            first = name if beside[0].file is None else beside[0].origin
+        stated.insert(0, Statistics(MODELS[name].pixel_mean, MODELS[name].pixel_std, "released name"))
+    for other in stated[1:]:
+        if not _are_close(stated[0], other):
+            first = name if stated[0].file is None else stated[0].origin
             raise ValueError(
-                f"{other.origin} says mean {list(other.mean)} and std {list(other.std)}, but {first} has {list(beside[0].mean)} and "
-                f"{list(beside[0].std)}; {_OVERRIDE}{', or drop the name' if name in MODELS else ''}"
+                f"{other.origin} says mean {list(other.mean)} and std {list(other.std)}, but {first} has {list(stated[0].mean)} and "
+                f"{list(stated[0].std)}; {_OVERRIDE}{', or drop the name' if name in MODELS else ''}"
             )
-    return beside[0] if beside else Statistics(IMAGENET_MEAN, IMAGENET_STD, DEFAULT)
+    return stated[0] if stated else Statistics(IMAGENET_MEAN, IMAGENET_STD, DEFAULT)
 
 
 def _of_timm(config: Path | None) -> Statistics | None:

@@ -352,9 +352,8 @@ def confusion(
 def mean_iou(confusion: Num[np.ndarray, "*batch classes classes"]) -> Float[np.ndarray, "*batch"]:
     """Mean over classes of intersection / union, from summed confusion matrices; float64 on the host.
 
-    As in mmsegmentation (`intersect_and_union`, mean of those that are no NaN), a class counts where its union is not 0, that is where it
-    is present in the targets or in the predictions: one that is predicted and nowhere true counts with 0. NaN where no class counts.
-    The mean of the ratios of `class_overlap` is this number.
+    As in mmsegmentation (`intersect_and_union`, mean of those that are no NaN), a class counts where it is present in targets or
+    predictions: one that is predicted and nowhere true counts with 0. NaN where no class counts. The mean ratio of `class_overlap`.
 
     Raises:
         ValueError: the matrices are not square.

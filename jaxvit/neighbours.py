@@ -89,9 +89,9 @@ def by_query(
     if mesh is not None:
         chunks = jax.device_put(chunks, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
         shared = jax.device_put(shared, NamedSharding(mesh, PartitionSpec()))
-    found = _on_shares(function, settings, mesh, chunks, shared, np.int32(len(chunks) // devices))
-    found = found if mesh is None else on_host(found)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+    results = _on_shares(function, settings, mesh, chunks, shared, np.int32(len(chunks) // devices))
+    results = results if mesh is None else on_host(results)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], results)
 
 
 @functools.partial(jax.jit, static_argnames=("function", "settings", "mesh"))

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from experiments.datasets.base import DataSize, StudyData, first_ids
-from experiments.datasets.parts import IMAGENET_SIZE, add_views, complete_size, draw_parts, hashes, labelled_parts, view_protocol
+from experiments.datasets.base import DataSize, StudyData
+from experiments.datasets.parts import IMAGENET_SIZE, add_views, complete_size, data_key, draw_parts, hashes, labelled_parts, view_protocol
 from experiments.datasets.plausibility import BLACK, blank_images, repeated_images
 from experiments.datasets.reading import named
 
@@ -73,15 +73,7 @@ def array_data(
         keypoints=None,
         size=size,
         protocols={"labels": f"as given {height}x{width}", "views": view_protocol(side)},
-        key={
-            "name": "arrays",
-            "version": ARRAYS_VERSION,
-            "seed": seed,
-            "first_ids": first_ids(study_parts),
-            "classes": names,
-            "content": content,
-            **vars(size),
-        },
+        key=data_key("arrays", ARRAYS_VERSION, seed, study_parts, names, content, size),
         notes=(*_blank_note(images), *notes),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from experiments.datasets import images, layouts
-from experiments.datasets.base import DataSize, Keypoints, Masks, Part, StudyData, first_ids
-from experiments.datasets.listing import existing_folder, images_below, told
-from experiments.datasets.parts import IMAGENET_SIZE, add_views, complete_size, draw_parts, hashes, labelled_parts, view_protocol
+from experiments.datasets.base import DataSize, Keypoints, Masks, Part, StudyData
+from experiments.datasets.listing import left_out_note
+from experiments.datasets.parts import IMAGENET_SIZE, add_views, complete_size, data_key, draw_parts, hashes, labelled_parts, view_protocol
 from experiments.datasets.plausibility import ReadMasks, refuse_blank, refuse_other_sides, refuse_unlabelled, repeated_images
 from experiments.datasets.reading import MAX_PIXELS
 
@@ -47,21 +47,6 @@ class Folders:
     def __post_init__(self) -> None:
         for name, path in vars(self).items():
             object.__setattr__(self, name, path and path.expanduser())
-
-
-def folder_data(
-    folders: Folders,
-    requested: DataSize,
-    image_size: int,
-    seed: int,
-    default: DataSize = IMAGENET_SIZE,
-    max_pixels: int = MAX_PIXELS,
-    keep_blank: bool = False,
-) -> StudyData:
-    """As `prepared_folders`, with torchvision's protocol alone."""
-    return prepared_folders(folders, (images.TORCHVISION,), requested, image_size, seed, default, max_pixels, keep_blank)[
-        images.TORCHVISION
-    ]
 
 
 def prepared_folders(
@@ -100,64 +85,62 @@ def prepared_folders(
     split = _split_images(folders.images, requested, default, seed)
     counts = {part: len(members.paths) for part, members in split.items()}
     size = complete_size(requested, default, counts, pairs_of_test=folders.views is None)
-    pixels = {name: _load_split(split, image_size, images.PROTOCOLS[name], reading) for name in protocols}
     notes = [line for members in split.values() for line in members.notes]
-    names = {part: _names(members.paths) for part, members in split.items()}
-    for by_part in pixels.values():
-        notes += repeated_images(by_part, names, ("train", "val"), "test")
     view_sources = split["test"].paths
     if folders.views:
-        view_sources, others = layouts.any_images(folders.views), images_below(existing_folder(folders.views))[1]
-        notes += told(others, folders.views)
-    shared: dict[str, Part] = {}
-    views = add_views(shared, view_sources, size["pairs"], image_size, seed, *reading) if size["pairs"] else None
-    masks = _masks(folders, size, image_size, seed, shared, reading, notes) if folders.voc or folders.mask_images or folders.masks else None
-    keypoints = _keypoints(folders.spair, size, image_size, shared, reading) if folders.spair else None
+        view_sources, others = layouts.images_and_others(folders.views)
+        notes += left_out_note(others, folders.views)
+    parts: dict[str, Part] = {}
+    views = add_views(parts, view_sources, size["pairs"], image_size, seed, *reading) if size["pairs"] else None
+    masks = _masks(folders, size, image_size, seed, parts, reading, notes) if folders.voc or folders.mask_images or folders.masks else None
+    keypoints = _keypoints(folders.spair, size, image_size, parts, reading) if folders.spair else None
     classes = split["train"].classes
     labels = {part: members.labels for part, members in split.items()} if classes else {}
     content = {
-        **hashes("images", {name: part.images for name, part in shared.items()}),
+        **hashes("images", {name: part.images for name, part in parts.items()}),
         **hashes("labels", labels),
         **(hashes("views", {"warp": views.warp}) if views else {}),
         **(hashes("masks", masks._asdict()) if masks else {}),
         **(hashes("keypoints", keypoints._asdict()) if keypoints else {}),
     }
-    files = _files_hash(members.paths for members in split.values())
+    shared = StudyData(
+        title=_title(folders, labelled=bool(classes)),
+        parts=parts,
+        labels=labels,
+        classes=classes,
+        views=views,
+        masks=masks,
+        keypoints=keypoints,
+        size=size,
+        protocols={"views": view_protocol(image_size), "masks": f"stretch {image_size}", "keypoints": f"stretch {image_size}"},
+        key={"content": content},
+        notes=tuple(notes),
+        files=_files_hash(members.paths for members in split.values()),
+    )
+    return {name: _with_images(shared, split, name, image_size, seed, reading) for name in protocols}
 
-    def prepared(name: str) -> StudyData:
-        parts = {**labelled_parts(pixels[name], size), **shared}
-        return StudyData(
-            title=_title(folders, labelled=bool(classes)),
-            parts=parts,
-            labels=labels,
-            classes=classes,
-            views=views,
-            masks=masks,
-            keypoints=keypoints,
-            size=size,
-            protocols={
-                "labels": images.PROTOCOLS[name].name(image_size),
-                "views": view_protocol(image_size),
-                "masks": f"stretch {image_size}",
-                "keypoints": f"stretch {image_size}",
-            },
-            key={
-                "name": "folders",
-                "version": FOLDERS_VERSION,
-                "image_size": image_size,
-                "seed": seed,
-                "first_ids": first_ids(parts),
-                "classes": classes,
-                "content": {**hashes("images", pixels[name]), **content},
-                **vars(size),
-                # where pixels are the same, protocol ids are not
-                **({} if name == images.TORCHVISION else {"protocol": name}),
-            },
-            notes=tuple(dict.fromkeys(notes)),
-            files=files,
-        )
 
-    return {name: prepared(name) for name in protocols}
+def _with_images(
+    shared: StudyData, split: Mapping[str, layouts.ImageList], name: str, image_size: int, seed: int, reading: _Reading
+) -> StudyData:
+    """The data with the images of the parts train, val and test under a protocol."""
+    protocol = images.PROTOCOLS[name]
+    pixels = _load_split(split, image_size, protocol, reading)
+    parts = {**labelled_parts(pixels, shared.size), **shared.parts}
+    content = {**hashes("images", pixels), **shared.key["content"]}
+    notes = repeated_images(pixels, {part: _names(members.paths) for part, members in split.items()}, ("train", "val"), "test")
+    return replace(
+        shared,
+        parts=parts,
+        protocols={"labels": protocol.name(image_size), **shared.protocols},
+        key={
+            **data_key("folders", FOLDERS_VERSION, seed, parts, shared.classes, content, shared.size),
+            "image_size": image_size,
+            # where pixels are the same, protocol ids are not
+            **({} if name == images.TORCHVISION else {"protocol": name}),
+        },
+        notes=tuple(dict.fromkeys((*shared.notes, *notes))),
+    )
 
 
 def _load_split(
@@ -181,7 +164,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 class _Reading(NamedTuple):
-    """Which files are accepted; as in `folder_data`."""
+    """Which files are accepted; as in `prepared_folders`."""
 
     max_pixels: int
     keep_blank: bool
@@ -294,7 +277,7 @@ def _masks(
 
 def _keypoints(root: Path, size: DataSize, image_size: int, parts: dict[str, Part], reading: _Reading) -> Keypoints:
     """Pairs of the test split, with images stretched to the square; adds the part keypoints."""
-    pairs = layouts.spair(root, "test")
+    pairs = layouts.spair(root, "test", max_pixels=reading.max_pixels)
     count = min(size["keypoints"], len(pairs.source))
     # pairs spread over the split, in which categories follow one another
     rows = np.unique(np.linspace(0, len(pairs.source) - 1, count).astype(int))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from experiments.datasets.listing import ENDINGS, by_name, equal_name, existing_folder, find, images_below, is_image, told, visible
+from experiments.datasets.listing import ENDINGS, by_name, equal_name, existing_folder, find, images_below, is_image, left_out_note, visible
 from experiments.datasets.reading import IGNORE, MAX_PIXELS, Refused, all_refused, in_threads, named, read_mask, read_size, read_text
 
 VOC_CLASSES = (
@@ -117,7 +117,7 @@ def image_folders(root: Path, classes: Sequence[str] | None = None) -> ImageList
         raise ValueError(f'"{root}" has other classes ({"; ".join(differences)}); every class must be in both splits')
     labels = np.repeat([order.index(name) for name in names], [len(paths) for paths, _ in listed])
     left_out = [path for path in entries if not path.is_dir()] + [path for _, others in listed for path in others]
-    return ImageList([path for paths, _ in listed for path in paths], labels.astype(np.int64), order, told(left_out, root))
+    return ImageList([path for paths, _ in listed for path in paths], labels.astype(np.int64), order, left_out_note(left_out, root))
 
 
 def class_or_plain_folder(root: Path) -> ImageList:
@@ -130,7 +130,7 @@ def class_or_plain_folder(root: Path) -> ImageList:
     root = existing_folder(root)
     class_folders = [path for path in visible(root) if path.is_dir() and any(map(is_image, visible(path)))]
     if not class_folders:
-        paths, others = _images(root)
+        paths, others = images_and_others(root)
         if splits := [path.parent for path in paths if _SPLITS & {name.lower() for name in path.relative_to(root).parts[:-1]}]:
             raise ValueError(f'"{root}" has images in "{splits[0]}", a split; name the folder that holds train/ and val/, or one of these')
         deep = sorted({path.relative_to(root).parts[0] for path in paths if path.parent != root})
@@ -139,7 +139,7 @@ def class_or_plain_folder(root: Path) -> ImageList:
             if deep
             else ()
         )
-        return ImageList(paths, np.zeros(len(paths), np.int64), (), (*notes, *told(others, root)))
+        return ImageList(paths, np.zeros(len(paths), np.int64), (), (*notes, *left_out_note(others, root)))
     names = [folder.name for folder in class_folders]
     if _SPLITS.issuperset(map(str.lower, names)):
         raise ValueError(f'"{root}" has {named(names)}, which are splits and no classes; name two of them train and val, or give one alone')
@@ -152,13 +152,27 @@ def class_or_plain_folder(root: Path) -> ImageList:
     return listed
 
 
+def images_and_others(root: Path) -> tuple[list[Path], list[Path]]:
+    """Images in a folder and in those below it, and all other files there.
+
+    Raises:
+        ValueError: there is no such folder, or no image in it.
+    """
+    root = existing_folder(root)
+    paths, others = images_below(root)
+    if not paths:
+        found = f" (but {named(path.name for path in others)})" if others else ""
+        raise ValueError(f'"{root}" has no images; they end in {", ".join(sorted(ENDINGS))}{found}')
+    return paths, others
+
+
 def any_images(root: Path) -> list[Path]:
     """List all images in a folder and the folders below it.
 
     Raises:
         ValueError: there is no such folder, or no image in it.
     """
-    return _images(existing_folder(root))[0]
+    return images_and_others(root)[0]
 
 
 def voc(root: Path, split: str) -> MaskList:
@@ -203,7 +217,7 @@ def image_mask_folders(images: Path, masks: Path, classes: Sequence[str] | None 
         ValueError: a folder is missing or empty, an image has no mask or a mask no image, or a mask cannot be read.
     """
     images, masks = existing_folder(images), existing_folder(masks)
-    image_paths, other_images = _images(images)
+    image_paths, other_images = images_and_others(images)
     mask_paths, other_masks = images_below(masks)
     lossy = [path for path in mask_paths if path.suffix.lower() not in _LOSSLESS]
     image_files = by_name(image_paths, images)
@@ -220,7 +234,8 @@ def image_mask_folders(images: Path, masks: Path, classes: Sequence[str] | None 
         read = functools.partial(read_mask, max_pixels=max_pixels)
         largest = max(int(mask[mask != IGNORE].max(initial=0)) for mask in in_threads(read, paths, "reading masks"))
         class_names = tuple(str(label) for label in range(largest + 1))
-    notes = (*told(other_images, images), *told([path for path in (*other_masks, *lossy) if path.name != "labels.txt"], masks))
+    no_masks = [path for path in (*other_masks, *lossy) if path.name != "labels.txt"]
+    notes = (*left_out_note(other_images, images), *left_out_note(no_masks, masks))
     return MaskList([image_files[name] for name in names], paths, class_names, notes)
 
 
@@ -259,7 +274,7 @@ def read_masks(
     return padded, sizes
 
 
-def spair(root: Path, split: str = "test", size_of_layout: str = "large") -> KeypointPairs:
+def spair(root: Path, split: str = "test", size_of_layout: str = "large", max_pixels: int = MAX_PIXELS) -> KeypointPairs:
     """Read pairs and keypoints in the layout of SPair-71k (Min et al. 2019): `Layout/<size_of_layout>/<split>.txt` names the pairs, one
     a line ("000001-<source>-<target>:<category>"), `PairAnnotation/<split>/<line>.json` has their keypoints, and the images are in
     `JPEGImages/<category>/`. Its splits are trn, val and test, the sizes of its layout large and small.
@@ -275,7 +290,8 @@ def spair(root: Path, split: str = "test", size_of_layout: str = "large") -> Key
     sizes = {path: size for pair in pairs for path, size in pair.sizes.items()}
     images = sorted(sizes)
     refused = []
-    for path, size in zip(images, in_threads(read_size, images, "reading image sizes"), strict=True):
+    sizes_of_files = in_threads(functools.partial(read_size, max_pixels=max_pixels), images, "reading image sizes")
+    for path, size in zip(images, sizes_of_files, strict=True):
         if size != sizes[path]:
             actual, annotated = (" x ".join(map(str, sides)) for sides in (size, sizes[path]))
             has = f"has {actual} pixels (height x width), its annotation says {annotated}"
@@ -334,19 +350,6 @@ def _read_pair(root: Path, folder: Path, name: str) -> _PairAnnotation:
     except (OSError, TypeError, ValueError, IndexError) as error:
         raise Refused(path, f"cannot be read ({error})", "get SPair-71k again", "annotation") from error
     return _PairAnnotation(source, target, source_points, target_points, float(max(box[2:] - box[:2])), category, sizes)
-
-
-def _images(root: Path) -> tuple[list[Path], list[Path]]:
-    """Images in a folder and in those below it, and all other files there.
-
-    Raises:
-        ValueError: there is no image.
-    """
-    paths, others = images_below(root)
-    if not paths:
-        found = f" (but {named(path.name for path in others)})" if others else ""
-        raise ValueError(f'"{root}" has no images; they end in {", ".join(sorted(ENDINGS))}{found}')
-    return paths, others
 
 
 def _read_split(folder: Path, split: str) -> list[str]:

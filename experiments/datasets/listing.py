@@ -58,23 +58,23 @@ def files_below(folder: Path) -> list[Path]:
     Raises:
         ValueError: a folder may not be read, a link to an image points nowhere, or two names look equal.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     seen: set[tuple[int, int]] = set()  # a link may lead back up
     refused: list[OSError] = []
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refused.append):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refused.append):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(parent) / name for name in files if not name.startswith(".")):
+        for path in (Path(parent) / name for name in names if not name.startswith(".")):
             name = equal_name(path.relative_to(folder).as_posix())
-            if found.setdefault(name, path) != path:
+            if files.setdefault(name, path) != path:
                 raise ValueError(f'"{folder}" has two files whose names look equal, {name} (in NFC and in NFD); remove or rename one')
     if refused:
         raise _closed(Path(refused[0].filename), refused[0]) from refused[0]
-    paths = [path for _, path in sorted(found.items())]
+    paths = [path for _, path in sorted(files.items())]
     if dangling := [path for path in paths if path.is_symlink() and not path.exists() and path.suffix.lower() in ENDINGS]:
         raise ValueError(f"{len(dangling)} links to images point nowhere: {_quoted(dangling)}; bring their files back, or remove them")
     return paths
@@ -121,7 +121,7 @@ def equal_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def told(left_out: Iterable[Path], folder: Path) -> tuple[str, ...]:
+def left_out_note(left_out: Iterable[Path], folder: Path) -> tuple[str, ...]:
     """A line for a study's notes about files that are no images by their endings; none if there is no such file. Notes stand on a page
     that others read: they hold no paths of this machine."""
     names = [path.relative_to(folder).as_posix() for path in left_out]

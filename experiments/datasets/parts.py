@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from experiments.datasets.base import PARTS_OF, DataSize, Part, Views
+from experiments.datasets.base import PARTS_OF, DataSize, Part, Views, first_ids
 from experiments.datasets.pairs import PairRecipe, view_pairs
 from experiments.datasets.reading import MAX_PIXELS
 
@@ -117,6 +117,14 @@ def add_views(
 def view_protocol(side: int) -> str:
     """How pairs of views are made, for protocol ids."""
     return f"{PairRecipe()} {side}"
+
+
+def data_key(
+    name: str, version: int, seed: int, parts: Mapping[str, Part], classes: Sequence[str], content: Mapping[str, Any], size: DataSize
+) -> dict[str, Any]:
+    """What determines the data, as JSON: how they were made, by name and version, and what they are (`hashes`)."""
+    made = {"name": name, "version": version, "seed": seed, "first_ids": first_ids(parts)}
+    return {**made, "classes": tuple(classes), "content": dict(content), **vars(size)}
 
 
 def hashes(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,23 +27,22 @@ def refuse_blank(images: Pixels, paths: Sequence[Path]) -> None:
     Raises:
         ValueError: images are of one colour, or so dark that they look black (`BLACK`); all are named.
     """
-    found = blank_images(images)
-    refused = [Refused(paths[i], reason, _KEEP) for i, reason in found.items()]
+    refused = [Refused(paths[i], reason, _KEEP) for i, reason in blank_images(images).items()]
     if refused:
         raise all_refused(refused, len(images))
 
 
 def blank_images(images: Pixels) -> dict[int, str]:
     """What is wrong with the images that show nothing, by number."""
-    found = {}
+    reasons = {}
     for start in range(0, len(images), _PIECE):
         piece = images[start : start + _PIECE]
         low, high = piece.min(axis=(1, 2)), piece.max(axis=(1, 2))
         for i in np.flatnonzero((low == high).all(axis=1) | (high.max(axis=1) < BLACK)):
             constant = bool((low[i] == high[i]).all())
             levels = ", ".join(map(str, low[i]))
-            found[start + int(i)] = f"is of one colour ({levels})" if constant else f"looks black (no value above {high[i].max()} of 255)"
-    return found
+            reasons[start + int(i)] = f"is of one colour ({levels})" if constant else f"looks black (no value above {high[i].max()} of 255)"
+    return reasons
 
 
 def refuse_other_sides(images: Sequence[Path], masks: Sequence[Path], max_pixels: int) -> None:

@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -37,7 +38,6 @@ _NAMED = 20  # files that one message names
 _TWELVE_BIT = 4096  # values below this in 16 bits come from sensors of 12 bits or fewer, and would look black
 _REPLACE = "replace the file or take it out"
 _BITS_PER_SAMPLE, _IMAGE_WIDTH, _IMAGE_LENGTH = 258, 256, 257  # tags of TIFF
-_OPENING = threading.Lock()  # Pillow's own bound on pixels is one number for the whole process
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -95,8 +95,8 @@ def read_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """
     with _opened(path, max_pixels) as opened:
         width, height = opened.size
-        if opened.format == "TIFF":  # some versions of Pillow turn the size of these when they open one
-            width, height = (opened.tag_v2[tag] for tag in (_IMAGE_WIDTH, _IMAGE_LENGTH))  # type: ignore[attr-defined]
+        if isinstance(opened, TiffImageFile):  # some versions of Pillow turn the size of these when they open one
+            width, height = (opened.tag_v2[tag] for tag in (_IMAGE_WIDTH, _IMAGE_LENGTH))
         return (width, height) if orientation(opened) >= 5 else (height, width)
 
 
@@ -198,6 +198,29 @@ def all_refused(refused: list[Refused], total: int) -> ValueError:
     return ValueError(f"{len(refused)} of {total} files cannot be used: {'; '.join(groups)}{more}")
 
 
+class _NoOwnBound:
+    """A context in which Pillow has no bound on pixels of its own, which is one number for the whole process: the first thread that enters
+    takes it away, the last one that leaves sets it again."""
+
+    def __init__(self) -> None:
+        self.lock, self.threads, self.bound = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.threads:
+                self.bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self.threads += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.threads -= 1
+            if not self.threads:
+                Image.MAX_IMAGE_PIXELS = self.bound
+
+
+_NO_OWN_BOUND = _NoOwnBound()
+
+
 @contextlib.contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """An image whose header has been read.
@@ -206,20 +229,12 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         ValueError: as in `read_rgb`; whatever goes wrong inside the context is also the file's.
     """
     try:
-        with path.open("rb") as file:
-            file.peek(1)  # waits for the disk before the lock is taken
-            with _OPENING:
-                own_bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-                try:
-                    opened = Image.open(file)
-                finally:
-                    Image.MAX_IMAGE_PIXELS = own_bound
-            with opened:
-                width, height = opened.size
-                if width * height > max_pixels:
-                    size = f"has {width} x {height} = {width * height:,} pixels, more than {max_pixels:,}"
-                    raise Refused(path, size, f"raise the bound if memory allows it (--max-pixels {width * height}), or make it smaller")
-                yield opened
+        with _NO_OWN_BOUND, Image.open(path) as opened:
+            width, height = opened.size
+            if width * height > max_pixels:
+                size = f"has {width} x {height} = {width * height:,} pixels, more than {max_pixels:,}"
+                raise Refused(path, size, f"raise the bound if memory allows it (--max-pixels {width * height}), or make it smaller")
+            yield opened
     except Refused:
         raise
     except UnidentifiedImageError as error:
@@ -238,8 +253,8 @@ def _upright(opened: Image.Image) -> Image.Image:
 
 def _bits(opened: Image.Image) -> int:
     """Bits of a sample of an image of one channel, as far as they matter here: 32 where the full range is not known."""
-    if opened.format == "TIFF":
-        bits: int = opened.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0]  # type: ignore[attr-defined]
+    if isinstance(opened, TiffImageFile):
+        bits: int = opened.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0]
         return 32 if opened.mode == "I" else bits  # signed, or of 32 bits
     return 16
 

@@ -211,8 +211,8 @@ class Runner:
             small, patches, captured = forward_batch(
                 self.model, batch.rows, edits, captures, batch.example_ids, batch.valid, norm, self.mesh
             )
-            kept = ((batch.source >= 0) & (batch.source < patch_count)).any()
-            return small, patches if kept else {}, captured
+            has_patches = ((batch.source >= 0) & (batch.source < patch_count)).any()
+            return small, patches if has_patches else {}, captured
 
         small, patches, captured = _Gathered(count), _Gathered(patch_count), _Gathered(count, axis=1)
         for source, results in self._run(start, images, first_id, self._share(images, edits), _order(ablation, count)):

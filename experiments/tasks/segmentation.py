@@ -89,8 +89,8 @@ def _score(context: Context, frozen_readouts: FrozenReadouts, features: FeatureS
         for seed in context.seeds:
             memory = draw(shares, weights > 0, context.readouts.memory, seed)
             neighbours = min(NEIGHBOURS, len(memory))
-            found = knn.retrieve(patches[memory], labels[memory], queries, neighbours, TEMPERATURE, mesh=context.mesh)
-            retrieved.append(Scores(confusion(np.asarray(found)), metrics.mean_iou))
+            retrieved_labels = knn.retrieve(patches[memory], labels[memory], queries, neighbours, TEMPERATURE, mesh=context.mesh)
+            retrieved.append(Scores(confusion(np.asarray(retrieved_labels)), metrics.mean_iou))
         settings = {"k": neighbours, "temperature": TEMPERATURE, "memory": context.readouts.memory, "sampling": sampling}
         results.append(MetricResult(metric, "patches", protocol("hummingbird", **settings), retrieved, readout=REFITTED))
     return results

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from experiments.datasets.base import DataSize
-from experiments.datasets.folders import Folders
+from experiments.datasets.base import DataSize, StudyData
+from experiments.datasets.folders import Folders, prepared_folders
+from experiments.datasets.images import TORCHVISION
 
 SIZE = DataSize(
     train=12, val=4, test=6, pairs=4, segmentation=3, segmentation_test=2, keypoints=2, calibration=8, analysis_images=4, gallery=4
 )
+
+
+def folder_data(folders: Folders, requested: DataSize, image_size: int, seed: int, **options: Any) -> StudyData:
+    """The data under torchvision's protocol alone."""
+    return prepared_folders(folders, (TORCHVISION,), requested, image_size, seed, **options)[TORCHVISION]
 
 
 def write_picture(path: Path, seed: int, width: int = 40, height: int = 32) -> Path:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from experiments.datasets import base, images, layouts, pairs
 from experiments.datasets.arrays import array_data
 from experiments.datasets.base import DataSize
-from experiments.datasets.folders import Folders, folder_data
+from experiments.datasets.folders import Folders
 from tests.conftest import SHARED
-from tests.experiments.tiny_folders import SIZE, write_folders
+from tests.experiments.tiny_folders import SIZE, folder_data, write_folders
 
 TRAIN, TEST = 40, 12
 SHARED_SIZES = ("train", "val", "test", "pairs", "calibration", "analysis_images", "gallery")

@@ -13,9 +13,9 @@ from PIL import Image
 
 from experiments.datasets import base, images, pairs
 from experiments.datasets.base import DataSize
-from experiments.datasets.folders import Folders, folder_data, prepared_folders
+from experiments.datasets.folders import Folders, prepared_folders
 from tests.conftest import SHARED
-from tests.experiments.tiny_folders import SIZE, write_folders, write_picture
+from tests.experiments.tiny_folders import SIZE, folder_data, write_folders, write_picture
 
 
 @pytest.fixture(scope="module")

@@ -239,6 +239,12 @@ def test_wrong_annotations_are_refused(pairs_root: Path, changes: dict[str, obje
         spair(pairs_root)
 
 
+def test_the_bound_on_pixels_is_that_of_the_caller(pairs_root: Path) -> None:
+    with pytest.raises(ValueError, match="--max-pixels 2400"):
+        spair(pairs_root, max_pixels=2399)
+    assert spair(pairs_root, max_pixels=2400).names == LINES
+
+
 def test_wrong_spair_folders_are_refused(pairs_root: Path) -> None:
     with pytest.raises(ValueError, match=r'no split "trn".*there is: test'):
         spair(pairs_root, "trn")

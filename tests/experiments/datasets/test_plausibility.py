@@ -10,11 +10,12 @@ from PIL import Image
 
 from experiments.datasets.arrays import array_data
 from experiments.datasets.base import DataSize
-from experiments.datasets.folders import Folders, folder_data
+from experiments.datasets.folders import Folders
 from experiments.datasets.images import load
 from experiments.datasets.layouts import any_images
 from experiments.datasets.plausibility import refuse_blank
 from tests.conftest import SHARED
+from tests.experiments.tiny_folders import folder_data
 
 SIZE = DataSize(pairs=2, calibration=2, analysis_images=2, gallery=2)
 

@@ -155,6 +155,16 @@ def test_a_huge_image_is_refused_until_the_bound_is_raised(tmp_path: Path) -> No
     assert images.load([path], 16, "crop", tmp_path, max_pixels=500_000)[0].shape == (1, 16, 16, 3)
 
 
+@pytest.mark.parametrize("name", ["scan.tif", "scan.png"])
+def test_pillows_own_bound_does_not_count_and_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Of a TIFF, Pillow checks it once more as it reads the pixels."""
+    path = saved(tmp_path / name, coloured())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    read = list(in_threads(lambda _: np.asarray(read_rgb(path)), range(40), "reading"))
+    assert all((pixels == coloured()).all() for pixels in read)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
 def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None:
     paths = [saved(tmp_path / f"{i}.png", coloured()) for i in range(6)]
     paths[1].write_bytes(paths[1].read_bytes()[:900])
