@@ -38,7 +38,7 @@ PROCESS: dict[str, Any] = {
     "optimization_level": "UNKNOWN",
     "exec_time_optimization_effort": 0.0,
 }
-"""Settings that are those of a whole process."""
+"""Settings that are those of a whole process; a version of JAX need not have them all, and one that it lacks moves nothing."""
 
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 _HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump")
@@ -46,15 +46,15 @@ _HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump")
 
 def pin_process() -> None:
     """Set them all for this process and every thread of it; before any computation."""
-    for name, value in (THREAD | PROCESS).items():
+    for name, value in (THREAD | _of_process()).items():
         jax.config.update(f"jax_{name}", value)
 
 
 @contextlib.contextmanager
 def pinned_numerics() -> Iterator[None]:
     """Set them all for this thread, and what has no thread for the process, as long as the block lasts."""
-    before = {name: jax.config.values[f"jax_{name}"] for name in PROCESS}
-    for name, value in PROCESS.items():
+    before = {name: jax.config.values[f"jax_{name}"] for name in _of_process()}
+    for name, value in _of_process().items():
         jax.config.update(f"jax_{name}", value)
     try:
         with pinned_thread():
@@ -81,4 +81,9 @@ def compiler_flags() -> str:
 
 def numerics() -> dict[str, Any]:
     """What `run.json` says of these settings."""
-    return {"pinned": THREAD | PROCESS, "compiler_flags": compiler_flags()}
+    return {"pinned": THREAD | _of_process(), "compiler_flags": compiler_flags()}
+
+
+def _of_process() -> dict[str, Any]:
+    """Those of `PROCESS` that this version of JAX has."""
+    return {name: value for name, value in PROCESS.items() if f"jax_{name}" in jax.config.values}
