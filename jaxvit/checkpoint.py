@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import logging
 import os
@@ -77,9 +78,12 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
     temporary = sibling(folder, "tmp")
     try:
         temporary.mkdir()
-        # Orbax's defaults copy and compress every array: twice the weights in memory, for a tenth less on disk
+        # Orbax's defaults copy and compress every array: twice the weights in memory, for a tenth less on disk. Early versions of 0.12
+        # have no choice but to copy
+        numpy_handler = ocp.type_handlers.NumpyHandler
+        uncopied = {"deepcopy_host_arrays": False} if "deepcopy_host_arrays" in inspect.signature(numpy_handler).parameters else {}
         registry = ocp.type_handlers.create_type_handler_registry(
-            (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, ocp.type_handlers.ArrayHandler())
+            (np.ndarray, numpy_handler(**uncopied)), (jax.Array, ocp.type_handlers.ArrayHandler())
         )
         handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
         try:
