@@ -51,6 +51,7 @@ def paired_models(name: str, small: bool, attention: str = "sdpa") -> tuple[Any,
     """A model of transformers with random weights, and ours with the same weights on all devices."""
     torch, transformers = optional("torch"), optional("transformers")
     torch.set_num_threads(cores())
+    torch.backends.cudnn.allow_tf32 = False  # its convolutions are rounded on a GPU otherwise, its products are not
     config = jaxvit.MODELS[name]
     if small:
         config = SMALL if config.registers else jaxvit.ViTConfig(**{**vars(SMALL), "registers": 0})

@@ -23,9 +23,8 @@ _INTRODUCTION = """# Results of the benchmark
 `python -m experiments.bench` measures every row side by side with what people use today (opponents: `pip install -e '.[test]'`) and
 writes this page; it takes about half an hour on 2 cores. `--rows NAME ...` measures some rows, `--scaling AXIS ...` how cost grows,
 `--small` runs everything in small sizes within seconds. Rows for TPUs are the TPU compiler's estimates (`pip install libtpu`) for every
-program of a study; of a program with a loop or an operation that the compiler has no estimate for, only the memory is given. Rows for
-GPUs wait for a GPU: `XLA_PYTHON_CLIENT_PREALLOCATE=false python -m experiments.bench`. [NOTES.md](NOTES.md) says what was tried,
-predicted and seen."""
+program of a study; of a program with a loop or an operation that the compiler has no estimate for, only the memory is given. On a GPU:
+`XLA_PYTHON_CLIENT_PREALLOCATE=false python -m experiments.bench`. [NOTES.md](NOTES.md) says what was tried, predicted and seen."""
 
 
 def results_file(device_kind: str) -> Path:
@@ -56,7 +55,11 @@ def write(path: Path, results: Results) -> None:
 
 def page() -> str:
     """The page of all results in this package, as Markdown."""
-    return "\n\n".join([_INTRODUCTION, *(tables(read(path)) for path in sorted(HERE.glob("results_*.json")))]) + "\n"
+    files = [read(path) for path in sorted(HERE.glob("results_*.json"))]
+    measured = {name for results in files for name, row in results["rows"].items() if "note" not in row}
+    for results in files:  # a row that waits in one file and is measured in another stands there alone
+        results["rows"] = {name: row for name, row in results["rows"].items() if "note" not in row or name not in measured}
+    return "\n\n".join([_INTRODUCTION, *map(tables, files)]) + "\n"
 
 
 def write_page() -> None:
