@@ -18,7 +18,7 @@ LIBRARY = (
     ("capture", "forward"),
     ("calibration",),
     ("neighbours", "metrics", "probes"),
-    ("inference",),
+    ("multiway", "resampling", "inference"),
     ("files", "checkpoint", "demo"),
     ("__init__",),
 )

@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxvit import inference
+from jaxvit import resampling
 from jaxvit.inference import (
     Scores,
     bootstrap,
@@ -18,6 +18,7 @@ from jaxvit.inference import (
     compare,
     compare_all,
     holm,
+    independent_units,
     mean_scores,
     median_scores,
     over_seeds,
@@ -29,6 +30,11 @@ from jaxvit.metrics import mean_iou
 RESAMPLES = 10_000
 # The standard error of the 2.5 % point of R draws from a normal is sqrt(0.025 * 0.975 / R) / density(1.96) standard deviations.
 ENDPOINT_ERROR = np.sqrt(0.025 * 0.975 / RESAMPLES) / scipy.stats.norm.pdf(scipy.stats.norm.ppf(0.975))
+
+
+def tail(units: int) -> float:
+    """The expanded percentile of Hesterberg 2015, section 3.3, by SciPy."""
+    return float(scipy.stats.norm.cdf(np.sqrt(units / (units - 1)) * scipy.stats.t.ppf(0.025, units - 1)))
 
 
 def example_scores(units: int = 300, seed: int = 0) -> np.ndarray:
@@ -61,14 +67,43 @@ def test_resampling_is_what_its_definition_says():
     generator = np.random.default_rng(7)
     drawn = [mean_iou(counts[generator.integers(0, len(counts), len(counts))].sum(axis=0)) for _ in range(2_000)]
     tolerance = 5 * np.sqrt(2) * ENDPOINT_ERROR * np.sqrt(RESAMPLES / 2_000) * np.std(drawn)
-    np.testing.assert_allclose((low, high), np.quantile(drawn, [0.025, 0.975]), atol=tolerance)
+    np.testing.assert_allclose((low, high), np.quantile(drawn, [tail(40), 1 - tail(40)]), atol=tolerance)
 
 
 def test_resamples_are_paired():
     scores = example_scores()
     result = compare(mean_scores(scores), mean_scores(scores + 0.25))
     np.testing.assert_allclose((result.delta, result.low, result.high), 0.25, atol=1e-12)
-    assert result.p_value == 1 / (RESAMPLES + 1)
+    assert result.p_value < 1e-60, "a difference without exception in 300 units"
+
+
+def test_a_rare_difference_has_hoeffdings_bound():
+    """2 exp(-d^2 / 2 v) for signs in front of the units' differences; it is above the exact p-value, by enumeration, and not far."""
+    differences = np.random.default_rng(0).gamma(8.0, size=18) - 1.5
+    full, ablated = mean_scores(np.zeros(18)), mean_scores(differences)
+    signs = 1 - 2 * np.array(list(itertools.product([0, 1], repeat=18)))
+    exact = np.mean(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9)
+    assert exact < compare(full, ablated).p_value <= 1 / (RESAMPLES + 1)
+    many = mean_scores(np.tile(differences, 3))
+    p_many = compare(mean_scores(np.zeros(54)), many).p_value
+    bound = 2 * np.exp(-(differences.sum() ** 2) * 9 / (2 * 3 * (differences**2).sum()))
+    assert bound <= p_many < bound**0.9, "by three standard errors of the variance larger"
+
+
+def test_units_that_show_one_thing_are_drawn_by_it():
+    """Intervals and tests of scenes that share digits are those of the sums over each digit."""
+    generator = np.random.default_rng(1)
+    digits = generator.integers(0, 30, 200)
+    values = [generator.normal(size=30)[digits] + 0.1 * generator.normal(size=200) for _ in range(2)]
+    scenes = [mean_scores(v)._replace(clusters=digits[:, None]) for v in values]
+    summed = [ratio_scores(np.bincount(digits, v), np.bincount(digits)) for v in values]
+    assert bootstrap(scenes[0], 500) == pytest.approx(bootstrap(summed[0], 500))
+    assert compare(*scenes, 500) == pytest.approx(compare(*summed, 500))
+    assert independent_units(scenes[0]) == 30
+    wide, narrow = (np.diff(bootstrap(s)) for s in (scenes[0], mean_scores(values[0])))
+    assert wide > 1.5 * narrow
+    with pytest.raises(ValueError, match="clusters"):
+        bootstrap(scenes[0]._replace(clusters=digits))
 
 
 def test_equal_conditions_have_p_value_one():
@@ -107,11 +142,11 @@ def test_the_permutation_p_value_is_the_exact_one(metric):
 
 def test_the_median_and_its_resamples_are_medians():
     scores = np.random.default_rng(0).normal(size=15)
-    counts = inference._counts(15, 200, 3)
+    counts = resampling._counts(15, 200, 3)
     resampled = [np.sort(np.repeat(scores, row))[7] for row in counts]
     assert value(median_scores(scores)) == np.median(scores)
     assert value(median_scores(scores[:14])) == np.sort(scores[:14])[6], "of an even number the lower of the two in the middle"
-    assert bootstrap(median_scores(scores), 200, 3) == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])))
+    assert bootstrap(median_scores(scores), 200, 3) == pytest.approx(tuple(np.quantile(resampled, [tail(15), 1 - tail(15)])))
     assert compare(median_scores(scores), median_scores(scores + 2), 200).delta == pytest.approx(2)
 
 
@@ -135,9 +170,12 @@ def test_many_metrics_together_are_each_alone():
     full = [mean_scores(example_scores(20, 1)), Scores(confusions(20, seed=1), mean_iou), median_scores(example_scores(20, 3))]
     ablated = [mean_scores(example_scores(20, 4)), Scores(confusions(20, seed=5), mean_iou), median_scores(example_scores(20, 6))]
     np.testing.assert_allclose(bootstrap_all(full, 200), [bootstrap(s, 200) for s in full], rtol=1e-12)
-    np.testing.assert_allclose(compare_all(full, ablated, 200), [compare(a, b, 200) for a, b in zip(full, ablated, strict=True)])
-    with pytest.raises(ValueError, match="units"):
-        bootstrap_all([full[0], mean_scores(example_scores(21))])
+    full.append(mean_scores(example_scores(21, 5)))
+    ablated.append(mean_scores(example_scores(21, 7)))
+    full, ablated = ([*scores, over_seeds([scores[0], scores[0]], drawn=True)] for scores in (full, ablated))
+    np.testing.assert_allclose(
+        compare_all(full, ablated, 200), [compare(a, b, 200) for a, b in zip(full, ablated, strict=True)], rtol=1e-12
+    )
 
 
 def test_resamples_without_the_metric_are_left_out():
@@ -169,8 +207,8 @@ def test_a_table_does_not_depend_on_how_it_is_chunked(seed):
     full, ablated = mean_scores(example_scores(50, seed)), mean_scores(example_scores(50, seed + 10))
     whole = compare(full, ablated, resamples=500, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "CHUNK_BYTES", 8 * 50 * 7)
-        inference._counts.cache_clear()
+        patch.setattr(resampling, "CHUNK_BYTES", 8 * 50 * 7)
+        resampling._counts.cache_clear()
         np.testing.assert_allclose(compare(full, ablated, resamples=500, seed=seed), whole, rtol=1e-12)
 
 

@@ -1,0 +1,84 @@
+"""Standard errors over crossed parts against closed forms, deletion by hand and SciPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxvit.inference import Scores, bootstrap, compare, mean_scores, over_seeds, ratio, ratio_scores, value
+from jaxvit.multiway import quantile, two_sided_p
+
+PAIRS = np.array([(a, b) for a in range(12) for b in range(12) if (a + 2 * b) % 5 < 2 and a != b])
+
+
+@pytest.mark.parametrize("freedom", [1, 2.5, 14, 300, 1e6])
+def test_students_t_is_scipys(freedom):
+    for t in (1e-3, 0.5, 2.0, 9.0, 40.0):  # rounding of log-gamma grows with the degrees of freedom
+        assert two_sided_p(t, freedom) == pytest.approx(2 * scipy.stats.t.sf(t, freedom), rel=1e-9 + 1e-14 * freedom)
+    for level in (0.5, 0.95, 0.999):
+        assert quantile(level, freedom) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, freedom), rel=1e-9)
+    assert two_sided_p(0.0, freedom) == 1
+
+
+def half_width(scores: Scores) -> float:
+    low, high = bootstrap(scores)
+    assert (low + high) / 2 == pytest.approx(value(scores))
+    return (high - low) / 2
+
+
+def test_units_and_draws_have_the_error_of_a_crossed_design():
+    """Mean over a table of units x draws: the variances of both means, without that of cells, which both contain."""
+    generator = np.random.default_rng(0)
+    table = generator.normal(size=(30, 1)) + 2 * generator.normal(size=8) + 0.3 * generator.normal(size=(30, 8))
+    scores = over_seeds([mean_scores(draw) for draw in table.T], drawn=True)
+    units, draws, cells = (np.var(x, ddof=1) / x.size for x in (table.mean(1), table.mean(0), table))
+    # deleting one cell changes the mean of its draw alone: deviations are those from the means of draws
+    cells = np.sum((table - table.mean(0)) ** 2) / 29**2 / 64 * 239 / 240
+    draws -= cells
+    freedom = (units + draws) ** 2 / (units**2 / 29 + draws**2 / 7)
+    assert half_width(scores) == pytest.approx(scipy.stats.t.ppf(0.975, freedom) * np.sqrt(units + draws), rel=1e-9)
+
+
+def test_draws_that_agree_add_nothing():
+    scores = mean_scores(np.random.default_rng(0).normal(size=20))
+    low, high = scipy.stats.t.interval(0.95, 19, *(f(scores.contributions[:, 0]) for f in (np.mean, scipy.stats.sem)))
+    assert bootstrap(over_seeds([scores] * 8, drawn=True)) == pytest.approx((low, high))
+
+
+def test_pairs_share_images_in_either_role():
+    """Without every image: all its pairs, whether it is their source or their target; what pairs alone have counted twice is taken off."""
+    generator = np.random.default_rng(0)
+    hits, points = generator.integers(0, 4, len(PAIRS)) + PAIRS[:, 0] // 6, generator.integers(4, 6, len(PAIRS))
+    scores = ratio_scores(hits, points)._replace(clusters=PAIRS)
+    total = scores.contributions.sum(axis=0)
+
+    def variance(groups: list[np.ndarray]) -> float:
+        changes = np.array([ratio(total - scores.contributions[group].sum(axis=0)) - ratio(total) for group in groups])
+        return float(((changes - changes.mean()) ** 2).sum() * (1 - 1 / len(changes)))
+
+    both = {tuple(sorted(pair)) for pair in PAIRS.tolist()}
+    alike = variance([np.array([tuple(sorted(pair)) == one for pair in PAIRS.tolist()]) for one in both])
+    error = np.sqrt(max(variance([(image == PAIRS).any(axis=1) for image in range(12)]) - alike, alike))
+    assert half_width(scores) == pytest.approx(scipy.stats.t.ppf(0.975, 11) * error, rel=1e-9)
+    # categories that a pair is not of do not count as images that were looked at
+    padded = ratio_scores(np.append(hits, 0), np.append(points, 0))._replace(clusters=np.append(PAIRS, [[90, 91]], axis=0))
+    assert bootstrap(padded) == pytest.approx(bootstrap(scores))
+
+
+def test_a_comparison_is_that_of_the_differences():
+    generator = np.random.default_rng(2)
+    full, ablated = (generator.normal(size=(25, 8)) + generator.normal(size=8) for _ in range(2))
+    table = ablated - full
+    result = compare(*(over_seeds([mean_scores(draw) for draw in t.T], drawn=True) for t in (full, ablated)))
+    of_differences = over_seeds([mean_scores(draw) for draw in table.T], drawn=True)
+    assert (result.low, result.high) == pytest.approx(bootstrap(of_differences))
+    assert (result.p_value < 0.05) == (result.low > 0 or result.high < 0)
+    same = over_seeds([mean_scores(draw) for draw in full.T], drawn=True)
+    assert compare(same, same) == (0, 0, 0, 1)
+
+
+def test_conditions_must_share_what_their_intervals_cover():
+    scores = over_seeds([mean_scores(np.arange(5.0))] * 2)
+    with pytest.raises(ValueError, match="not paired"):
+        compare(scores, scores._replace(drawn=True))
