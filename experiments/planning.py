@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,6 +112,10 @@ def plan_jobs(targets: Sequence[Target], analyses: Mapping[str, Analysis], plugi
             for job in analysis.jobs(target):
                 if name in (plugin_hashes or {}) and job.key["kind"] not in ("scores", "rows"):
                     job = dataclasses.replace(job, key={**job.key, "plugin": (plugin_hashes or {})[name]})
+                jobs.setdefault(cell_hash(job.key), job)
+    for analysis in analyses.values():
+        for first, second in itertools.combinations(targets, 2):
+            for job in getattr(analysis, "pair_jobs", lambda first, second: ())(first, second):
                 jobs.setdefault(cell_hash(job.key), job)
     return list(jobs.values())
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypedDict, get_args, get_origin, get_type_hints
 
-SCHEMA = 5
+SCHEMA = 6
 """Version of the fields and their meanings. It stands in run.json and in the keys of cells that hold rows."""
 
 Row = dict[str, Any]
@@ -52,9 +52,13 @@ class RowFields(TypedDict):
     value: Annotated[float, "the number, a mean over draws where there are several"]
     ci_low: Annotated[float, "lower end of its 95 % interval"]
     ci_high: Annotated[float, "upper end"]
-    ci_covers: Annotated[str, "what the interval covers: `units` is sampling of the units, with seeds and draws as they are"]
+    ci_covers: Annotated[
+        str,
+        "what the interval and the test cover: `units` is sampling of the units, with draws as they are; `units and draws`; `units and "
+        "draws of the read-out`, where the condition was drawn fewer than 5 times",
+    ]
     n: Annotated[int, "number of independent units"]
-    n_unit: Annotated[str, "what a unit is: images, pairs of views, source images"]
+    n_unit: Annotated[str, "what an independent unit is: images, pairs of views, digits that scenes show, source and target images"]
     seeds: Annotated[int, "number of draws of what is random in the condition or the read-out"]
     by_seed: Annotated[list[float], "the number under every draw"]
     reference: Annotated[
@@ -65,7 +69,10 @@ class RowFields(TypedDict):
     delta: Annotated[float | None, "value minus that of the reference"]
     delta_ci_low: Annotated[float | None, "lower end of the paired 95 % interval of the difference"]
     delta_ci_high: Annotated[float | None, "upper end"]
-    p_value: Annotated[float | None, "of a paired permutation test of the difference, two-sided"]
+    p_value: Annotated[
+        float | None,
+        "of a paired test of the difference, two-sided: by permutation, or Student's t where draws or the two images of pairs are covered",
+    ]
     p_holm: Annotated[float | None, "the same, corrected by Holm within its family"]
     holm_family: Annotated[str | None, "the family of tests, in words"]
     holm_tests: Annotated[int | None, "number of tests of the family"]
@@ -79,7 +86,8 @@ class RowFields(TypedDict):
     flag: Annotated[str | None, "what may be wrong with it, such as a penalty at the edge of its grid"]
     detail: Annotated[str | None, "what was chosen, and how the solver ended"]
     published: Annotated[
-        list[dict[str, Any]] | None, "published counterparts: value, source, protocol, difference (measured minus published)"
+        list[dict[str, Any]] | None,
+        "published counterparts: value, source, protocol, difference (measured minus published), in_interval (of the value)",
     ]
     protocol: Annotated[str, "everything that defines the number besides model, condition and data"]
     analysis: Annotated[str | None, "analysis that computes it; null for scores of tasks"]

@@ -143,6 +143,34 @@ def _mean_over_seeds(finish: Finish) -> Finish:
     return lambda totals: finish(totals).mean(axis=-1)
 
 
+def between(first: Scores, second: Scores) -> Scores:
+    """The difference of a metric between two models, first minus second, on the same units.
+
+    Compared between two conditions it is a difference of differences, with its own paired interval and test.
+
+    Raises:
+        ValueError: the two differ in units, parts or finish.
+    """
+    arrays = [_contributions(first), _contributions(second)]
+    if arrays[0].shape != arrays[1].shape or first.finish is not second.finish:
+        raise ValueError(
+            f"the models are not paired: contributions {arrays[0].shape} and {arrays[1].shape}; measure both on the same units"
+        )
+    return first._replace(contributions=np.stack(arrays, axis=1), finish=_first_minus_second(first.finish))
+
+
+@functools.cache
+def _first_minus_second(finish: Finish) -> Finish:
+    """`finish` of the first model minus that of the second; cached, so that equal metrics have the identical function."""
+
+    def difference(totals: np.ndarray) -> np.ndarray:
+        values = finish(totals)
+        apart: np.ndarray = values[..., 0] - values[..., 1]
+        return apart
+
+    return difference
+
+
 def mean_ratio(totals: Float[np.ndarray, "*batch kinds 2"]) -> Float[np.ndarray, "*batch"]:
     """Mean over kinds (categories, say) of first part over second part, leaving out kinds whose second part is 0; NaN if all are."""
     ratios = ratio(totals)

@@ -26,7 +26,7 @@ NOTE = (
     "nothing can be read from it, so only the dense tasks say anything about zero_cls and mean_cls. Patches that a condition overwrites "
     "are left out of scores of single patches, in the full condition that they are compared with too. A zeroed token "
     "is not removed: LayerNorm maps it to its bias, so that other tokens still attend to it, as to a constant key. Values of random "
-    "conditions and random read-outs are means over seeds."
+    "conditions and random read-outs are means over draws."
 )
 
 

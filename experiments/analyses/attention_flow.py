@@ -61,7 +61,7 @@ def _compute(target: Target) -> tuple[list[Row], Arrays]:
         for j, to_token in enumerate(names)
     ]
     run = target.run_fields(FULL) | {"task": TASK, "analysis": TASK}
-    return compared_rows(run, results, target.settings.resamples, target.settings.seed), pack_scores(results)
+    return compared_rows(run, results, target.inference), pack_scores(results)
 
 
 def _with_all_registers(flow: np.ndarray, names: list[str], registers: int) -> tuple[np.ndarray, list[str]]:

@@ -22,6 +22,9 @@ class Analysis(Protocol):
     `python -m experiments.reproduce --only my_analysis` then runs its cells and writes a page with its section. A cell is computed once,
     also where several analyses ask for it: what makes a cell the same is its key (`study.jobs.rows_key`).
 
+    An analysis that compares models may have `pair_jobs(first, second)` besides, the cells that it needs of every two of them; they are
+    computed after those of single models.
+
     Attributes:
         TITLE: heading of the section.
         NOTE: HTML under the heading: what is shown, how it was measured, and what a reader may conclude from it.

@@ -72,7 +72,7 @@ def _compute(target: Target, recipes: Mapping[str, Recipe]) -> tuple[list[Row], 
             "window": recipe.window,
         }
         run |= {"task": TASK, "analysis": TASK, "layer": target.layer}
-        for row in compared_rows(run, results, target.settings.resamples, target.settings.seed):
+        for row in compared_rows(run, results, target.inference):
             rows.append(row | {"scores_array": scores_array(len(arrays))})
             arrays[scores_array(len(arrays))] = pack_scores(results)[scores_array(0)]
     return rows, arrays

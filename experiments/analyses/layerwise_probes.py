@@ -17,7 +17,7 @@ from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
 from experiments.tasks.base import MetricResult, pack_scores, protocol_id
-from experiments.tasks.correspondence import PAIRS
+from experiments.tasks.correspondence import PAIRS, VIEWS
 from jaxvit import Ablation, metrics
 from jaxvit.inference import ratio_scores
 
@@ -49,12 +49,14 @@ def _compute(target: Target) -> tuple[list[Row], Arrays]:
     views = target.data.protocols["views"]
     protocol = protocol_id("views", views=views, match="cosine", tolerance=f"{tolerance:g} patch", norm="none")
     results = [
-        MetricResult(metric, "patches", protocol, [ratio_scores(counts[layer], points[layer])], n_unit=PAIRS, fields={"layer": layer})
+        MetricResult(
+            metric, "patches", protocol, [ratio_scores(counts[layer], points[layer])], n_unit=PAIRS, part=VIEWS[0], fields={"layer": layer}
+        )
         for metric, counts in (("accuracy", hits), ("cycle_consistency", cycles))
         for layer in range(len(points))
     ]
     run = target.run_fields(FULL) | {"task": TASK, "analysis": "layerwise_probes"}
-    return compared_rows(run, results, target.settings.resamples, target.settings.seed), pack_scores(results)
+    return compared_rows(run, results, target.inference), pack_scores(results)
 
 
 def _count_matches(target: Target, tolerance: float) -> np.ndarray:

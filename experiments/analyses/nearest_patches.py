@@ -54,7 +54,7 @@ def _compute(target: Target) -> tuple[list[Row], Arrays]:
     protocol = protocol_id("nearest_patch", query="mean register", average="mean over images of the best patch", **where)
     results = [MetricResult("top_cosine", _register(r), protocol, [mean_scores(scores)], Unit()) for r, scores in enumerate(best)]
     run = target.run_fields(FULL) | {"task": KIND, "analysis": KIND, "layer": target.layer}
-    rows = compared_rows(run, results, target.settings.resamples, target.settings.seed)
+    rows = compared_rows(run, results, target.inference)
     return rows, {"crops": np.array(crops), **pack_scores(results)}
 
 

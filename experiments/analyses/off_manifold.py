@@ -68,7 +68,7 @@ def _compute(target: Target, condition: str, store: Store) -> tuple[list[Row], A
             scores = [mean_scores(values[metric][layer]) for values in by_seed]
             results.append(MetricResult(metric, "patches", protocol, scores, UNITS.get(metric, Unit()), fields={"layer": layer}))
     run = target.run_fields(condition) | {"task": TASK, "analysis": TASK}
-    return compared_rows(run, results, target.settings.resamples, target.settings.seed), pack_scores(results)
+    return compared_rows(run, results, target.inference), pack_scores(results)
 
 
 def section(results: StudyResults) -> str:

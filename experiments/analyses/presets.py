@@ -10,6 +10,7 @@ from experiments.analyses import (
     feature_maps,
     instrument_check,
     layerwise_probes,
+    model_differences,
     nearest_patches,
     off_manifold,
     patch_geometry,
@@ -32,6 +33,7 @@ ANALYSES: dict[str, Analysis] = {
     "register_lesions": register_lesions,
     "random_patch_control": random_patch_control,
     "scale_comparison": scale_comparison,
+    "model_differences": model_differences,
     "off_manifold": off_manifold,
     "attention_flow": attention_flow,
     "register_probes": register_probes,
@@ -43,7 +45,7 @@ ANALYSES: dict[str, Analysis] = {
 }
 """All analyses in the order of the page."""
 
-_DEMO_READOUTS = Readouts()
+_DEMO_READOUTS = Readouts(memory=1000)
 _READOUTS = Readouts(cs=DINOV2_CS, memory=100_000, grid_iterations=12_500)
 """The grids of the original evaluations; those of the demo are what a laptop does in minutes."""
 _NO_PAIRS = replace(IMAGENET_SIZE, pairs=None)

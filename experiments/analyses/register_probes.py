@@ -43,7 +43,7 @@ def _compute(target: Target) -> tuple[list[Row], Arrays]:
         captured.append(features.captured)
     results = [probe._replace(fields={"layer": layer}) for layer, probe in layer_probes(captured, target.context)]
     run = target.run_fields(FULL) | {"task": TASK, "analysis": "register_probes"}
-    return compared_rows(run, results, target.settings.resamples, target.settings.seed), pack_scores(results)
+    return compared_rows(run, results, target.inference), pack_scores(results)
 
 
 def section(results: StudyResults) -> str:

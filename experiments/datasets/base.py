@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,6 +142,18 @@ class Keypoints(NamedTuple):
     categories: tuple[str, ...]
 
 
+class Shown(NamedTuple):
+    """What images or pairs show that others show too, so that they are no independent observations.
+
+    Attributes:
+        unit: what is shown, in the plural.
+        number: of the thing or things that each shows, such as the digit of a scene, or the two images of a pair.
+    """
+
+    unit: str
+    number: Int[np.ndarray, "images things"]
+
+
 @dataclass(frozen=True)
 class StudyData:
     """Everything that a study reads, and the key that determines it.
@@ -157,6 +169,8 @@ class StudyData:
         key: what determines the data, as JSON.
         notes: lines about what was left out or looks wrong, for whoever reads the results.
         files: hash of the files that the parts train, val and test were read from, under whatever protocol; empty where there are none.
+        subjects: what the images of a part, or pairs in its order, show that others of it show too; parts of independent images are not
+            there.
     """
 
     title: str
@@ -171,12 +185,21 @@ class StudyData:
     key: dict[str, Any]
     notes: tuple[str, ...] = ()
     files: str = ""
+    subjects: Mapping[str, Shown] = field(default_factory=dict)
 
     @property
     def protocol(self) -> str:
         """Name of the protocol in `images.PROTOCOLS` that the parts train, val and test are prepared by; images that are not decoded from
         files pass for torchvision's."""
         return self.key.get("protocol", TORCHVISION)
+
+    @property
+    def shown(self) -> dict[str, Shown]:
+        """`subjects`, and for pairs with keypoints their two images: most images are in several pairs."""
+        if self.keypoints is None:
+            return dict(self.subjects)
+        pairs = np.stack([self.keypoints.source, self.keypoints.target], axis=1)
+        return {**self.subjects, "keypoints": Shown("source and target images", pairs)}
 
     @property
     def labelled(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.datasets import scenes
-from experiments.datasets.base import PARTS_OF, DataSize, Masks, Part, StudyData, Views, first_ids
+from experiments.datasets.base import PARTS_OF, DataSize, Masks, Part, Shown, StudyData, Views, first_ids
 
 SCENES_VERSION = 2  # raise it when the same seed gives other scenes
 
@@ -80,4 +80,5 @@ def digit_scenes(requested: DataSize, seed: int, default: DataSize = DEMO_SIZE) 
             "scenes": {split: scenes.definition(split) for split in ("train", "val", "test")},
             **vars(size),
         },
+        subjects={part: Shown("digits", numbers[:, None]) for part, numbers in (("test", test.number), ("first", pairs.number))},
     )

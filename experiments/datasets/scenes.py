@@ -43,11 +43,13 @@ class Scenes(NamedTuple):
         images: RGB pixels.
         labels: class 0..9 of the main digit.
         masks: 0 for ground, 1 + class on the pixels of either digit (opacity above one half).
+        number: of the main digit, among those of the split; several scenes show one digit.
     """
 
     images: UInt8[np.ndarray, "n 64 64 3"]
     labels: Int[np.ndarray, "n"]
     masks: UInt8[np.ndarray, "n 64 64"]
+    number: Int[np.ndarray, "n"]
 
 
 class ScenePairs(NamedTuple):
@@ -58,12 +60,14 @@ class ScenePairs(NamedTuple):
         warp: affine map from pixel coordinates (x, y) of the first view to those of the second, in pixels;
             the centre of the top left pixel is (0.5, 0.5).
         digit: pixels of the main digit in the first view.
+        number: of the main digit, among those of the split; several scenes show one digit.
     """
 
     first: UInt8[np.ndarray, "n 64 64 3"]
     second: UInt8[np.ndarray, "n 64 64 3"]
     warp: Float[np.ndarray, "n 2 3"]
     digit: Bool[np.ndarray, "n 64 64"]
+    number: Int[np.ndarray, "n"]
 
 
 class Material(NamedTuple):
@@ -339,26 +343,26 @@ def _bilinear(read: Callable[[Array, Array], Array], x: Array, y: Array, side: i
 
 
 @jax.jit
-def _scene_chunk(source: Material, key: Array, indices: Int[Array, "chunk"]) -> tuple[Array, Array, Array]:
-    """Images, labels and masks of the scenes with these numbers, in the order of the fields of `Scenes`."""
+def _scene_chunk(source: Material, key: Array, indices: Int[Array, "chunk"]) -> tuple[Array, Array, Array, Array]:
+    """Images, labels, masks and digits of the scenes with these numbers, in the order of the fields of `Scenes`."""
     upright = jnp.asarray([[1.0, 0.0, -SIZE / 2], [0.0, 1.0, -SIZE / 2]])
 
-    def scene_of(index: Array) -> tuple[Array, Array, Array]:
+    def scene_of(index: Array) -> tuple[Array, Array, Array, Array]:
         digit_key, surroundings_key = jax.random.split(jax.random.fold_in(key, index))
         scene = _compose(surroundings_key, source, _main_digit(digit_key, source), 1.0)
         image, main, distractor = _render(source, scene, upright, SIZE)
         label, other = source.classes[scene.main.digit], source.classes[scene.distractor.digit]
         mask = jnp.where(main > 0.5, 1 + label, jnp.where(distractor > 0.5, 1 + other, 0))
-        return image, label, mask.astype(jnp.uint8)
+        return image, label, mask.astype(jnp.uint8), scene.main.digit
 
     return jax.vmap(scene_of)(indices)
 
 
 @jax.jit
-def _pair_chunk(source: Material, key: Array, indices: Int[Array, "chunk"]) -> tuple[Array, Array, Array, Array]:
-    """Two views, their warps and the main digits of the scenes with these numbers, in the order of the fields of `ScenePairs`."""
+def _pair_chunk(source: Material, key: Array, indices: Int[Array, "chunk"]) -> tuple[Array, Array, Array, Array, Array]:
+    """Two views, warps, pixels and numbers of the main digits of the scenes with these numbers, as the fields of `ScenePairs`."""
 
-    def pair_of(index: Array) -> tuple[Array, Array, Array, Array]:
+    def pair_of(index: Array) -> tuple[Array, Array, Array, Array, Array]:
         digit_key, surroundings_key, *view_keys = jax.random.split(jax.random.fold_in(key, index), 4)
         scene = _compose(surroundings_key, source, _main_digit(digit_key, source), 1.0)
         first, second = (_view(k, 1.0, SIZE, shear=0.0) for k in view_keys)
@@ -367,7 +371,7 @@ def _pair_chunk(source: Material, key: Array, indices: Int[Array, "chunk"]) -> t
         linear = jnp.stack([_apply(inverse[:, :2], first[:, i]) for i in (0, 1)], axis=1)
         shift = _apply(inverse[:, :2], first[:, 2]) + inverse[:, 2]
         warp = jnp.concatenate([linear, shift[:, None]], axis=1)
-        return image, _render(source, scene, second, SIZE)[0], warp, main > 0.5
+        return image, _render(source, scene, second, SIZE)[0], warp, main > 0.5, scene.main.digit
 
     return jax.vmap(pair_of)(indices)
 

@@ -15,6 +15,9 @@ from experiments.plotting.colours import FONT
 from experiments.plotting.hover import scaled
 from experiments.rows import Row
 
+SIGNIFICANT = 0.05
+"""The family-wise error that tables call significant."""
+
 
 def plot(figure: go.Figure) -> str:
     """A figure as a piece of a page that has plotly's script."""
@@ -39,6 +42,16 @@ def grid(lines: Sequence[tuple[str, Sequence[str]]]) -> str:
     across = max(len(pictures) for _, pictures in lines)
     cells = "".join(f"<div>{name}</div>{''.join(pictures)}" for name, pictures in lines)
     return f'<div class="maps" style="grid-template-columns: 8rem repeat({across}, 1fr)">{cells}</div>'
+
+
+def change_cell(row: Row | None) -> str:
+    """The difference of a row and its 95 % interval in its unit as a cell of a table, bold where p after Holm is below 0.05; an empty cell
+    where there is no row."""
+    if row is None:
+        return "<td></td>"
+    delta, low, high = (scaled(row, field, "+.1f") for field in ("delta", "delta_ci_low", "delta_ci_high"))
+    bold = row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT
+    return f"<td>{f'<b>{delta}</b>' if bold else delta}<small>{low} – {high}</small></td>"
 
 
 def interval_cell(row: Row | None, form: str = ".3f") -> str:

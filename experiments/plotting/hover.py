@@ -40,17 +40,25 @@ def hover(row: Row | None) -> str:
     readout = f", {row['readout']}" if row["readout"] else ""
     lines = [f"{label(row['model'])} · {row['condition']}", f"{row['task']}: {row['metric']}{_read(row)}{readout}"]
     lines += [row["protocol"][start : start + _WRAP] for start in range(0, len(row["protocol"]), _WRAP)]
-    lines.append(f"value {interval(row)}{unit}, n = {row['n']} {row['n_unit']}")
+    lines.append(f"value {interval(row)}{unit}, n = {row['n']} {row['n_unit']}; the interval covers {row['ci_covers']}")
     if row["seeds"] > 1:
-        lines.append(f"mean over {row['seeds']} seeds, from {scale * min(row['by_seed']):.3f} to {scale * max(row['by_seed']):.3f}")
+        lines.append(f"mean over {row['seeds']} draws, from {scale * min(row['by_seed']):.3f} to {scale * max(row['by_seed']):.3f}")
     if row["delta"] is not None:
-        corrected = "" if row["p_holm"] is None else f", by Holm over {row['holm_tests']} {row['p_holm']:.4f}"
+        corrected = (
+            ""
+            if row["p_holm"] is None
+            else f", by Holm over {row['holm_tests']} {row['p_holm']:.4f} ({row['holm_family'].partition(':')[0]} family)"
+        )
         change, low, high = (scale * row[name] for name in ("delta", "delta_ci_low", "delta_ci_high"))
         lines.append(f"against full {change:+.3f} [{low:+.3f}, {high:+.3f}], p = {row['p_value']:.4f}{corrected}")
     if row["repeats"]:
         lines.append(f"one intervention with {row['repeats']} for what is read here")
     for other in row["published"] or ():
-        lines.append(f"published {scale * other['value']:.2f} ({scale * other['difference']:+.2f} here): {other['source'][:80]}")
+        where = "inside" if other["in_interval"] else "outside"
+        lines.append(
+            f"published {scale * other['value']:.2f} ({scale * other['difference']:+.2f} here), {where} this interval; protocols differ: "
+            f"{other['source'][:80]}"
+        )
     lines += [f"{mark} {row[name]}" for mark, name in (("†", "note"), ("‡", "flag"), ("", "detail")) if row[name]]
     return "<br>".join([*lines, f"cell {row['cell']}"])
 

@@ -42,9 +42,14 @@ _BASELINES = (
 )
 _RANDOM_WEIGHTS = "<b>Random weights</b>: the models were never trained. The numbers show that the study runs, and nothing else."
 _INTERVALS = (
-    "Intervals are 95 % bootstrap intervals over test images (over source images for correspondence and keypoints). They cover test "
-    "sampling only; how values vary over seeds (of noise, shuffle, patch choice and random read-outs) is shown on hover. P-values are of "
-    "paired permutation tests, given uncorrected and corrected by Holm over all conditions and features of a metric of a model."
+    "Intervals are 95 % intervals over independent units: test images or, where several images show one thing, what they show (digits of "
+    "scenes, both images of pairs with keypoints). Where a read-out is drawn (memories of patches, images of a few shots) it is drawn at "
+    "least 8 times, and its intervals and tests cover these draws too, as they cover those of noise, shuffle and random patches from 5 "
+    "seeds on; with fewer the draws stand apart, on hover. Paired p-values are given uncorrected and corrected by Holm. <b>Primary</b> are "
+    "the main scores (linear probe and k-NN of CLS, linear probe of patch mean, Recall@1, correspondence, keypoints, mIoU of linear "
+    "head and retrieval, refitted): one family over all models and conditions of the study. All other numbers are secondary: their "
+    "families are a metric of one model by one read-out, over its conditions and features. How well intervals and tests keep their word "
+    "was simulated (docs/intervals.md)."
 )
 
 

@@ -12,6 +12,8 @@ from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key, scores_key
 from experiments.study.target import Target
 from experiments.tasks import base
+from experiments.tasks.base import MetricResult
+from jaxvit.inference import Scores
 
 Runs = Sequence[tuple[str, int]]
 """(condition, seed) of runs whose scores are averaged."""
@@ -30,7 +32,7 @@ def jobs(target: Target, conditions: Iterable[str] | None = None, tasks: Iterabl
     names = [name for name in target.conditions if name == FULL or conditions is None or name in set(conditions)]
     chosen = [task for task in runnable_tasks(target) if tasks is None or task in set(tasks)]
     for condition in names:
-        runs = [(condition, seed) for seed in target.seeds_of(condition)]
+        runs = runs_of(target, condition)
         for run in runs:
             for number, task in enumerate(chosen):
                 yield _scores_job(target, *run, task, first=number == 0)
@@ -64,6 +66,12 @@ def _task_seeds(target: Target, condition: str, seed: int) -> tuple[int, ...]:
     return (seed,) if target.is_random(condition) else target.settings.all_seeds
 
 
+def _task_draws(target: Target, condition: str, seed: int) -> tuple[int, ...]:
+    """Seeds of a drawn read-out: all; under each seed of a random condition its share, so that there are as many in all."""
+    draws, seeds = target.settings.all_draws, target.seeds_of(condition)
+    return draws[seeds.index(seed) :: len(seeds)]
+
+
 def _scores_key(target: Target, condition: str, seed: int, task: str) -> Key:
     """The key of the scores of a task under one seed of a condition. An ablated condition is read with the read-outs of the full one."""
     chosen = target.settings.tasks[task]
@@ -74,6 +82,8 @@ def _scores_key(target: Target, condition: str, seed: int, task: str) -> Key:
         "settings": chosen.settings(target.settings.readouts),
         "seeds": [target.settings.seed, *_task_seeds(target, condition, seed)],
     }
+    if chosen.drawn:
+        definition["draws"] = list(_task_draws(target, condition, seed))
     if condition != FULL:
         definition["readouts"] = cell_hash(_scores_key(target, FULL, target.settings.seed, task))
     return scores_key(target, "scores", **definition)
@@ -87,7 +97,8 @@ def _scores_job(target: Target, condition: str, seed: int, task: str, first: boo
         if condition == FULL:
             return [], base.pack(chosen.run(target.features(condition, seed), target.context, {}))
         full = store.load(_scores_key(target, FULL, target.settings.seed, task)).arrays
-        context = target.context._replace(ablated=True, seeds=_task_seeds(target, condition, seed))
+        seeds, draws = _task_seeds(target, condition, seed), _task_draws(target, condition, seed)
+        context = target.context._replace(ablated=True, seeds=seeds, draws=draws)
         results = chosen.run(target.features(condition, seed), context, base.frozen_readouts_of(full))
         shuffle = target.shuffle_protocol(condition, seed)
         return [], base.pack([result._replace(readouts={}, protocol=base.extended(result.protocol, shuffle)) for result in results])
@@ -99,6 +110,30 @@ def _scores_job(target: Target, condition: str, seed: int, task: str, first: boo
     draw = f", seed {seed}" if target.is_random(condition) else ""
     label = f"{target.name}, {condition}{draw}: {task}"
     return Job(_scores_key(target, condition, seed, task), target.name, label, 4 if first else 1, compute, images, condition)
+
+
+def runs_of(target: Target, condition: str) -> Runs:
+    """The runs of a condition: one for each of its seeds."""
+    return [(condition, seed) for seed in target.seeds_of(condition)]
+
+
+def paired_results(
+    store: Store, target: Target, condition: str, task: str, runs: Runs
+) -> tuple[list[MetricResult], list[Sequence[Scores]]]:
+    """The results of a task over runs of a condition, and the scores of the full condition that each score of each is compared with; none
+    of the full condition itself."""
+    chosen = target.settings.tasks[task]
+    results = base.join_draws([base.unpack(store.load(_scores_key(target, *run, task)).arrays, chosen) for run in runs])
+    if condition == FULL:
+        return results, []
+    clean = base.unpack(store.load(_scores_key(target, FULL, target.settings.seed, task)).arrays, chosen)
+    by_identity = {result.identity: result for result in clean}
+    return results, [base.matched(by_identity[result.identity], result) for result in results]
+
+
+def scores_cells(target: Target, condition: str, task: str) -> list[str]:
+    """Hashes of the cells with the scores of a task: of the full condition, then of every run of a condition."""
+    return [cell_hash(_scores_key(target, *run, task)) for run in [(FULL, target.settings.seed), *runs_of(target, condition)]]
 
 
 def _rows_job(target: Target, condition: str, task: str, runs: Runs) -> Job:
@@ -113,13 +148,9 @@ def _rows_job(target: Target, condition: str, task: str, runs: Runs) -> Job:
     run |= {"task": task, "layer": target.layer, "scores_cell": [cell_hash(key) for key in scores_keys]}
 
     def compute(store: Store) -> tuple[list[Row], Arrays]:
-        results = base.join_draws([base.unpack(store.load(key).arrays, chosen) for key in scores_keys])
-        full = []
-        if condition != FULL:
-            clean = base.unpack(store.load(full_key).arrays, chosen)
-            by_identity = {result.identity: result.scores for result in clean}
-            full = [base.mean_over_seeds(result.reference or by_identity[result.identity], len(result.scores)) for result in results]
-        rows = compared_rows(run, results, settings.resamples, settings.seed, full, average)
+        results, full = paired_results(store, target, condition, task, runs)
+        drawn = 0 if average or not target.is_random(condition) else len(runs)
+        rows = compared_rows(run, results, target.inference, full, drawn, average)
         return [row | {"primary": (row["metric"], row["feature"], row["readout"]) in primary} for row in rows], {}
 
     columns = [list(column) for column in chosen.columns if column.primary]

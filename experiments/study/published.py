@@ -67,8 +67,9 @@ def attach_published(rows: Iterable[Row]) -> list[Row]:
     A counterpart has the same model, condition, task, metric, feature and layer (of flows and cosines, see `Published`).
 
     Returns:
-        The rows in their order. `published` lists {value, source, protocol, difference}, and note where there is one, for every
-        source that has the number; `difference` is the measured value minus the published one.
+        The rows in their order. `published` lists {value, source, protocol, difference, in_interval}, and note where there is one, for
+        every source that has the number; `difference` is the measured value minus the published one, `in_interval` whether the 95 %
+        interval of the measured one holds it: it does not cover that protocols differ.
     """
     return [row | {"published": counterparts} if (counterparts := _counterparts(row)) else row for row in rows]
 
@@ -81,6 +82,7 @@ def _counterparts(row: Row) -> list[dict[str, Any]]:
     key = (row["model"], row["condition"], task, f"{metric}{index}", feature, row["layer"])
     return [
         {"value": entry.value, "source": entry.source, "protocol": entry.protocol, "difference": row["value"] - entry.value}
+        | {"in_interval": row["ci_low"] <= entry.value <= row["ci_high"]}
         | ({"note": entry.note} if entry.note else {})
         for entry in _index().get(key, ())
     ]

@@ -18,7 +18,8 @@ from experiments.features.extraction import GROUP, Features, Images, Runner
 from experiments.features.overwritten import overwritten_patches
 from experiments.features.raw_pixels import raw_pixels
 from experiments.features.recipes import Recipe, is_random, made_up_moments, recipe_of
-from experiments.tasks.base import Context, Readouts, Task
+from experiments.study.compare import Inference
+from experiments.tasks.base import DRAWS, Context, Readouts, Task
 from experiments.tasks.table import TASKS
 from jaxvit import Ablation, Moments, ViT
 from jaxvit.capture import CaptureSpec
@@ -52,6 +53,11 @@ class Settings:
     @property
     def all_seeds(self) -> tuple[int, ...]:
         return tuple(range(self.seed, self.seed + self.seeds))
+
+    @property
+    def all_draws(self) -> tuple[int, ...]:
+        """Seeds of read-outs that are drawn."""
+        return tuple(range(self.seed, self.seed + max(DRAWS, self.seeds)))
 
     @property
     def extraction(self) -> dict[str, Any]:
@@ -136,7 +142,13 @@ class Target:
     def context(self) -> Context:
         """What tasks work with besides features."""
         config = None if self.model is None else self.model.config
-        return Context(self.data, self.settings.readouts, self.settings.all_seeds, self.mesh, self.settings.seed, config=config)
+        settings = self.settings
+        return Context(self.data, settings.readouts, settings.all_seeds, self.mesh, settings.all_draws, settings.seed, config=config)
+
+    @property
+    def inference(self) -> Inference:
+        """How its intervals and tests are made."""
+        return Inference(self.settings.resamples, self.settings.seed, self.data.shown)
 
     def image_count(self, part: str) -> int:
         """Number of images of a part of the data; "analysis" are the test images for measures without labels."""

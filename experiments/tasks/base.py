@@ -21,7 +21,7 @@ from experiments.datasets.base import StudyData
 from experiments.features.extraction import Features, Images, Norm
 from experiments.plotting.columns import Column
 from jaxvit.config import ViTConfig
-from jaxvit.inference import Finish, Scores, mean_ratio, over_seeds, ratio, weighted_median
+from jaxvit.inference import Finish, Scores, mean_ratio, ratio, weighted_median
 
 CONSTANT = "constant by construction"
 SolverName = Literal["logistic", "ridge", "sgd", "dinov2_logistic"]
@@ -29,6 +29,8 @@ Feature = Literal["cls", "patch_mean", "register_mean", "registers", "cls+patch_
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 FrozenReadouts = Mapping[str, np.ndarray]
 """Arrays of the read-outs that a task fitted in the full condition, by name; empty in the full condition itself."""
+DRAWS = 8
+"""Draws of a read-out that is drawn, at least: intervals cover its draws besides units."""
 REFITTED, FROZEN = "refitted", "frozen"
 """Read-outs: fitted under the condition, or in the full condition and applied unchanged."""
 
@@ -136,6 +138,8 @@ class MetricResult(NamedTuple):
         flag: what may be wrong with it, such as a regularisation chosen at the edge of its grid.
         detail: what was chosen, and how the solver ended.
         n_unit: what a unit is.
+        part: of the data, whose leading images (or pairs, in their order) the units are: it says which units are not independent.
+        draws: the draw of the read-out that each of the scores was made with; empty where nothing is drawn.
         counterpart: name of the metric of the full condition that it is compared with; "" for its own.
         reference: scores of the full condition that it is compared with, one entry for each seed; empty for those of the full condition's
             own result.
@@ -154,6 +158,8 @@ class MetricResult(NamedTuple):
     flag: str = ""
     detail: str = ""
     n_unit: str = "images"
+    part: str = "test"
+    draws: tuple[int, ...] = ()
     counterpart: str = ""
     reference: Sequence[Scores] = ()
     fields: Mapping[str, Any] = {}
@@ -198,6 +204,8 @@ class Context(NamedTuple):
 
     Attributes:
         seeds: of everything random in the task: all of the study, or in a random condition the one that it is drawn with.
+        draws: seeds of a read-out whose draws intervals cover (`Task.drawn`): `DRAWS` or all of the study, if those are more; under each of
+            several seeds of a random condition its share of them.
         first_seed: of the study.
         ablated: False in the full condition.
         config: of the model; None for raw pixels.
@@ -207,6 +215,7 @@ class Context(NamedTuple):
     readouts: Readouts
     seeds: tuple[int, ...]
     mesh: Mesh
+    draws: tuple[int, ...] = (0,)
     first_seed: int = 0
     ablated: bool = False
     config: ViTConfig | None = None
@@ -233,6 +242,7 @@ class Task:
         settings: everything that its numbers depend on besides features, data and seeds, as JSON; in the key of its cells.
         columns: those of its scores that tables and bars show, in order.
         made_images: images that it makes itself (`FeatureSource.of_images`), for the estimate of cost.
+        drawn: it draws its read-outs (`Context.draws`): images of a few shots, patches of a memory.
         scores_patches: it scores single patches, so that it reads `FeatureSource.full` under conditions that overwrite some of them
             (`tasks.overwritten`); for the estimate of cost.
         finishes: functions, besides those of `jaxvit.inference`, that turn summed scores into its metrics.
@@ -245,6 +255,7 @@ class Task:
     settings: Callable[[Readouts], dict[str, Any]] = _no_settings
     columns: tuple[Column, ...] = ()
     made_images: Callable[[StudyData], int] = lambda data: 0
+    drawn: bool = False
     scores_patches: bool = False
     finishes: tuple[Finish, ...] = ()
 
@@ -300,7 +311,8 @@ def unpack(arrays: Mapping[str, np.ndarray], task: Task) -> list[MetricResult]:
     for i, entry in enumerate(json.loads(str(arrays["metadata"]))):
         finish, names = finishes[entry.pop("finish")], (scores_array(i), reference_array(i))
         scores, reference = ([Scores(s, finish) for s in np.moveaxis(arrays[n], 1, 0)] if n in arrays else () for n in names)
-        results.append(MetricResult(**{**entry, "unit": Unit(*entry["unit"])}, scores=scores, reference=reference))
+        kinds = {"unit": Unit(*entry["unit"]), "draws": tuple(entry["draws"])}
+        results.append(MetricResult(**{**entry, **kinds}, scores=scores, reference=reference))
     return results
 
 
@@ -315,16 +327,21 @@ def join_draws(draws: Sequence[list[MetricResult]]) -> list[MetricResult]:
         same[0]._replace(
             scores=[s for result in same for s in result.scores],
             reference=[s for result in same for s in result.reference],
+            draws=tuple(draw for result in same for draw in result.draws),
             flag=next((r.flag for r in same if r.flag), ""),
         )
         for same in zip(*draws, strict=True)
     ]
 
 
-def mean_over_seeds(scores: Sequence[Scores], count: int | None = None) -> Scores:
-    """The mean of a metric over its seeds; one seed is repeated to `count` of them where the metric is compared with one that has as
-    many."""
-    return over_seeds([*scores] * (1 if count is None else count // len(scores)))
+def matched(clean: MetricResult, result: MetricResult) -> Sequence[Scores]:
+    """The scores of the full condition that those of a result are compared with, one by one: of the same draw of the read-out where it is
+    drawn; else those that there are, again and again."""
+    if result.reference:
+        return result.reference
+    if result.draws:
+        return [clean.scores[clean.draws.index(draw)] for draw in result.draws]
+    return [*clean.scores] * (len(result.scores) // len(clean.scores))
 
 
 def pack_readout(name: str, readout: Any) -> dict[str, np.ndarray]:

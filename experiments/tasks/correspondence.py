@@ -54,8 +54,10 @@ def _score(context: Context, features: FeatureSource, overwritten: Overwritten) 
     results = []
     for name, mask in sets.items():
         matches = metrics.correspondence(first, second, views.warp, (rows, columns), side, tolerance, mask, usable=usable)
-        results.append(MetricResult("accuracy", name, protocol, [ratio_scores(matches.hits, matches.points)], n_unit=PAIRS))
-        results.append(MetricResult("cycle_consistency", name, protocol, [ratio_scores(matches.cycles, matches.points)], n_unit=PAIRS))
+        results.append(MetricResult("accuracy", name, protocol, [ratio_scores(matches.hits, matches.points)], n_unit=PAIRS, part=VIEWS[0]))
+        results.append(
+            MetricResult("cycle_consistency", name, protocol, [ratio_scores(matches.cycles, matches.points)], n_unit=PAIRS, part=VIEWS[0])
+        )
     return results
 
 

@@ -35,13 +35,14 @@ def few_shot(features: FeatureSource, context: Context, frozen_readouts: FrozenR
     results = []
     for name in names:
         probes = few_shot_probes.few_shot(
-            jnp.asarray(train[name]), train_labels, jnp.asarray(test[name]), test_labels, classes, shots=shots, seeds=context.seeds
+            jnp.asarray(train[name]), train_labels, jnp.asarray(test[name]), test_labels, classes, shots=shots, seeds=context.draws
         )
         constant = constant_fields(train[name])
         for count, correct in zip(shots, np.asarray(probes.correct), strict=True):
             protocol = protocol_id("big_vision_few_shot", shots=count, penalty=few_shot_probes.BIG_VISION_PENALTY, **context.where)
             scores = [mean_scores(seed) for seed in correct]
-            results.append(MetricResult(f"top1_{count}_shot", name, protocol, scores, readout=REFITTED, **constant, flag=flag))
+            result = MetricResult(f"top1_{count}_shot", name, protocol, scores, readout=REFITTED, **constant, flag=flag)
+            results.append(result._replace(draws=context.draws))
     return results
 
 
@@ -49,4 +50,4 @@ def _settings(readouts: Readouts) -> dict[str, Any]:
     return {"shots": list(readouts.shots), "penalty": few_shot_probes.BIG_VISION_PENALTY}
 
 
-FEW_SHOT = Task(few_shot, labelled_parts, has_labels, version=2, settings=_settings)
+FEW_SHOT = Task(few_shot, labelled_parts, has_labels, version=3, settings=_settings, drawn=True)

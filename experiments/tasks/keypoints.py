@@ -47,7 +47,7 @@ def _score(context: Context, features: FeatureSource, overwritten: Overwritten) 
             protocol = protocol_id("pck", alpha=alpha, by=by, **where)
             metric = f"pck_{alpha:g}" + ("" if by == "box" else "_image_size")
             for suffix, feature, scores in _averages(hits_at_alpha, counts, pairs):
-                results.append(MetricResult(metric + suffix, feature, protocol, [scores], n_unit="source images"))
+                results.append(MetricResult(metric + suffix, feature, protocol, [scores], n_unit="pairs", part=PART))
     return results
 
 
@@ -75,29 +75,15 @@ def _touched(
 
 
 def _averages(hits: Float[np.ndarray, "pairs"], counts: Float[np.ndarray, "pairs"], pairs: Keypoints) -> Iterator[tuple[str, str, Scores]]:
-    """The averages of PCK as scores whose units are source images: (suffix of the metric, feature, scores).
-
-    Units are all source images that have keypoints (in the category), also those of which none is counted: they are then the same for
-    all draws of a condition.
-    """
-    unit, points = np.unique(pairs.source, return_inverse=True)[1], pairs.valid.sum(axis=1)
-
-    def ratios(numerators: np.ndarray, denominators: np.ndarray, chosen: np.ndarray | int = 1) -> Scores:
-        """Sums over the pairs of each source image that has any."""
-        above, below, there = (np.bincount(unit, values * chosen) for values in (numerators, denominators, points))
-        return ratio_scores(above, below, there > 0)
-
-    share = hits / np.maximum(counts, 1)
-    yield "", "patches", ratios(hits, counts)
-    yield "_per_image", "patches", ratios(share, (counts > 0).astype(float))
+    """The averages of PCK as scores by pair: (suffix of the metric, feature, scores). Pairs of other categories contribute nothing."""
+    share, counted = hits / np.maximum(counts, 1), (counts > 0).astype(float)
+    yield "", "patches", ratio_scores(hits, counts)
+    yield "_per_image", "patches", ratio_scores(share, counted)
     for c, name in enumerate(pairs.categories):
         member = pairs.category == c
-        yield "", f"patches: {name}", ratios(hits, counts, member)
-        yield "_per_image", f"patches: {name}", ratios(share, (counts > 0).astype(float), member)
-    by_category = [
-        np.stack([np.bincount(unit, values * (pairs.category == c)) for c in range(len(pairs.categories))], axis=1)
-        for values in (hits, counts)
-    ]
+        yield "", f"patches: {name}", ratio_scores(hits * member, counts * member)
+        yield "_per_image", f"patches: {name}", ratio_scores(share * member, counted * member)
+    by_category = [values[:, None] * (pairs.category[:, None] == np.arange(len(pairs.categories))) for values in (hits, counts)]
     yield "_mean_of_categories", "patches", Scores(np.stack(by_category, axis=2), mean_ratio)
 
 
@@ -109,7 +95,7 @@ KEYPOINTS = Task(
     keypoints,
     parts=lambda data: (PART,),
     possible=lambda data: data.keypoints is not None,
-    version=2,
+    version=3,
     settings=_settings,
     scores_patches=True,
     columns=(Column("pck_0.1", "patches", "keypoints<br>PCK@0.1 box", primary=True),),

@@ -16,7 +16,7 @@ def retrieval(features: FeatureSource, context: Context, frozen_readouts: Frozen
     first, second = features["first"].cls, features["second"].cls
     protocol = protocol_id("instance_recall", views=context.data.protocols["views"], **context.readouts.where)
     scores = mean_scores(metrics.recall_at_1(jnp.asarray(first), jnp.asarray(second)))
-    return [MetricResult("recall_at_1", "cls", protocol, [scores], n_unit=PAIRS, **constant_fields(second))]
+    return [MetricResult("recall_at_1", "cls", protocol, [scores], n_unit=PAIRS, part=VIEWS[0], **constant_fields(second))]
 
 
 RETRIEVAL = Task(

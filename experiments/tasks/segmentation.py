@@ -86,14 +86,15 @@ def _score(context: Context, frozen_readouts: FrozenReadouts, features: FeatureS
         results.append(_miou("miou", frozen, protocol("linear_head", L2=L2, standardised=standardised, fit="full"), FROZEN))
     for metric, sampling, draw in MEMORIES:
         retrieved = []
-        for seed in context.seeds:
+        for seed in context.draws:
             memory = draw(shares, weights > 0, context.readouts.memory, seed)
             neighbours = min(NEIGHBOURS, len(memory))
             retrieved_labels = knn.retrieve(patches[memory], labels[memory], queries, neighbours, TEMPERATURE, mesh=context.mesh)
             retrieved.append(Scores(confusion(np.asarray(retrieved_labels)), metrics.mean_iou))
         settings = {"k": neighbours, "temperature": TEMPERATURE, "memory": context.readouts.memory, "sampling": sampling}
-        results.append(MetricResult(metric, "patches", protocol("hummingbird", **settings), retrieved, readout=REFITTED))
-    return results
+        result = MetricResult(metric, "patches", protocol("hummingbird", **settings), retrieved, readout=REFITTED, draws=context.draws)
+        results.append(result)
+    return [result._replace(part=masks.test_part) for result in results]
 
 
 def _without_mixed_pixels(masks: Masks, overwritten: Bool[np.ndarray, "test rows columns"]) -> UInt8[np.ndarray, "test height width"]:
@@ -163,8 +164,9 @@ SEGMENTATION = Task(
     segment,
     parts=_parts,
     possible=lambda data: data.masks is not None,
-    version=3,
+    version=4,
     settings=_settings,
+    drawn=True,
     scores_patches=True,
     columns=(
         Column("miou", "patches", "mIoU<br>linear head", REFITTED, primary=True),

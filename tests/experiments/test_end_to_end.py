@@ -136,8 +136,13 @@ def test_random_conditions_and_read_outs_are_means_over_seeds(finished):
     seeds = {(r["condition"], r["task"], r["metric"]): r["seeds"] for r in rows if r["model"] == "with_registers" and r["feature"] != "x"}
     assert seeds["random_patches", "knn", "top1_k20"] == seeds["noise_registers", "off_manifold", "patch_cosine"] == 2
     assert seeds["zero_registers", "knn", "top1_k20"] == 1
-    assert seeds["full", "segmentation", "miou_retrieval"] == seeds["full", "few_shot", "top1_1_shot"] == 2
-    assert seeds["shuffle_registers", "segmentation", "miou_retrieval"] == 2, "a draw of the condition goes with the seed of the memory"
+    assert seeds["full", "segmentation", "miou_retrieval"] == seeds["full", "few_shot", "top1_1_shot"] == 8
+    assert seeds["shuffle_registers", "segmentation", "miou_retrieval"] == 8, "four draws of the memory under each of two of the condition"
+    covers = {(r["condition"], r["metric"]): r["ci_covers"] for r in rows}
+    assert covers["full", "miou_retrieval"] == covers["zero_registers", "top1_1_shot"] == "units and draws"
+    assert covers["shuffle_registers", "miou_retrieval"] == "units and draws of the read-out"
+    assert covers["zero_registers", "miou"] == covers["shuffle_registers", "top1_k20"] == "units"
+    assert {r["n_unit"] for r in rows} == {"digits"}
     shuffled = {r["protocol"] for r in rows if r["condition"].startswith("shuffle") and r["task"] in ("knn", "off_manifold")}
     assert all("shuffle=groups of 8 over the part" in protocol for protocol in shuffled)
     noisy = [r for r in rows if r["condition"] == "noise_registers" and r["task"] == "off_manifold"]

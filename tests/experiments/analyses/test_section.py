@@ -11,6 +11,7 @@ from experiments.analyses import (
     ablation_table,
     attention_flow,
     instrument_check,
+    model_differences,
     off_manifold,
     patch_geometry,
     register_lesions,
@@ -135,3 +136,17 @@ def test_models_are_compared_with_others_of_their_family_alone():
 def test_a_change_of_another_token_is_shown_exactly():
     rows = [made_row(task="instrument_check", condition="zero_cls_last", metric="largest_change", readout=None, value=2e-7, **PLAIN)]
     assert "<td>model · zero_cls_last</td><td>2e-07</td>" in instrument_check.section(results(rows))
+
+
+def test_differences_between_models_stand_in_a_table_for_each_pair():
+    common = {"metric": "top1_change", "analysis": "model_differences", "primary": False}
+    rows = [
+        made_row(**common, model=model, condition=condition, p_holm=p, reference={"model": other, "condition": condition, "value": 0.0})
+        for model, other in (("a", "b"), ("a", "c"))
+        for condition, p in (("zero_cls", 0.01), ("random_patches", 0.2))
+    ]
+    page = model_differences.section(results(rows, "a", "b", "c"))
+    assert page.count("<table>") == 2
+    assert "<th>a − b</th>" in page
+    assert "<td>zero_cls</td><td><b>-25.0</b><small>-37.5 – -12.5</small></td>" in page
+    assert "<td>random_patches</td><td>-25.0<small>" in page

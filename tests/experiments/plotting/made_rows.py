@@ -19,7 +19,7 @@ def made_row(**changes: Any) -> Row:
     row |= {"task": "linear_probe", "metric": "top1", "feature": "cls", "readout": "refitted", "layer": 5} | SHARE
     row |= {"primary": False, "value": 0.5, "ci_covers": "units", "n": 30, "n_unit": "images", "seeds": 1, "by_seed": [0.5]}
     row |= {"delta": -0.25, "delta_ci_low": -0.375, "delta_ci_high": -0.125, "p_value": 0.01, "p_holm": 0.02, "holm_tests": 2}
-    row |= {"reference": {"model": "model", "condition": "full", "value": 0.75}, "holm_family": "model: top1 of linear_probe"}
+    row |= {"reference": {"model": "model", "condition": "full", "value": 0.75}, "holm_family": "secondary: top1 of linear_probe of model"}
     row |= {"by_construction": False, "protocol": "ridge(select=val)", "cell": "0" * 20, "quick": False} | changes
     return make_row(**({"ci_low": row["value"] - 0.1, "ci_high": row["value"] + 0.1} | row))
 

@@ -17,7 +17,7 @@ def test_tokens_have_labels(name, label):
 
 
 def test_a_hover_text_says_everything_that_is_known_of_a_number():
-    published = [{"value": 0.75, "difference": -0.25, "source": "a paper", "protocol": "?"}]
+    published = [{"value": 0.75, "difference": -0.25, "in_interval": False, "source": "a paper", "protocol": "?"}]
     row = made_row(
         seeds=2, by_seed=[0.25, 0.75], by_construction=True, note="by construction", flag="edge", detail="penalty 1", published=published
     )
@@ -25,10 +25,10 @@ def test_a_hover_text_says_everything_that_is_known_of_a_number():
         "model · zero_cls",
         "linear_probe: top1 of cls, block 5, refitted",
         "ridge(select=val)",
-        "value 50.000 [40.000, 60.000] %, n = 30 images",
-        "mean over 2 seeds, from 25.000 to 75.000",
-        "against full -25.000 [-37.500, -12.500], p = 0.0100, by Holm over 2 0.0200",
-        "published 75.00 (-25.00 here): a paper",
+        "value 50.000 [40.000, 60.000] %, n = 30 images; the interval covers units",
+        "mean over 2 draws, from 25.000 to 75.000",
+        "against full -25.000 [-37.500, -12.500], p = 0.0100, by Holm over 2 0.0200 (secondary family)",
+        "published 75.00 (-25.00 here), outside this interval; protocols differ: a paper",
         "† by construction",
         "‡ edge",
         " penalty 1",
@@ -42,7 +42,7 @@ def test_a_hover_text_is_in_the_unit_of_its_row():
     assert hover(row).split("<br>")[1:4] == [
         "linear_probe: top1 of cls, block 5",
         "ridge(select=val)",
-        "value 1.500 [1.400, 1.600] bits, n = 30 pairs of views",
+        "value 1.500 [1.400, 1.600] bits, n = 30 pairs of views; the interval covers units",
     ]
     assert (interval(row), interval(made_row())) == ("1.500 [1.400, 1.600]", "50.000 [40.000, 60.000]")
     assert [scaled(made_row()), scaled(made_row(), "ci_low"), scaled(made_row(), "delta", "+.2f")] == ["50.0", "40.0", "-25.00"]

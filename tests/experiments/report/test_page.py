@@ -94,7 +94,7 @@ def test_cautions_are_those_that_the_study_needs(tmp_path):
     changes = {"models": {"mine": "0"}, "random_weights": True, "study": {"preset": "custom", "quick": True}}
     mine = page.write(finished(tmp_path / "mine", rows=other, **changes)).read_text()
     assert "These are demo numbers" not in mine
-    for caution in ("Random weights", "A quick look", "random initialisation", "95 % bootstrap intervals"):
+    for caution in ("Random weights", "A quick look", "random initialisation", "95 % intervals over independent units"):
         assert caution in mine
 
 

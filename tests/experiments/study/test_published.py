@@ -186,7 +186,7 @@ def test_numbers_in_the_text_are_the_authors_data_rounded():
 
 def row(**changes: object) -> dict:
     new = {"model": V3, "condition": "zero_registers", "task": "retrieval", "metric": "recall_at_1", "feature": "cls", "layer": 11}
-    return make_row(**new | {"value": 0.9, "n": 2000} | changes)
+    return make_row(**new | {"value": 0.9, "ci_low": 0.85, "ci_high": 0.95, "n": 2000} | changes)
 
 
 def flow(source: str, target: str, **changes: object) -> dict:
@@ -201,6 +201,8 @@ def test_a_measured_number_stands_beside_every_version_of_the_published_one():
     assert measured == row() | {"published": [one]}
     assert list(measured) == list(row()), "in the place of the field"
     assert (one["value"], one["difference"]) == (0.929, pytest.approx(-0.029))
+    assert one["in_interval"], "0.929 lies between 0.85 and 0.95"
+    assert not attach_published([row(ci_high=0.92)])[0]["published"][0]["in_interval"]
     assert "heatmap_data" in one["source"]
     assert one["protocol"]
     assert [(p["value"], p["difference"]) for p in ranked["published"]] == [(4.2, pytest.approx(0.3)), (4.0, pytest.approx(0.5))]

@@ -24,7 +24,7 @@ def make_features(images: int = 5, registers: int = 2, patches: int = 16, width:
 
 
 def make_context(**data: object) -> Context:
-    return Context(SimpleNamespace(**data), Readouts(), (0, 1), batch_mesh())
+    return Context(SimpleNamespace(**data), Readouts(), (0, 1), batch_mesh(), (0, 1, 2))
 
 
 class FeaturesByPart(dict):

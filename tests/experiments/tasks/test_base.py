@@ -22,7 +22,7 @@ from experiments.tasks.base import (
     frozen_readouts_of,
     is_constant,
     join_draws,
-    mean_over_seeds,
+    matched,
     pack,
     pack_readout,
     pack_scores,
@@ -69,11 +69,13 @@ def test_a_flag_of_any_draw_stays():
     assert [r.flag for r in join_draws([norms(), flagged])] == ["at the edge"] * 3
 
 
-def test_one_seed_is_repeated_where_it_is_compared_with_several():
-    (single,) = norms()[0].scores
-    repeated = mean_over_seeds([single], 3)
-    assert repeated.contributions.shape[1] == 3
-    assert value(repeated) == pytest.approx(value(single))
+def test_every_score_is_compared_with_that_of_its_own_draw():
+    """One score of the full condition serves all; of drawn read-outs each has its own; a result's own reference goes before."""
+    clean, result = norms()[0], join_draws([norms(seed) for seed in (1, 2, 3)])[0]
+    assert matched(clean, result) == [*clean.scores] * 3
+    drawn = clean._replace(scores=[norms(seed)[0].scores[0] for seed in (5, 6, 7)], draws=(5, 6, 7))
+    assert matched(drawn, result._replace(draws=(7, 5, 6))) == [drawn.scores[i] for i in (2, 0, 1)]
+    assert matched(drawn, result._replace(reference=result.scores)) is result.scores
 
 
 FINISHES = [(finish, task) for finish in (ratio, mean_ratio, weighted_median) for task in (PLAIN, OWN)] + [(largest, OWN)]
@@ -96,6 +98,8 @@ def test_every_finish_survives_storage_by_its_name(finish, task):
         flag="a flag",
         detail="a detail",
         n_unit="pairs of views",
+        part="first",
+        draws=(3, 5),
         fields={"register_a": "r1", "index": 3},
     )
     (stored,) = unpack(pack([result]), task)

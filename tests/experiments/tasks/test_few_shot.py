@@ -9,13 +9,13 @@ from experiments.tasks.few_shot import few_shot
 from tests.experiments.tasks.hand_made import FeaturesByPart, make_classes
 
 
-def test_shots_that_a_class_has_are_measured_for_cls_and_patch_mean_under_every_seed():
+def test_shots_that_a_class_has_are_measured_for_cls_and_patch_mean_under_every_draw():
     parts, context = make_classes(shots=(1, 5, 10))
     results = few_shot(parts, context, {})
     assert [(r.metric, r.feature) for r in results] == [
         (metric, feature) for feature in ("cls", "patch_mean") for metric in ("top1_1_shot", "top1_5_shot")
     ]
-    assert {len(r.scores) for r in results} == {2}
+    assert {(len(r.scores), r.draws) for r in results} == {(3, (0, 1, 2))}
     assert {r.readout for r in results} == {REFITTED}
     assert results[0].protocol.startswith("big_vision_few_shot(shots=1, penalty=")
     assert {r.flag for r in results} == {"shots 10 left out: the smallest class of train has 6 images"}

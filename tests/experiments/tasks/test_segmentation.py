@@ -43,9 +43,10 @@ def test_the_numbers_are_of_a_refitted_head_of_every_class_of_a_frozen_head_and_
         ("iou", "patches: left", REFITTED, 1),
         ("iou", "patches: right", REFITTED, 1),
         ("iou", "patches: nowhere", REFITTED, 1),
-        ("miou_retrieval", "patches", REFITTED, 2),
-        ("miou_retrieval_balanced", "patches", REFITTED, 2),
+        ("miou_retrieval", "patches", REFITTED, 3),
+        ("miou_retrieval_balanced", "patches", REFITTED, 3),
     ]
+    assert [r.draws for r in full[4:]] == [(0, 1, 2)] * 2
     assert np.isnan(value(full[3].scores[0])), "neither true nor predicted: it has no IoU"
     assert value(full[0].scores[0]) == pytest.approx(np.mean([value(r.scores[0]) for r in full[1:3]]))
     assert value(full[0].scores[0]) > 0.8

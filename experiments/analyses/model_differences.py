@@ -1,0 +1,66 @@
+"""Does an ablation cost one model more than another? Differences of differences, model x condition, with their own intervals and tests."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+
+from experiments.demo import label
+from experiments.plotting.columns import score_key
+from experiments.plotting.elements import change_cell
+from experiments.rows import Row, select
+from experiments.study import grid
+from experiments.study.changes import KIND, METRIC_ENDING, changes_job
+from experiments.study.jobs import Job
+from experiments.study.results import StudyResults
+from experiments.study.target import Target
+
+TITLE = "Differences between models"
+NOTE = (
+    "How much more an ablation changes a score of one model than of another: the difference of their differences from the full condition, "
+    "in points, with its own paired interval over the same test units and its own test; that two intervals of two models overlap, or that "
+    "one effect is significant and another is not, says nothing about it. A model without registers has only the conditions of CLS and "
+    "patches. Models that differ in their teacher, data or patch size differ in more than one thing. Bold: p below 0.05 after Holm over "
+    "the metric's differences between the two models."
+)
+CONDITIONS = ("zero_cls", "zero_registers", "mean_registers", "random_patches")
+
+
+def jobs(target: Target) -> Iterator[Job]:
+    """All tasks under the conditions that are compared."""
+    if not target.baseline:
+        yield from grid.jobs(target, CONDITIONS)
+
+
+def pair_jobs(target: Target, other: Target) -> Iterator[Job]:
+    """The differences of main scores between two models, under every condition that both have."""
+    if target.baseline or other.baseline:
+        return
+    for condition in CONDITIONS:
+        if condition in target.conditions and condition in other.conditions:
+            for task in grid.runnable_tasks(target):
+                if any(column.primary for column in target.settings.tasks[task].columns):
+                    yield changes_job(target, other, condition, task)
+
+
+def section(results: StudyResults) -> str:
+    """A table for each pair of models: conditions against scores."""
+    rows = select(results.rows, analysis=KIND)
+    scores = {
+        (*pair_of(row), row["condition"], *score_key({**row, "metric": row["metric"].removesuffix(METRIC_ENDING)})): row for row in rows
+    }
+    columns = [column for column in results.columns if any(key[3:] == column.key for key in scores)]
+    heads = "".join(f"<th>{column.heading}</th>" for column in columns)
+    tables = ""
+    for pair in dict.fromkeys(map(pair_of, rows)):
+        body = ""
+        for condition in dict.fromkeys(row["condition"] for row in rows if pair_of(row) == pair):
+            cells = "".join(change_cell(scores.get((*pair, condition, *column.key))) for column in columns)
+            body += f"<tr><td>{html.escape(condition)}</td>{cells}</tr>"
+        tables += f"<table><tr><th>{' − '.join(html.escape(label(model)) for model in pair)}</th>{heads}</tr>{body}</table>"
+    return tables
+
+
+def pair_of(row: Row) -> tuple[str, str]:
+    """The two models of a row."""
+    return row["model"], row["reference"]["model"]
