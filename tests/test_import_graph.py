@@ -34,7 +34,7 @@ PROGRAMS = (
     ("definition",),
     ("planning", "report"),
     ("reproduce",),
-    ("pretrain",),
+    ("pretrain", "simulations"),
     ("bench",),
 )
 """The same for experiments/; `__init__` is its door to finished studies."""

@@ -59,6 +59,8 @@ def test_the_map_names_no_file_that_is_not_there():
 
 
 ROWS = [json.loads(line) for line in (ROOT / SHOWN_ROWS).read_text().splitlines()]
+WIDTH = 0.035
+"""Of an interval of 95 % correct answers, at most: 471 test digits give 0.039 if every scene of a digit agreed, 0.024 if none did."""
 TWINS = ("demo_reg", "demo")
 
 
@@ -77,7 +79,7 @@ def test_the_twins_are_worth_ablating(model):
     for metric in ("top1", "top1_k20"):
         row = row_of(model, metric, "cls")
         assert row["value"] >= 0.93
-        assert row["ci_high"] - row["ci_low"] <= 0.03
+        assert row["ci_high"] - row["ci_low"] <= WIDTH
 
 
 @pytest.mark.parametrize("model", TWINS)
@@ -93,7 +95,7 @@ def test_the_twins_beat_random_initialisation_and_raw_pixels_well_outside_the_in
 def test_the_positive_control_reads_its_registers():
     row = row_of("demo_reg_read", "top1_k20", "cls")
     assert row["value"] >= 0.85
-    assert row["ci_high"] - row["ci_low"] <= 0.03
+    assert row["ci_high"] - row["ci_low"] <= WIDTH
     for condition in ("zero_registers", "mean_registers", "noise_registers", "shuffle_registers"):
         for metric in ("top1", "top1_k20"):
             assert row_of("demo_reg_read", metric, "cls", condition)["delta_ci_high"] < 0

@@ -49,7 +49,7 @@ _DATA = (
     "columns), each view with its own ground and colours. The scores are of digits 1297 to 1796 over the right 40 %."
 )
 _LIMITS = (
-    "Demo numbers: a tiny model on composed scenes. Intervals cover the sampling of test scenes; the table over seeds covers training. "
+    "Demo numbers: a tiny model on composed scenes. Intervals cover the sampling of test digits; the table over seeds covers training. "
     "Nothing here replicates a published effect of registers in DINO models."
 )
 

@@ -80,7 +80,7 @@ def compared_rows(
 
 def mean_of_draws(result: MetricResult, scores: Sequence[Scores], inference: Inference, average: bool = False) -> Scores:
     """The mean of a metric over its draws, which know what their units show; where there are enough of them, its interval covers draws."""
-    shown = inference.shown.get(result.part)
+    shown = inference.shown.get(result.units_of or "")
     if shown is not None:
         scores = [score._replace(clusters=shown.number[: len(score.contributions)]) for score in scores]
     if result.draws:  # conditions that are averaged share the draws of their read-outs
@@ -98,7 +98,8 @@ def covers(score: Scores, condition_draws: int) -> str:
 
 def unit_name(result: MetricResult, inference: Inference) -> str:
     """What the independent units of a result are."""
-    return inference.shown[result.part].unit if result.part in inference.shown else result.n_unit
+    shown = inference.shown.get(result.units_of or "")
+    return result.n_unit if shown is None else shown.unit
 
 
 def mark_repeats(rows: Sequence[Row], ablations: Mapping[str, str]) -> list[Row]:

@@ -138,7 +138,8 @@ class MetricResult(NamedTuple):
         flag: what may be wrong with it, such as a regularisation chosen at the edge of its grid.
         detail: what was chosen, and how the solver ended.
         n_unit: what a unit is.
-        part: of the data, whose leading images (or pairs, in their order) the units are: it says which units are not independent.
+        part: of the data, whose leading images (or pairs, in their order) the units are: it says which units are not independent. By
+            default "test" where units are images, and none where they are something else.
         draws: the draw of the read-out that each of the scores was made with; empty where nothing is drawn.
         counterpart: name of the metric of the full condition that it is compared with; "" for its own.
         reference: scores of the full condition that it is compared with, one entry for each seed; empty for those of the full condition's
@@ -158,7 +159,7 @@ class MetricResult(NamedTuple):
     flag: str = ""
     detail: str = ""
     n_unit: str = "images"
-    part: str = "test"
+    part: str | None = None
     draws: tuple[int, ...] = ()
     counterpart: str = ""
     reference: Sequence[Scores] = ()
@@ -169,6 +170,11 @@ class MetricResult(NamedTuple):
     def identity(self) -> tuple[Any, ...]:
         """What it has in common with the same metric under other conditions, frozen or refitted."""
         return self.counterpart or self.metric, self.feature, tuple(sorted(self.fields.items()))
+
+    @property
+    def units_of(self) -> str | None:
+        """The part of the data that its units are of."""
+        return self.part or ("test" if self.n_unit == "images" else None)
 
     @property
     def row_fields(self) -> dict[str, Any]:

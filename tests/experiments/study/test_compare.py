@@ -145,6 +145,7 @@ def test_units_are_what_is_shown():
         MetricResult("score", "patches", "p()", [scores], n_unit="pairs", part="first"),
     ]
     of_digits, of_pairs = compared_rows(RUN, results, Inference(200, 0, shown))
+    assert MetricResult("score", "cls", "p()", [scores], n_unit="pairs").units_of is None, "pairs of what, it has not said"
     assert [(row["n"], row["n_unit"]) for row in (of_digits, of_pairs)] == [(7, "digits"), (21, "pairs")]
     assert (of_digits["ci_low"], of_digits["ci_high"]) == bootstrap(scores._replace(clusters=digits[:21, None]), 200)
     assert of_digits["ci_high"] - of_digits["ci_low"] > of_pairs["ci_high"] - of_pairs["ci_low"]

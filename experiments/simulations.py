@@ -1,4 +1,4 @@
-"""Do intervals and tests keep their word? Simulations through the functions that a study calls: `python -m experiments.coverage`.
+"""Do intervals and tests keep their word? Simulations through the functions that a study calls: `python -m experiments.simulations`.
 
 Every kind of interval is made many times on data of known truth: a 95 % interval should hold the truth in 95 % of runs, and a test should
 reject a true null hypothesis at 5 % in 5 %. Numbers of units are those at which a study is small.
@@ -29,7 +29,7 @@ from jaxvit.inference import Scores, mean_scores, median_scores, ratio_scores
 from jaxvit.metrics import mean_iou
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "coverage.json", HERE.parent / "docs" / "intervals.md"
+RESULTS, PAGE = HERE / "simulations.json", HERE.parent / "docs" / "intervals.md"
 MARKS = ("<!-- simulations: begin -->", "<!-- simulations: end -->")
 COVERAGE, REJECTION = (0.93, 0.97), (0.04, 0.06)
 """What is accepted of 95 % intervals, and of tests at 5 %."""
@@ -148,7 +148,8 @@ def kinds() -> dict[str, Kind]:
     return {
         "mean_15": Kind("mean, 15 units", partial(_means, 15, False), 0.0),
         "mean_300": Kind("mean, 300 units", partial(_means, 300, False), 0.0),
-        "accuracy_50": Kind("accuracy of 76 %, 50 units", partial(_means, 50, True), 0.5 * math.erfc(-1 / math.sqrt(2) / math.sqrt(2))),
+        "accuracy_50": Kind("accuracy of 76 %, 50 units", partial(_means, 50, True), 0.5 * math.erfc(-0.5)),
+        "accuracy_500": Kind("accuracy of 76 %, 500 units", partial(_means, 500, True), 0.5 * math.erfc(-0.5)),
         "ratio_15": Kind("hits over points, 15 units", partial(_ratios, 15), 6 / 9),
         "ratio_100": Kind("hits over points, 100 units", partial(_ratios, 100), 6 / 9),
         "miou_30": Kind("mIoU, 30 images", partial(_mious, 30), float(mean_iou(population))),
