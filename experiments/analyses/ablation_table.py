@@ -20,7 +20,7 @@ from experiments.study.target import Target
 TITLE = "What an ablation costs"
 NOTE = (
     "Tokens are overwritten at the output of every block. Point at a cell for its exact "
-    "value and interval, its protocol, and the paired difference from the full condition with its permutation p-value. Read-outs are "
+    "value and interval, its protocol, and the paired difference from the full condition with its p-value. Read-outs are "
     "fitted anew for each condition; <i>frozen</i> ones are fitted in the full condition and applied unchanged: they show that features "
     "changed, not whether the information is still there. † marks what holds by construction: with CLS overwritten by a constant, "
     "nothing can be read from it, so only the dense tasks say anything about zero_cls and mean_cls. Patches that a condition overwrites "

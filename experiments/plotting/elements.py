@@ -51,7 +51,7 @@ def change_cell(row: Row | None) -> str:
         return "<td></td>"
     delta, low, high = (scaled(row, field, "+.1f") for field in ("delta", "delta_ci_low", "delta_ci_high"))
     bold = row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT
-    return f"<td>{f'<b>{delta}</b>' if bold else delta}<small>{low} – {high}</small></td>"
+    return f"<td>{f'<b>{delta}</b>' if bold else delta}<small>{low} to {high}</small></td>"
 
 
 def interval_cell(row: Row | None, form: str = ".3f") -> str:

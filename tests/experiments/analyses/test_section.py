@@ -148,5 +148,5 @@ def test_differences_between_models_stand_in_a_table_for_each_pair():
     page = model_differences.section(results(rows, "a", "b", "c"))
     assert page.count("<table>") == 2
     assert "<th>a − b</th>" in page
-    assert "<td>zero_cls</td><td><b>-25.0</b><small>-37.5 – -12.5</small></td>" in page
+    assert "<td>zero_cls</td><td><b>-25.0</b><small>-37.5 to -12.5</small></td>" in page
     assert "<td>random_patches</td><td>-25.0<small>" in page
