@@ -17,6 +17,9 @@ from jaxtyping import Bool, Float, Int
 
 Finish = Callable[[np.ndarray], np.ndarray]
 _STEPS = 200
+_LEAST = 0.6
+"""The variance over things that several share is a difference, and may come out near 0 or below by chance: it is at least this share of
+that over units alone. Where things do not matter, intervals of 15 images then hold the truth in 95.6 % (with 0 in 90, with 1 in 97.7)."""
 
 
 class Deletions(NamedTuple):
@@ -26,15 +29,15 @@ class Deletions(NamedTuple):
         things: without all units that show a thing.
         alike: without all units that show the same things; empty where every unit shows one.
         draws: without a draw; empty where none are averaged.
-        things_in_draws, alike_in_draws: without those units in one draw alone; empty likewise.
+        things_in_draws, alike_in_draws: without those units in one draw alone; without columns likewise.
         roles: number of things that a unit shows.
     """
 
     things: Float[np.ndarray, "things"]
     alike: Float[np.ndarray, "alike"]
     draws: Float[np.ndarray, "draws"]
-    things_in_draws: Float[np.ndarray, "things_x_draws"]
-    alike_in_draws: Float[np.ndarray, "alike_x_draws"]
+    things_in_draws: Float[np.ndarray, "things draws"]
+    alike_in_draws: Float[np.ndarray, "alike draws"]
     roles: int
 
     def minus(self, other: Deletions) -> Deletions:
@@ -51,20 +54,31 @@ class Deletions(NamedTuple):
     @property
     def error(self) -> tuple[float, float]:
         """The standard error of the metric, and its degrees of freedom (Satterthwaite 1946)."""
-        kinds = _jackknife(self.things) - (self.roles - 1) * _jackknife(self.alike)
-        units = max(kinds, _jackknife(self.alike))
+        again = (self.roles - 1) * _jackknife(self.alike)
+        units = max(_jackknife(self.things) - again, _LEAST * again)
         freedom = max(len(self.things) - 1, 1)
         if not len(self.draws):
             return math.sqrt(units), freedom
-        once = _jackknife(self.things_in_draws) - (self.roles - 1) * _jackknife(self.alike_in_draws)
-        draws = max(_jackknife(self.draws) - max(once, 0), 0)
+        draws = _jackknife(self.draws)
+        both = max(_interaction(self.things_in_draws) - (self.roles - 1) * _interaction(self.alike_in_draws), 0)
+        total = max(units + draws - both, units)
         spread = units**2 / freedom + draws**2 / (len(self.draws) - 1)
-        return math.sqrt(units + draws), (units + draws) ** 2 / spread if spread else freedom
+        return math.sqrt(total), total**2 / spread if spread else freedom
 
 
 def _jackknife(changes: Float[np.ndarray, "n"]) -> float:
     """The variance of a metric, from its changes without each of n independent parts; 0 where there are no parts."""
     return float(np.sum((changes - changes.mean()) ** 2) * (len(changes) - 1) / len(changes)) if len(changes) else 0.0
+
+
+def _interaction(changes: Float[np.ndarray, "n draws"]) -> float:
+    """The variance that is of single units in single draws, which that over units and that over draws both contain; 0 where there are
+    no units."""
+    n, draws = changes.shape
+    if n < 2 or draws < 2:
+        return 0.0
+    own = changes - changes.mean(axis=0) - changes.mean(axis=1, keepdims=True) + changes.mean()
+    return float(np.sum(own**2) * (n - 1) / n * draws / (draws - 1))
 
 
 def deletions(
@@ -89,16 +103,16 @@ def deletions(
     by_thing = _sums(contributions, numbers)
     pairs = np.unique(np.sort(numbers, axis=1), axis=0, return_inverse=True)[1].reshape(-1, 1)
     alike = _sums(contributions, pairs) if roles > 1 else contributions[:0]
-    total, empty = contributions.sum(axis=0), np.zeros(0)
+    total = contributions.sum(axis=0)
     things, same = (_changes(total, sums, finish) for sums in (by_thing, alike))
     if not drawn:
-        return Deletions(things, same, empty, empty, empty, roles)
+        return Deletions(things, same, np.zeros(0), np.zeros((len(things), 0)), np.zeros((len(same), 0)), roles)
     count = len(total)
     remaining = np.stack([np.delete(total, draw, axis=0) for draw in range(count)])
     draws = finish(remaining) - finish(total)
 
-    def in_draws(sums: Float[np.ndarray, "groups draws *parts"]) -> Float[np.ndarray, "groups_x_draws"]:
-        return np.concatenate([_changes(total[d : d + 1], sums[:, d : d + 1], finish) / count for d in range(count)])
+    def in_draws(sums: Float[np.ndarray, "groups draws *parts"]) -> Float[np.ndarray, "groups draws"]:
+        return np.stack([_changes(total[d : d + 1], sums[:, d : d + 1], finish) / count for d in range(count)], axis=1)
 
     return Deletions(things, same, draws, in_draws(by_thing), in_draws(alike), roles)
 
