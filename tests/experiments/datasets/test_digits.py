@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from experiments.datasets import base
 from experiments.datasets import scenes as scenes_module
 from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.digits import digit_scenes
-from experiments.datasets.scenes import pairs, scenes
+from experiments.datasets.scenes import material, pairs, scenes
 
 SIZE = DataSize(train=20, val=8, test=12, pairs=4, segmentation=6, segmentation_test=10, calibration=8, analysis_images=4, gallery=5)
 
@@ -31,6 +33,23 @@ def test_each_part_has_the_scenes_of_the_split_of_its_name(data: StudyData) -> N
     np.testing.assert_array_equal(data.parts["second"].images, views.second)
     np.testing.assert_array_equal(data.views.warp, views.warp)
     np.testing.assert_array_equal(data.views.pixels["digit_patches"], views.digit)
+
+
+def test_scenes_and_pairs_of_one_digit_are_no_independent_units(data: StudyData) -> None:
+    """The number of a scene's digit names its class; 1,280 scenes show fewer digits than the split has."""
+    classes = np.asarray(material("test").classes)
+    for part, count in (("test", 12), ("first", 4)):
+        assert data.shown[part].unit == "digits"
+        assert data.shown[part].number.shape == (count, 1)
+    np.testing.assert_array_equal(classes[data.shown["test"].number[:, 0]], data.labels["test"])
+    assert len(np.unique(scenes("test", 1280, 0).number)) == 471 < len(classes)
+
+
+def test_pairs_with_keypoints_show_two_images(data: StudyData) -> None:
+    source, target = np.array([0, 0, 1]), np.array([1, 2, 2])
+    points = dataclasses.replace(data, keypoints=SimpleNamespace(source=source, target=target))
+    assert points.shown["keypoints"].number.tolist() == [[0, 1], [0, 2], [1, 2]]
+    assert points.shown["test"] is data.shown["test"]
 
 
 def test_patches_are_kept_of_all_images_that_are_read_patch_by_patch(data: StudyData) -> None:
