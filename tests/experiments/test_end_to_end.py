@@ -86,9 +86,10 @@ def test_rows_say_which_tokens_a_condition_ablates_and_count_registers_from_one(
 
 def test_scores_of_single_units_are_found_from_a_row(finished):
     opened = open_study(finished)
-    for row in opened.rows:
+    own = [row for row in opened.rows if row["analysis"] != "model_differences"]
+    for row in own:
         scores = opened.scores(row)
-        assert scores.shape[0] == row["n"]
+        assert scores.shape[0] >= row["n"], "images or pairs, of which several show one digit"
         assert scores.shape[1] == row["seeds"] or row["condition"] == "zero_single_mean", "whose draws are conditions of their own"
     knn = select(opened.rows, condition="noise_registers", task="knn", metric="top1_k20", feature="cls")[0]
     hits, counts = np.moveaxis(opened.scores(knn), -1, 0)
@@ -183,8 +184,8 @@ def test_one_intervention_of_two_names_is_marked_and_one_test(models, tmp_path):
         if row["repeats"]:
             assert row["value"] == pytest.approx(value["mean_registers", row["metric"], row["feature"]], abs=1e-6)
             assert (row["p_holm"], row["holm_tests"]) == (None, None)
-    (accuracy,) = {r["holm_tests"] for r in rows if r["metric"] == "accuracy" and not r["repeats"]}
-    assert accuracy == 2 * 2, "two interventions, all patches and those of digits"
+    tests = {(r["feature"], r["holm_tests"]) for r in rows if r["metric"] == "accuracy" and not r["repeats"]}
+    assert tests == {("patches", 2 * 2), ("digit_patches", 2)}, "two interventions: with the k-NN of CLS, the other main score; alone"
     assert "one intervention with mean_registers" in (both.out / "report.html").read_text()
 
 
@@ -199,7 +200,8 @@ def test_a_read_out_of_a_constant_token_is_marked_as_by_construction(finished):
 
 
 def test_scores_of_patches_leave_overwritten_ones_out_and_stand_beside_the_raw_ones(finished):
-    rows = [r for r in rows_of(finished) if r["task"] in ("correspondence", "segmentation") and r["condition"] != "full"]
+    rows = select(rows_of(finished), analysis=None)
+    rows = [r for r in rows if r["task"] in ("correspondence", "segmentation") and r["condition"] != "full"]
     raw = {(r["model"], r["metric"], r["feature"], r["readout"]): r for r in rows if r["metric"].endswith("_raw")}
     assert {r["condition"] for r in raw.values()} == {"random_patches"}
     whole = [r for task in ("correspondence", "segmentation") for r in select(rows_of(finished), task=task, condition="full")]
@@ -238,23 +240,39 @@ def test_frozen_read_outs_are_compared_with_the_full_condition(finished):
         assert any(r["value"] != f["value"] for r, f in zip([r for r in refitted if r["delta"] is not None], frozen, strict=False))
 
 
-def test_p_values_are_corrected_over_all_comparisons_of_a_model(finished):
-    """By arithmetic: the smallest of a table times their number, and never below what it was."""
+def test_p_values_are_corrected_within_their_family(finished):
+    """By arithmetic: the smallest of a family times their number, and never below what it was. Main scores are one family."""
     rows = rows_of(finished)
-    for model in ("with_registers", "without"):
-        for task, metric, readout in (
-            ("knn", "top1_k20", "refitted"),
-            ("correspondence", "accuracy", None),
-            ("linear_probe", "top1", "frozen"),
-        ):
-            of_task = select(rows, model=model, task=task, metric=metric, readout=readout)
-            tested = [r for r in of_task if r["p_value"] and not r["by_construction"]]
-            assert len({r["holm_family"] for r in tested}) == 1
-            assert all(r["p_holm"] >= r["p_value"] for r in tested)
-            assert {r["holm_tests"] for r in tested} == {len(tested)}
-            least = min(tested, key=lambda r: r["p_value"])
-            assert least["p_holm"] == pytest.approx(min(1, least["p_value"] * len(tested)))
-    assert all(r["p_holm"] is None for r in rows if r["p_value"] is None or r["by_construction"])
+    families: dict[str, list[dict]] = {}
+    for row in rows:
+        if row["p_value"] is None or row["by_construction"] or row["repeats"]:
+            assert row["p_holm"] is row["holm_family"] is None
+        else:
+            families.setdefault(row["holm_family"], []).append(row)
+    for tested in families.values():
+        assert all(r["p_holm"] >= r["p_value"] for r in tested)
+        assert {r["holm_tests"] for r in tested} == {len(tested)}
+        least = min(tested, key=lambda r: r["p_value"])
+        assert least["p_holm"] == pytest.approx(min(1, least["p_value"] * len(tested)))
+    (main,) = [tested for family, tested in families.items() if family.startswith("primary")]
+    assert {r["model"] for r in main} == {"with_registers", "without"}
+    assert {r["metric"] for r in main} == {"top1", "top1_k20", "recall_at_1", "accuracy", "miou", "miou_retrieval"}
+    assert all(r["primary"] and r["readout"] != "frozen" for r in main)
+
+
+def test_models_are_compared_by_how_much_a_condition_changes_them(finished):
+    """Under the conditions that both have; the difference of the two differences that stand in the rows."""
+    rows = rows_of(finished)
+    deltas = {(r["model"], r["condition"], r["task"], r["metric"], r["feature"], r["readout"]): r["delta"] for r in rows}
+    compared = select(rows, analysis="model_differences")
+    assert {(r["model"], r["reference"]["model"]) for r in compared} == {("with_registers", "without")}
+    assert {r["condition"] for r in compared} == {"zero_cls", "random_patches"}
+    for row in compared:
+        key = row["condition"], row["task"], row["metric"].removesuffix("_change"), row["feature"], row["readout"]
+        assert row["value"] == pytest.approx(deltas["with_registers", *key])
+        assert row["reference"]["value"] == pytest.approx(deltas["without", *key])
+        assert row["delta"] == pytest.approx(row["value"] - row["reference"]["value"])
+    assert "Differences between models" in (finished / "report.html").read_text()
 
 
 def test_the_meter_stands_beside_every_condition_at_every_block(finished):
