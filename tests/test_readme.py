@@ -59,7 +59,7 @@ def test_the_map_names_no_file_that_is_not_there():
 
 
 ROWS = [json.loads(line) for line in (ROOT / SHOWN_ROWS).read_text().splitlines()]
-WIDTH = 0.035
+WIDTH = 0.04
 """Of an interval of 95 % correct answers, at most: 471 test digits give 0.039 if every scene of a digit agreed, 0.024 if none did."""
 TWINS = ("demo_reg", "demo")
 

@@ -53,7 +53,7 @@ def test_a_study_of_folders_runs_every_task(study):
     }
     pck = select(rows, condition="full", task="spair", metric="pck_0.1")
     assert [row["feature"] for row in pck] == ["patches", "patches: bee"]
-    assert pck[0]["n"] == 2, "units are source images"
+    assert (pck[0]["n"], pck[0]["n_unit"]) == (3, "source and target images")
     per_class = select(rows, condition="full", metric="iou")
     assert [row["feature"] for row in per_class] == ["patches: sky", "patches: road"]
     miou = select(rows, condition="full", metric="miou", readout="refitted")[0]["value"]
