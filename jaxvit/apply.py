@@ -1,42 +1,67 @@
 """Ops applied to the tokens at a site: `(1 - mask) * tokens + mask * target`.
 
-That is exact where the mask is 0 or 1, and differentiable in between.
+That is exact where the mask is 0 or 1, and differentiable in between. Where heads are apart, at neurons, and where some channels of a
+token are replaced, it also keeps what is not finite and not used away from results and gradients; whole-token edits of the stream are the
+bare expression.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxvit.ops import BlockContext, EditOp
+from jaxvit.sites import HEAD_SITES, NOISE_NUMBERS, STREAM_SITES
 
 
-def apply(ops: tuple[EditOp, ...], x: Float[Array, "batch tokens width"], context: BlockContext) -> Float[Array, "batch tokens width"]:
-    """The tokens after the ops of one site, which are those of one layer (without the layer axis)."""
+def apply(
+    ops: tuple[EditOp, ...], x: Float[Array, "batch tokens *width"], context: BlockContext, site: str = "block_output"
+) -> Float[Array, "batch tokens *width"]:
+    """The tokens after the ops of one site, which are those of one layer (without the layer axis).
+
+    At a site where heads are apart `x` is [B, T, heads, head width], and its last two axes count as one axis of channels.
+    """
+    shape = x.shape
+    if site in HEAD_SITES:
+        x = x.reshape(*shape[:2], -1)
     for op in ops:
         mask = op.mask[None, :, None]
         if op.patches is not None:
             mask = mask * _drawn_patches(op, context)[:, :, None]
+        if op.channels is not None:
+            mask = mask * op.channels[op.index][None]
         mask = mask.astype(x.dtype)
-        x = (1 - mask) * x + mask * _target(op, x, context)
-    return x
+        if site in STREAM_SITES and op.channels is None:
+            x = (1 - mask) * x + mask * _target(op, x, context, site)
+        else:
+            target = _finite_where(mask == 0, _target(op, x, context, site))
+            x = (1 - mask) * _finite_where(mask == 1, x) + mask * target
+    return x.reshape(shape)
 
 
-def _target(op: EditOp, x: Array, context: BlockContext) -> Array:
-    """What tokens are replaced by where the mask is 1, [1 or batch, T, D]."""
+def _finite_where(unused: Bool[Array, "..."], x: Array) -> Array:
+    """Zero in place of what is unused and not finite: 0 times it would be NaN, in results and in gradients."""
+    return jnp.where(unused & ~jnp.isfinite(x), 0, x)
+
+
+def _target(op: EditOp, x: Array, context: BlockContext, site: str) -> Array:
+    """What tokens are replaced by where the mask is 1, [1 or batch, T, C]."""
     if op.kind == "shuffle":
         return x[_donors(op, x.shape[0], context)]
     target: Array = op.values[op.index][None]
     if op.kind == "noise":
-        draws = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(_example_keys(op.seed, context, context.layer))
+        keys = _example_keys(op.seed, context, context.layer, NOISE_NUMBERS.get(site))
+        draws = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
         target = target + op.deviations[op.index][None] * draws
     return target.astype(x.dtype)
 
 
-def _example_keys(seed: Array, context: BlockContext, draw: Array | None = None) -> Array:
-    """A random key for every example, from (seed, number of a draw, example id), or from (seed, example id)."""
+def _example_keys(seed: Array, context: BlockContext, draw: Array | None = None, site: int | None = None) -> Array:
+    """A random key for every example, from (seed, number of a site, number of a draw, example id), or from fewer of them."""
     key = jax.random.key(seed)
+    if site is not None:
+        key = jax.random.fold_in(key, site)
     if draw is not None:
         key = jax.random.fold_in(key, draw)
     return jax.vmap(lambda example_id: jax.random.fold_in(key, example_id))(context.example_ids)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from jaxvit.capture import BlockState, Capture
 from jaxvit.forward import forward
 from jaxvit.moments import Moments
-from jaxvit.sites import SITES
+from jaxvit.sites import SITES, check_site
 from jaxvit.vit import ViT
 
 
@@ -35,7 +35,8 @@ def calibrate(
     Raises:
         ValueError: an unknown site, no valid image, or batches of different image sizes.
     """
-    _check_sites(sites)
+    for site in sites:
+        check_site(site)
     merged: dict[str, PartialMoments] | None = None
     size, examples = None, 0
     for images, valid in batches:
@@ -60,7 +61,8 @@ def partial_moments(
     Raises:
         ValueError: an unknown site.
     """
-    _check_sites(sites)
+    for site in sites:
+        check_site(site)
     captures: dict[str, str | Capture] = {site: SITE_MOMENTS[site] for site in sites}
     return forward(model, images, capture=captures, valid=valid).captured
 
@@ -70,12 +72,6 @@ def merged_moments(partials: Iterable[dict[str, PartialMoments]], examples: int,
     merged: dict[str, PartialMoments] | None = functools.reduce(_merge_sites, partials, None)
     assert merged is not None
     return _moments_of(merged, examples, image_size)
-
-
-def _check_sites(sites: Sequence[str]) -> None:
-    for site in sites:
-        if site not in SITES:
-            raise ValueError(f'unknown site "{site}"; sites are {", ".join(SITES)}')
 
 
 def _merge_sites(merged: dict[str, PartialMoments] | None, partial: dict[str, PartialMoments]) -> dict[str, PartialMoments]:
@@ -124,26 +120,11 @@ def _moments(x: Float[Array, "batch tokens width"], state: BlockState) -> Partia
     return PartialMoments(count, mean, jnp.concatenate([head_squares, tail_squares]))
 
 
-def _block_input(state: BlockState) -> PartialMoments:
-    return _moments(state.trace.block_input, state)
+def _moments_at(site: str, state: BlockState) -> PartialMoments:
+    """Moments at a site, where heads are apart of all their channels."""
+    x: Array = getattr(state.trace, site)
+    return _moments(x.reshape(*x.shape[:2], -1), state)
 
 
-def _attention_output(state: BlockState) -> PartialMoments:
-    return _moments(state.trace.attention_output, state)
-
-
-def _mlp_output(state: BlockState) -> PartialMoments:
-    return _moments(state.trace.mlp_output, state)
-
-
-def _block_output(state: BlockState) -> PartialMoments:
-    return _moments(state.trace.block_output, state)
-
-
-SITE_MOMENTS: dict[str, Capture] = {
-    "block_input": _block_input,
-    "attention_output": _attention_output,
-    "mlp_output": _mlp_output,
-    "block_output": _block_output,
-}
-"""Captures of the moments at each site; module-level functions, so that a program is compiled only once."""
+SITE_MOMENTS: dict[str, Capture] = {site: functools.partial(_moments_at, site) for site in SITES}
+"""Captures of the moments at each site; made once, so that a program is compiled only once."""

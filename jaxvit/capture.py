@@ -23,7 +23,7 @@ from jaxvit.vit import BlockTrace
 class BlockState:
     """The argument of a capture function: one block's intermediate results.
 
-    Shapes: streams [B, T, D]; q, k (after RoPE) and v [B, T, heads, head_width].
+    `trace` has every site of `jaxvit.sites` by its name. Shapes: streams [B, T, D]; q, k (after RoPE) and v [B, T, heads, head_width].
     """
 
     trace: BlockTrace
@@ -55,15 +55,15 @@ class BlockState:
 
     @property
     def q(self) -> Float[Array, "batch tokens heads head_width"]:
-        return self.trace.q
+        return self.trace.query
 
     @property
     def k(self) -> Float[Array, "batch tokens heads head_width"]:
-        return self.trace.k
+        return self.trace.key
 
     @property
     def v(self) -> Float[Array, "batch tokens heads head_width"]:
-        return self.trace.v
+        return self.trace.value
 
     @property
     def attention(self) -> Float[Array, "batch heads tokens tokens"]:

@@ -154,9 +154,7 @@ def _forward(
         block, ops, layer = scanned
         context = BlockContext(layer, ids, valid, groups, layout)
 
-        def edit(site: str, stream: Array) -> Array:
-            return apply(ops[site], stream, context) if site in ops else stream
-
+        edit = functools.partial(_edited, ops, context)
         state = BlockState(block(x, rope, edit, attention=attention), context)
         return state.stream_out, {name: function(state) for name, function in captures}
 
@@ -181,7 +179,7 @@ def _contrast(
         context = BlockContext(layer, ids, valid, groups, layout)
 
         def edit(site: str, pair: Array) -> Array:
-            return jnp.stack([pair[0], apply(ops[site], pair[1], context)]) if site in ops else pair
+            return jnp.stack([pair[0], _edited(ops, context, site, pair[1])]) if site in ops else pair
 
         trace = block(streams, rope, edit, attention=attention)
         clean, ablated = (BlockState(jax.tree.map(lambda leaf, i=i: leaf[i], trace), context) for i in range(2))
@@ -210,9 +208,7 @@ def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, va
         x, ops, layer = scanned
         context = BlockContext(layer, ids, valid, groups, layout)
 
-        def edit(site: str, stream: Array) -> Array:
-            return apply(ops[site], stream, context) if site in ops else stream
-
+        edit = functools.partial(_edited, ops, context)
         x = edit("block_output", x) if outputs_only else block_at(layer)(x, rope, edit).block_output
         last: Array = jax.lax.fori_loop(layer + 1, model.config.depth, lambda later, x: block_at(later)(x, rope).block_output, x)
         return last
@@ -220,6 +216,11 @@ def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, va
     _, starts = jax.lax.scan(clean, x, model.blocks)
     last = jax.lax.map(edited_at, (starts, edits.ops, jnp.arange(model.config.depth)))
     return Output(model.final_norm(last), last, layout)
+
+
+def _edited(ops: LayerOps, context: BlockContext, site: str, x: Array) -> Array:
+    """The tokens at a site after its ops; where it has none, the program has none."""
+    return apply(ops[site], x, context, site) if site in ops else x
 
 
 def _embed(model: ViT, images: Array) -> tuple[Array, Rope | None, TokenLayout]:

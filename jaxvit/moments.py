@@ -16,7 +16,7 @@ class Moments:
     block 0 holds the embeddings; the input of block l is the output of block l - 1.
 
     Attributes:
-        mean, variance: site -> float32 [layers, slots, width]; population variance (divided by n).
+        mean, variance: site -> float32 [layers, slots, width of the site]; population variance (divided by n).
         examples: number of valid images.
         image_size: height and width in pixels.
     """

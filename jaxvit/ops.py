@@ -18,7 +18,7 @@ from jaxvit.tokens import TokenLayout
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["mask", "seed", "draw", "patches", "patch_seed", "index", "values", "deviations"],
+    data_fields=["mask", "seed", "draw", "patches", "patch_seed", "index", "values", "deviations", "channels"],
     meta_fields=["kind"],
 )
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class EditOp:
         seed: [L] of the draws of noise and shuffle.
         draw: [L] number of a shuffle's draw, which is folded into its seed: that of the layer, or one for all.
         patches, patch_seed: [L] number and seed of randomly drawn patches, to which the mask is restricted.
-        index: [L, T] row of `values` and `deviations` for each token.
-        values, deviations: [L, rows, D].
+        index: [L, T] row of the tables for each token.
+        values, deviations: [L, rows, C], tables of what tokens become.
+        channels: [L, rows, C] 1 where a token that has this row is replaced; None where all channels are. A mask [L, T, C] would take
+            540 MB for a ViT-L at 518 px; this takes as much as the values.
     """
 
     kind: Literal["fixed", "noise", "shuffle"]
@@ -45,6 +47,7 @@ class EditOp:
     index: Any = None
     values: Any = None
     deviations: Any = None
+    channels: Any = None
 
     @property
     def signature(self) -> tuple[str, bool]:

@@ -10,12 +10,13 @@ import numpy as np
 
 from jaxvit.specs import RandomPatches, Replacement, StoredArray
 
-FORMATS = (1, 2)  # 2 has the field "same_donor"; texts without it stay as they were
+FORMATS = (1, 2, 3)  # 2 has the field "same_donor", 3 "heads" or "channels"; texts without them stay as they were
 
 
 def to_json(replacements: Sequence[Replacement]) -> str:
     """The replacements as one line of JSON, which names arrays by their hash."""
-    version = 2 if any(r.same_donor for r in replacements) else 1
+    chosen = any(r.heads is not None or r.channels is not None for r in replacements)
+    version = 3 if chosen else 2 if any(r.same_donor for r in replacements) else 1
     return json.dumps({"format": version, "replacements": [_to_dict(r) for r in replacements]}, sort_keys=True)
 
 
@@ -51,6 +52,8 @@ def _to_dict(r: Replacement) -> dict[str, Any]:
         "deviation": r.deviation and r.deviation.sha256,
         "image_size": r.image_size,
         **({"same_donor": True} if r.same_donor else {}),
+        **({} if r.heads is None else {"heads": r.heads}),
+        **({} if r.channels is None else {"channels": r.channels}),
     }
 
 
@@ -80,4 +83,6 @@ def _from_dict(data: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Replac
         deviation=stored(data["deviation"]),
         image_size=data["image_size"] and (data["image_size"][0], data["image_size"][1]),
         same_donor=data.get("same_donor", False),
+        heads=tuple(data["heads"]) if "heads" in data else None,
+        channels=tuple(data["channels"]) if "channels" in data else None,
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxvit.sites import SITES
+from jaxvit.sites import HEAD_SITES, SITES, check_site
 from jaxvit.tokens import split_name
 
 Kind = Literal["zero", "constant", "mean", "noise", "shuffle"]
@@ -42,7 +42,7 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class Replacement:
-    """The replacement of some tokens at one site of some layers.
+    """The replacement of some tokens, or of some of their channels, at one site of some layers.
 
     Attributes:
         kind: what the tokens are replaced by.
@@ -50,13 +50,16 @@ class Replacement:
         layers: "all", or block numbers from 0.
         at: one of `jaxvit.sites.SITES`.
         seed: of the draws of noise and shuffle.
-        value: a constant vector [D] or one per token [n, D]; the dataset mean [L, slots, D] for mean and noise.
-        deviation: the standard deviation [L, slots, D] for noise.
+        value: a constant vector [C], one per token [n, C] or per layer and token [L, n, C]; the dataset mean [L, slots, C] for mean and
+            noise. C is the width of the site (`jaxvit.sites.width_at`).
+        deviation: the standard deviation [L, slots, C] for noise.
         image_size: height and width in pixels that the moments were measured at, or None where any is allowed.
         same_donor: a shuffle takes one donor for all layers.
+        heads: numbers of the heads that are replaced at a head site, or None for all.
+        channels: numbers of the channels that are replaced at another site, or None for all.
 
     Raises:
-        ValueError: an unknown site, a token name that no model has, or a seed outside 0 to 2^32 - 1.
+        ValueError: an unknown site, a token name that no model has, a seed outside 0 to 2^32 - 1, or heads or channels where there are none.
     """
 
     kind: Kind
@@ -68,10 +71,24 @@ class Replacement:
     deviation: StoredArray | None = None
     image_size: tuple[int, int] | None = None
     same_donor: bool = False
+    heads: tuple[int, ...] | None = None
+    channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.at not in SITES:
-            raise ValueError(f'unknown site "{self.at}"; at is one of {", ".join(SITES)}')
+        check_site(self.at)
+        if self.heads is not None and self.at not in HEAD_SITES:
+            raise ValueError(
+                f'heads={list(self.heads)} is not possible at "{self.at}"; heads are apart at {", ".join(HEAD_SITES)}; '
+                "elsewhere choose channels=[...]"
+            )
+        if self.channels is not None and self.at in HEAD_SITES:
+            raise ValueError(
+                f'channels={list(self.channels)} is not possible at "{self.at}", where heads=[...] chooses heads; channels are chosen at '
+                f"{', '.join(site for site in SITES if site not in HEAD_SITES)}"
+            )
+        for name, numbers in (("head", self.heads), ("channel", self.channels)):
+            if numbers and min(numbers) < 0:
+                raise ValueError(f"{name} {min(numbers)} does not exist; {name}s are numbered from 0")
         for token in self.tokens if isinstance(self.tokens, tuple) else (self.tokens,):
             if isinstance(token, str):
                 split_name(token)

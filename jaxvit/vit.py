@@ -44,9 +44,10 @@ class FeedForward(nnx.Module):
         self.up = linear(config.width, config.mlp_dim)
         self.down = linear(config.mlp_dim, config.width)
 
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    def hidden(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch mlp_dim"]:
+        """The neurons, which `down` projects."""
         up = self.up(x)
-        return self.down(gelu(up) if self.gate is None else jax.nn.silu(self.gate(x)) * up)
+        return gelu(up) if self.gate is None else jax.nn.silu(self.gate(x)) * up
 
 
 class Attention(nnx.Module):
@@ -76,11 +77,9 @@ def attend_only(q: Array, k: Array, v: Array, attention_mask: Array | None) -> t
 
 
 class BlockTrace(NamedTuple):
-    """The intermediate results of one block.
+    """The intermediate results of one block: the sites of `jaxvit.sites`, after their edits.
 
     Attributes:
-        block_input, attention_output, mlp_output, block_output: the sites of `jaxvit.sites`, after their edits.
-        q, k, v: queries and keys (after RoPE) and values.
         fused: by-products of the attention function, by name.
     """
 
@@ -88,9 +87,11 @@ class BlockTrace(NamedTuple):
     attention_output: Float[Array, "*batch tokens width"]
     mlp_output: Float[Array, "*batch tokens width"]
     block_output: Float[Array, "*batch tokens width"]
-    q: Float[Array, "*batch tokens heads head_width"]
-    k: Float[Array, "*batch tokens heads head_width"]
-    v: Float[Array, "*batch tokens heads head_width"]
+    query: Float[Array, "*batch tokens heads head_width"]
+    key: Float[Array, "*batch tokens heads head_width"]
+    value: Float[Array, "*batch tokens heads head_width"]
+    head_output: Float[Array, "*batch tokens heads head_width"]
+    mlp_hidden: Float[Array, "*batch tokens mlp_dim"]
     fused: dict[str, Array]
 
 
@@ -134,20 +135,25 @@ class Block(nnx.Module):
         """
         x = edit("block_input", x)
         q, k, v = self.attention.project(self.norm1(x), rope)
+        q, k, v = edit("query", q), edit("key", k), edit("value", v)
         values, fused = attention(q, k, v, attention_mask)
+        values = edit("head_output", values)
         attended = self.attention.out(values.reshape(x.shape))
         attended = edit("attention_output", attended if self.scale1 is None else attended * self.scale1[...])
         middle = x + attended
-        mlp = self.feed_forward(self.norm2(middle))
+        hidden = edit("mlp_hidden", self.feed_forward.hidden(self.norm2(middle)))
+        mlp = self.feed_forward.down(hidden)
         mlp = edit("mlp_output", mlp if self.scale2 is None else mlp * self.scale2[...])
         return BlockTrace(
             block_input=x,
             attention_output=attended,
             mlp_output=mlp,
             block_output=edit("block_output", middle + mlp),
-            q=q,
-            k=k,
-            v=v,
+            query=q,
+            key=k,
+            value=v,
+            head_output=values,
+            mlp_hidden=hidden,
             fused=fused,
         )
 
