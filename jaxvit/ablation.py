@@ -1,13 +1,16 @@
 """`Ablation` and its constructors. An ablation is data, not a hook: composed with `&`, compared, hashed, written to JSON.
 
 Every constructor takes `layers` in one of the forms of `jaxvit.specs.Layers`: "all", [6, 7, 8] or "6-8". List and string of the same
-blocks give equal ablations.
+blocks give equal ablations. `at` is one of `jaxvit.sites.SITES`.
+
+`heads=[3]` leaves all but some heads as they are, where heads are apart ("query", "key", "value", "head_output"); `channels=[287]` all but
+some channels elsewhere: of the stream, or neurons at "mlp_hidden".
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,24 +54,52 @@ class Ablation:
         return cls(serial.from_json(text, arrays or {}))
 
 
-def zero(tokens: Selector | RandomPatches, layers: Layers = "all", at: str = "block_output") -> Ablation:
+def zero(
+    tokens: Selector | RandomPatches,
+    layers: Layers = "all",
+    at: str = "block_output",
+    *,
+    heads: Sequence[int] | None = None,
+    channels: Sequence[int] | None = None,
+) -> Ablation:
     """Replace tokens by zero. A zeroed token still takes part in attention: LayerNorm maps it to its bias.
 
     Raises:
-        ValueError: as every constructor, where `layers` has none of its forms, no model has such tokens, or `at` is no site.
+        ValueError: as every constructor, where `layers` has none of its forms, no model has such tokens, `at` is no site, or the site has
+            no such heads or channels.
     """
-    return _single("zero", tokens, layers, at)
+    return _single("zero", tokens, layers, at, heads, channels)
 
 
-def constant(tokens: Selector | RandomPatches, vector: Any, layers: Layers = "all", at: str = "block_output") -> Ablation:
-    """Replace tokens by a vector [D], or by one vector per selected token [n, D], in order of position."""
-    return _single("constant", tokens, layers, at, value=StoredArray.of(vector))
+def constant(
+    tokens: Selector | RandomPatches,
+    vector: Any,
+    layers: Layers = "all",
+    at: str = "block_output",
+    *,
+    heads: Sequence[int] | None = None,
+    channels: Sequence[int] | None = None,
+) -> Ablation:
+    """Replace tokens by a vector [C], by one vector per selected token [n, C] in order of position, or by those of each block [L, n, C].
+
+    C is the width of the site, whatever heads or channels are chosen: at a site of heads that of all heads, one after the other.
+    """
+    return _single("constant", tokens, layers, at, heads, channels, value=StoredArray.of(vector))
 
 
 def mean(
-    tokens: Selector | RandomPatches, statistics: Moments, layers: Layers = "all", at: str = "block_output", any_size: bool = False
+    tokens: Selector | RandomPatches,
+    statistics: Moments,
+    layers: Layers = "all",
+    at: str = "block_output",
+    any_size: bool = False,
+    *,
+    heads: Sequence[int] | None = None,
+    channels: Sequence[int] | None = None,
 ) -> Ablation:
     """Replace tokens by their dataset mean per layer and slot (all patches share one slot).
+
+    Under RoPE patches have no mean at "query" and "key": every patch is rotated by its own angles.
 
     Args:
         statistics: of `jaxvit.calibrate`, with the site `at` among its sites.
@@ -78,7 +109,7 @@ def mean(
         ValueError: the statistics lack the site.
     """
     value, _, size = _moments_at(statistics, at, any_size)
-    return _single("mean", tokens, layers, at, value=value, image_size=size)
+    return _single("mean", tokens, layers, at, heads, channels, value=value, image_size=size)
 
 
 def noise(
@@ -88,17 +119,28 @@ def noise(
     layers: Layers = "all",
     at: str = "block_output",
     any_size: bool = False,
+    *,
+    heads: Sequence[int] | None = None,
+    channels: Sequence[int] | None = None,
 ) -> Ablation:
     """Replace tokens by Gaussian noise with their mean and variance per layer, slot and channel.
 
-    Every example and layer has its own draw, from fold_in(seed, layer, example id). Arguments and errors as for `mean`.
+    Every example and layer has its own draw, from fold_in(seed, layer, example id), and every site besides those of the stream another
+    one. Arguments and errors as for `mean`.
     """
     value, deviation, size = _moments_at(statistics, at, any_size)
-    return _single("noise", tokens, layers, at, seed=seed, value=value, deviation=deviation, image_size=size)
+    return _single("noise", tokens, layers, at, heads, channels, seed=seed, value=value, deviation=deviation, image_size=size)
 
 
 def shuffle(
-    tokens: Selector | RandomPatches, seed: int = 0, layers: Layers = "all", at: str = "block_output", same_donor: bool = False
+    tokens: Selector | RandomPatches,
+    seed: int = 0,
+    layers: Layers = "all",
+    at: str = "block_output",
+    same_donor: bool = False,
+    *,
+    heads: Sequence[int] | None = None,
+    channels: Sequence[int] | None = None,
 ) -> Ablation:
     """Replace tokens by those of another valid example of the same group (`forward(..., groups=...)`), by default of the batch.
 
@@ -108,7 +150,7 @@ def shuffle(
         same_donor: draw one cycle from (seed, example ids) for all layers, so that an example's tokens come from one other example.
             Otherwise every layer has its own donors, and the streams are a mix of images that no run ever saw together.
     """
-    return _single("shuffle", tokens, layers, at, seed=seed, same_donor=same_donor)
+    return _single("shuffle", tokens, layers, at, heads, channels, seed=seed, same_donor=same_donor)
 
 
 def random_patches(count: int, seed: int = 0) -> RandomPatches:
@@ -122,10 +164,35 @@ def random_patches(count: int, seed: int = 0) -> RandomPatches:
     return RandomPatches(count, seed)
 
 
-def _single(kind: Kind, tokens: Selector | RandomPatches, layers: Layers, at: str, **fields: Any) -> Ablation:
+def _single(
+    kind: Kind,
+    tokens: Selector | RandomPatches,
+    layers: Layers,
+    at: str,
+    heads: Sequence[int] | None,
+    channels: Sequence[int] | None,
+    **fields: Any,
+) -> Ablation:
     """The ablation of one replacement, with its arguments in hashable form."""
     selector = tokens if isinstance(tokens, (str, RandomPatches)) else _hashable(tokens)
+    fields |= {"heads": _numbers("heads", heads), "channels": _numbers("channels", channels)}
     return Ablation((Replacement(kind, selector, _blocks(layers), at, **fields),))
+
+
+def _numbers(name: str, numbers: Any) -> tuple[int, ...] | None:
+    """Numbers of heads or channels in order, each once; None for all."""
+    if numbers is None:
+        return None
+    entries = numbers.tolist() if hasattr(numbers, "tolist") else numbers
+    if isinstance(entries, str) or not isinstance(entries, Iterable) or not all(map(_is_number, entries := list(entries))):
+        given = " ".join(repr(numbers).split())
+        raise ValueError(f"{name} is a list of whole numbers from 0, such as {name}=[3]; got {name}={given:.60}")
+    return tuple(sorted({int(number) for number in entries}))
+
+
+def _is_number(entry: Any) -> bool:
+    """Whether an entry of a list is a whole number."""
+    return isinstance(entry, (int, np.integer)) and not isinstance(entry, bool)
 
 
 def _blocks(layers: Layers) -> Literal["all"] | tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,16 @@ from jaxtyping import Array, Float, Int
 from jaxvit.ablation import Ablation
 from jaxvit.config import ViTConfig
 from jaxvit.ops import EditOp, Edits
-from jaxvit.sites import SITES
+from jaxvit.sites import HEAD_SITES, SITES, width_at
 from jaxvit.specs import Kind, RandomPatches, Replacement
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT
 
 _TABLE_STEP = 8
 """The number of rows of a table of values is padded to a multiple of this: conditions then have equal shapes and share a program."""
+
+_TABLES = ("values", "deviations", "channels")
+"""The tables of an op, of equally many rows."""
 
 _EVERY_LAYER = 2**32 - 1
 """What a shuffle with one donor for all layers folds into its seed, instead of the number of a layer."""
@@ -39,8 +42,10 @@ def lower(ablation: Ablation, model: ViT | ViTConfig, image_size: int | tuple[in
 
     Zero, mean and constant conditions at the same sites have the same structure, whatever tokens they replace: they share a program.
 
+    Conditions that choose heads or channels have a table of channel masks besides, and share another program.
+
     Raises:
-        ValueError: the model lacks the tokens or layers, or statistics or vectors do not fit it.
+        ValueError: the model lacks the tokens, layers, heads or channels, or statistics or vectors do not fit it.
     """
     config = model.config if isinstance(model, ViT) else model
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -60,7 +65,8 @@ def lower(ablation: Ablation, model: ViT | ViTConfig, image_size: int | tuple[in
 def stack(ablations: Sequence[Ablation | Edits], model: ViT | ViTConfig, image_size: int | tuple[int, int]) -> Edits:
     """Several ablations as one `Edits` with a leading condition axis, for `jax.vmap`; an empty `Ablation()` changes nothing.
 
-    A condition that lacks an op of another one gets that op with a mask of 0.
+    A condition that lacks an op of another one gets that op with a mask of 0, and one that replaces all channels a mask of ones where
+    another one chooses channels: every condition pays for the sites of all.
 
     Raises:
         ValueError: no ablations, or as `lower`.
@@ -81,18 +87,22 @@ def stack(ablations: Sequence[Ablation | Edits], model: ViT | ViTConfig, image_s
 
 def _check(replacement: Replacement, config: ViTConfig, layout: TokenLayout, size: tuple[int, int]) -> None:
     """Refuse a replacement that does not fit the model or the image size."""
-    tokens, value, layers = replacement.tokens, replacement.value, replacement.layers
+    tokens, value, layers, at = replacement.tokens, replacement.value, replacement.layers, replacement.at
     missing = [layer for layer in layers if not 0 <= int(layer) < config.depth] if layers != "all" else []
     if missing:
         raise ValueError(f"layer {missing[0]} does not exist; this model has blocks 0 to {config.depth - 1}")
     if isinstance(tokens, RandomPatches) and tokens.count > layout.patches:
         raise ValueError(f"{tokens.count} random patches asked for, but an image of this size has {layout.patches}")
+    for name, chosen, count in (("head", replacement.heads, config.heads), ("channel", replacement.channels, width_at(at, config))):
+        if chosen and max(chosen) >= count:
+            raise ValueError(f'{name} {max(chosen)} does not exist; this model has {name}s 0 to {count - 1} at "{at}"')
     if replacement.kind in ("mean", "noise"):
         assert value is not None
-        expected = (config.depth, len(layout.groups), config.width)
+        _check_rotation(replacement, config, layout)
+        expected = (config.depth, len(layout.groups), width_at(at, config))
         if value.array.shape != expected:
             raise ValueError(
-                f"statistics of shape {value.array.shape} (layers, slots, width) do not fit this model, which needs {expected}; "
+                f'statistics of shape {value.array.shape} (layers, slots, width) do not fit this model, which needs {expected} at "{at}"; '
                 "calibrate with this model"
             )
         calibrated = replacement.image_size
@@ -101,6 +111,18 @@ def _check(replacement: Replacement, config: ViTConfig, layout: TokenLayout, siz
                 f"statistics were made at {calibrated[0]}x{calibrated[1]}, the images are {size[0]}x{size[1]}; "
                 "calibrate at that size or pass any_size=True"
             )
+
+
+def _check_rotation(replacement: Replacement, config: ViTConfig, layout: TokenLayout) -> None:
+    """Refuse moments of what every patch has rotated by its own angles: they would be those of an average over rotations."""
+    if config.position != "rope" or replacement.at not in ("query", "key"):
+        return
+    tokens = replacement.tokens
+    if isinstance(tokens, RandomPatches) or max(layout.positions(tokens), default=0) >= layout.prefix:
+        raise ValueError(
+            f'{replacement.kind} of patches is not possible at "{replacement.at}" of a model with RoPE: patches share one mean, but each '
+            'is rotated by its own angles; choose "cls" or "registers", at="value", or zero, constant or shuffle'
+        )
 
 
 def _lower_one(replacement: Replacement, config: ViTConfig, layout: TokenLayout) -> EditOp:
@@ -118,43 +140,88 @@ def _lower_one(replacement: Replacement, config: ViTConfig, layout: TokenLayout)
         op = dataclasses.replace(op, seed=np.full(depth, replacement.seed, np.uint32))
     if replacement.kind == "shuffle":
         draw = np.full(depth, _EVERY_LAYER) if replacement.same_donor else np.arange(depth)
-        return dataclasses.replace(op, draw=draw.astype(np.uint32))
-    index, values = _values(replacement, positions, config, layout)
-    deviations = None if replacement.deviation is None else replacement.deviation.array
-    return dataclasses.replace(op, index=np.broadcast_to(index, mask.shape), values=values, deviations=deviations)
+        op = dataclasses.replace(op, draw=draw.astype(np.uint32))
+    else:
+        index, values = _values(replacement, positions, config, layout)
+        deviations = None if replacement.deviation is None else replacement.deviation.array
+        op = dataclasses.replace(op, index=np.broadcast_to(index, mask.shape), values=values, deviations=deviations)
+    chosen = _chosen_channels(replacement, config)
+    return op if chosen is None else _with_channels(op, chosen)
+
+
+def _chosen_channels(replacement: Replacement, config: ViTConfig) -> Float[np.ndarray, "width"] | None:
+    """1 for the channels that a replacement chooses, or None where it takes all."""
+    if replacement.heads is None and replacement.channels is None:
+        return None
+    chosen = np.zeros(width_at(replacement.at, config), np.float32)
+    if replacement.at in HEAD_SITES:
+        chosen.reshape(config.heads, -1)[list(replacement.heads or ())] = 1
+    else:
+        chosen[list(replacement.channels or ())] = 1
+    return chosen
+
+
+def _with_channels(op: EditOp, chosen: np.ndarray | float, width: int | None = None) -> EditOp:
+    """The op with a table of channel masks that has `chosen` in every row; one that has no table of values gets an index too."""
+    if op.values is None:
+        op = dataclasses.replace(op, index=np.zeros(op.mask.shape, np.int32))
+    shape = (len(op.mask), 1, width or np.size(chosen)) if op.values is None else op.values.shape
+    return dataclasses.replace(op, channels=np.broadcast_to(np.float32(chosen), shape))
 
 
 def _values(
     replacement: Replacement, positions: list[int], config: ViTConfig, layout: TokenLayout
 ) -> tuple[Int[np.ndarray, "tokens"], Float[np.ndarray, "layers rows width"]]:
     """For every token the row of its value, and the table of values of each layer."""
-    index = np.zeros(layout.tokens, np.int32)
+    index, width = np.zeros(layout.tokens, np.int32), width_at(replacement.at, config)
     if replacement.kind == "zero":
-        return index, np.zeros((config.depth, 1, config.width), np.float32)
+        return index, np.zeros((config.depth, 1, width), np.float32)
     assert replacement.value is not None
     if replacement.kind != "constant":
         return layout.group_of().astype(np.int32), replacement.value.array
     vectors = np.atleast_2d(replacement.value.array)
     allowed = (1,) if isinstance(replacement.tokens, RandomPatches) else (1, len(positions))
-    if vectors.ndim != 2 or vectors.shape[0] not in allowed or vectors.shape[1] != config.width:
+    layers = (config.depth,) if vectors.ndim == 3 else ()
+    if vectors.shape not in [(*layers, rows, width) for rows in allowed]:
         raise ValueError(
-            f"a constant of shape {replacement.value.array.shape} does not fit {len(positions)} tokens of width {config.width}; "
-            f"pass [{config.width}] or [tokens, {config.width}]"
+            f"a constant of shape {replacement.value.array.shape} does not fit {len(positions)} tokens of width {width} at "
+            f'"{replacement.at}"; pass [{width}], [tokens, {width}] or [{config.depth} blocks, tokens, {width}]'
         )
-    index[positions] = np.arange(len(positions)) if len(vectors) > 1 else 0
-    return index, np.broadcast_to(vectors, (config.depth, *vectors.shape))
+    index[positions] = np.arange(len(positions)) if vectors.shape[-2] > 1 else 0
+    return index, np.broadcast_to(vectors, (config.depth, *vectors.shape[-2:]))
 
 
 def _merge(first: EditOp, second: EditOp) -> EditOp:
-    """Two constant-valued ops as one, in which the second one's values win."""
+    """Two constant-valued ops as one, in which the second one's values win in the channels that it replaces."""
     index = np.where(second.mask > 0, second.index + first.values.shape[1], first.index)
     values = np.concatenate([first.values, second.values], axis=1)
-    return dataclasses.replace(first, mask=np.maximum(first.mask, second.mask), index=index, values=values)
+    merged = dataclasses.replace(first, mask=np.maximum(first.mask, second.mask), index=index, values=values)
+    if first.channels is None and second.channels is None:
+        return merged
+    first, second = (op if op.channels is not None else _with_channels(op, 1) for op in (first, second))
+    merged = dataclasses.replace(merged, channels=np.concatenate([first.channels, second.channels], axis=1))
+    return _with_rows_of_both(merged, first, second)
+
+
+def _with_rows_of_both(merged: EditOp, first: EditOp, second: EditOp) -> EditOp:
+    """The merged op, in which a token has a row of its own where both ops replace it and the second one not all of its channels: the
+    second one's values in the channels that it replaces, else the first one's."""
+    in_part = (second.channels == 0).any(axis=(0, 2))
+    both = (first.mask > 0) & (second.mask > 0) & in_part[second.index]
+    pairs, number = np.unique(np.stack([first.index[both], second.index[both]]), axis=1, return_inverse=True)
+    old, new = pairs
+    values = np.where(second.channels[:, new] > 0, second.values[:, new], first.values[:, old])
+    channels = np.maximum(first.channels[:, old], second.channels[:, new])
+    index = merged.index.copy()
+    index[both] = merged.values.shape[1] + number.reshape(-1)
+    tables = ((merged.values, values), (merged.channels, channels))
+    values, channels = (np.concatenate(table, axis=1) for table in tables)
+    return dataclasses.replace(merged, index=index, values=values, channels=channels)
 
 
 def _compact_values(op: EditOp) -> EditOp:
     """The op on the device, its tables reduced to the rows in use and padded to a multiple of `_TABLE_STEP` rows."""
-    if op.values is not None and op.index is not None:
+    if op.index is not None:
         used, index = np.unique(np.where(op.mask > 0, op.index, op.index.max()), return_inverse=True)
         rows = _TABLE_STEP * -(-len(used) // _TABLE_STEP)
 
@@ -162,7 +229,8 @@ def _compact_values(op: EditOp) -> EditOp:
             return None if table is None else np.pad(np.asarray(table)[:, used], ((0, 0), (0, rows - len(used)), (0, 0)))
 
         index = index.reshape(op.mask.shape).astype(np.int32)
-        op = dataclasses.replace(op, index=index, values=compact(op.values), deviations=compact(op.deviations))
+        tables: dict[str, Any] = {name: compact(getattr(op, name)) for name in _TABLES}
+        op = dataclasses.replace(op, index=index, **tables)
     on_device: EditOp = jax.tree.map(jnp.asarray, op)
     return on_device
 
@@ -189,11 +257,19 @@ def _align(conditions: list[tuple[EditOp, ...]]) -> list[list[EditOp]]:
 
 def _complete(column: list[EditOp | None]) -> list[EditOp]:
     """Ops of one signature with tables of equal size, and a copy with a mask of 0 where one is missing."""
-    rows = max(0 if op is None or op.values is None else op.values.shape[1] for op in column)
+    present = [op for op in column if op is not None]
+    width = next((op.channels.shape[-1] for op in present if op.channels is not None), None)
+    if width is not None:
+        column = [op if op is None or op.channels is not None else _with_channels(op, 1, width) for op in column]
+    rows = max(0 if table is None else table.shape[1] for op in column if op is not None for table in (op.values, op.channels))
 
     def pad(table: Array | None) -> Array | None:
         return None if table is None else jnp.pad(table, ((0, 0), (0, rows - table.shape[1]), (0, 0)))
 
-    padded = [None if op is None else dataclasses.replace(op, values=pad(op.values), deviations=pad(op.deviations)) for op in column]
+    def padded_op(op: EditOp) -> EditOp:
+        tables: dict[str, Any] = {name: pad(getattr(op, name)) for name in _TABLES}
+        return dataclasses.replace(op, **tables)
+
+    padded = [None if op is None else padded_op(op) for op in column]
     no_op: EditOp = jax.tree.map(jnp.zeros_like, next(op for op in padded if op is not None))
     return [no_op if op is None else op for op in padded]

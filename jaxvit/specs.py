@@ -59,7 +59,8 @@ class Replacement:
         channels: numbers of the channels that are replaced at another site, or None for all.
 
     Raises:
-        ValueError: an unknown site, a token name that no model has, a seed outside 0 to 2^32 - 1, or heads or channels where there are none.
+        ValueError: an unknown site, a token name that no model has, a seed outside 0 to 2^32 - 1, or heads or channels at a
+            site that has none.
     """
 
     kind: Kind

@@ -24,6 +24,7 @@ from experiments.features.argument_types import fits, in_words
 from experiments.features.conditions import Condition
 from experiments.features.recipes import made_up_moments
 from jaxvit import Ablation, Moments, ViTConfig
+from jaxvit.sites import width_at
 from jaxvit.specs import RandomPatches
 
 FUNCTIONS: dict[str, Callable[..., Ablation | RandomPatches]] = {
@@ -43,6 +44,7 @@ _TRIAL = ViTConfig(patch_size=8, width=4, depth=64, heads=1, mlp_dim=4, register
 _MOST_CHARACTERS = 4_000
 _MOST_LEVELS = 50
 """Depth of the syntax tree: every `&` is one level."""
+_VECTOR = float | Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]]
 _LARGEST_NUMBER = 1e38
 """Values of a constant are float32."""
 
@@ -202,7 +204,7 @@ def _call(name: str, positional: Sequence[ast.expr], keywords: Sequence[ast.keyw
         parameter: _argument(name, parameter, node, study) for parameter, node in _assign(name, parameters, positional, keywords).items()
     }
     if "vector" in arguments:
-        arguments["vector"] = _vector(arguments["vector"], study.config.width)
+        arguments["vector"] = _vector(arguments["vector"], width_at(arguments.get("at", parameters["at"].default), study.config))
     if "statistics" in parameters:
         at = arguments.get("at", parameters["at"].default)
         if at not in study.moments.mean:
@@ -223,9 +225,10 @@ def _assign(
     """The node of each parameter of a function that the expression gives."""
     possible = [parameter for parameter in parameters if parameter != "statistics"]
     takes = f"{name} takes {', '.join(possible)}"
-    if len(positional) > len(possible):
-        raise ValueError(f"{_piece(positional[len(possible)])} is one argument too many; {takes}")
-    nodes = dict(zip(possible, positional, strict=False))
+    by_position = [parameter for parameter in possible if parameters[parameter].kind is not inspect.Parameter.KEYWORD_ONLY]
+    if len(positional) > len(by_position):
+        raise ValueError(f"{_piece(positional[len(by_position)])} is one argument too many; {takes}")
+    nodes = dict(zip(by_position, positional, strict=False))
     for keyword in keywords:
         if keyword.arg == "statistics":
             raise ValueError(f"statistics are the study's own; leave them out; {takes}")
@@ -251,14 +254,16 @@ def _argument(name: str, parameter: str, node: ast.expr, study: _Study) -> Any:
 
 @functools.cache
 def _hints(name: str) -> dict[str, Any]:
-    """The type of each argument of a function; in an expression the vector of a constant is a number, or numbers."""
-    return get_type_hints(FUNCTIONS[name]) | {"vector": float | Sequence[float] | Sequence[Sequence[float]]}
+    """The type of each argument of a function; in an expression the vector of a constant is numbers, or one for every channel."""
+    return get_type_hints(FUNCTIONS[name]) | {"vector": _VECTOR}
 
 
 def _reason(message: str, config: ViTConfig) -> str:
     """What `lower` says, as what the model lacks."""
     if missing := re.match(r"layer (-?\d+) does not exist", message):
         return f"it has blocks 0 to {config.depth - 1}, not {missing[1]}"
+    if missing := re.match(r"head (\d+) does not exist", message):
+        return f"it has heads 0 to {config.heads - 1}, not {missing[1]}"
     if "but this model has none" in message:
         return "it has no registers"
     if re.match(r'"registers\[\d+\]" is out of range', message):
@@ -270,11 +275,11 @@ def _reason(message: str, config: ViTConfig) -> str:
 
 
 def _vector(value: float | list, width: int) -> np.ndarray:
-    """A vector, or one for each token; a number is the value of every channel."""
+    """A vector, one for each token, or those of each block; a number is the value of every channel."""
     try:
         return np.full(width, value, np.float32) if isinstance(value, (int, float)) else np.asarray(value, np.float32)
     except ValueError:
-        raise ValueError("the vectors of a constant differ in length; give each the width of the model") from None
+        raise ValueError("the vectors of a constant differ in length; give each the width of the site, and every block as many") from None
 
 
 def _nearest(name: str, possible: Iterable[str]) -> str:

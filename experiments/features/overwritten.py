@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
 
 import jaxvit
 from jaxvit import Ablation, ViTConfig
@@ -18,6 +18,8 @@ def overwritten_patches(
 ) -> Bool[np.ndarray, "images patches"] | None:
     """The patches that an ablation overwrites at the output of the last block, of every image; None where it overwrites none.
 
+    A patch that keeps some of its channels still says something of the image: it is none of them.
+
     Random patches are drawn by the library itself, for the example ids that the model's run has.
 
     Raises:
@@ -25,7 +27,7 @@ def overwritten_patches(
     """
     edits = jaxvit.lower(ablation, config, image_size)
     prefix, last = edits.layout.prefix, config.depth - 1
-    markers = tuple(_marker(op, last) for op in edits.ops.get("block_output", ()) if np.asarray(op.mask)[last, prefix:].any())
+    markers = tuple(_marker(op, last) for op in edits.ops.get("block_output", ()) if np.asarray(_whole(op, last))[prefix:].any())
     if not markers:
         return None
     context = BlockContext(jnp.asarray(last), jnp.asarray(example_ids), None, None, edits.layout)
@@ -33,8 +35,13 @@ def overwritten_patches(
     return np.asarray(marked[:, prefix:, 0] > 0)
 
 
+def _whole(op: EditOp, layer: int) -> Array:
+    """The mask of the tokens that an op replaces with all of their channels."""
+    return op.mask[layer] if op.channels is None else op.mask[layer] * op.channels[layer][op.index[layer]].min(axis=-1)
+
+
 def _marker(op: EditOp, layer: int) -> EditOp:
     """An op of one layer that puts 1 on the tokens that `op` replaces there by whatever it replaces them."""
     patches, patch_seed = (None if field is None else field[layer] for field in (op.patches, op.patch_seed))
-    mask, index = op.mask[layer], jnp.zeros(op.mask.shape[1:], jnp.int32)
+    mask, index = _whole(op, layer), jnp.zeros(op.mask.shape[1:], jnp.int32)
     return EditOp("fixed", mask, patches=patches, patch_seed=patch_seed, index=index, values=jnp.ones((1, 1)))

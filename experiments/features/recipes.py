@@ -19,7 +19,7 @@ import numpy as np
 from experiments.features.conditions import Condition
 from experiments.rows import token_name
 from jaxvit import Ablation, Moments, ViTConfig
-from jaxvit.sites import SITES
+from jaxvit.sites import SITES, STREAM_SITES, width_at
 from jaxvit.specs import RandomPatches, StoredArray
 from jaxvit.tokens import TokenLayout
 
@@ -166,10 +166,15 @@ class _Noticed(dict[str, np.ndarray]):
 @functools.lru_cache(maxsize=16)
 def made_up_moments(config: ViTConfig, image_size: tuple[int, int]) -> Moments:
     """Moments of random numbers, the same on every machine, at every site: for what depends on their shapes and names alone."""
-    shape = (config.depth, len(TokenLayout.of(config, image_size).groups), config.width)
-    generator = np.random.default_rng(0)
-    mean, variance = ({site: generator.random(shape, np.float32) for site in SITES} for _ in range(2))
-    return Moments(mean, variance, 1, image_size)
+    slots = len(TokenLayout.of(config, image_size).groups)
+    mean: dict[str, np.ndarray] = {}
+    variance: dict[str, np.ndarray] = {}
+    # what a condition computes from them is part of its definition: sites of the stream come first, as when there were no others
+    for sites in (STREAM_SITES, [site for site in SITES if site not in STREAM_SITES]):
+        generator = np.random.default_rng(0 if sites is STREAM_SITES else 1)
+        for moments in (mean, variance):
+            moments |= {site: generator.random((config.depth, slots, width_at(site, config)), np.float32) for site in sites}
+    return Moments({site: mean[site] for site in SITES}, {site: variance[site] for site in SITES}, 1, image_size)
 
 
 @functools.lru_cache(maxsize=16)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import jaxvit
 from tests.jaxvit import tiny
-from tests.jaxvit.ablations import SELECTORS, SITES, any_ablations, constant_ablations, run, statistics
+from tests.jaxvit.ablations import ANY_SITE, SELECTORS, any_ablations, constant_ablations, run, statistics
 
 forward = importlib.import_module("jaxvit.forward")  # the attribute of the package is the function
 
@@ -25,7 +25,8 @@ def by_hand(ablation: jaxvit.Ablation, images: jax.Array) -> np.ndarray:
     for number in range(model.config.depth):
 
         def hook(site, stream, number=number):
-            stream = np.array(stream)
+            shape = stream.shape
+            stream = np.array(stream).reshape(*shape[:2], -1)
             for r in ablation.replacements:
                 if r.at != site or (r.layers != "all" and number not in r.layers):
                     continue
@@ -35,15 +36,20 @@ def by_hand(ablation: jaxvit.Ablation, images: jax.Array) -> np.ndarray:
                         value = value[number, min(position, tiny.LAYOUT.prefix)]
                     elif r.kind == "constant" and value.ndim == 2:
                         value = value[order]
-                    stream[:, position] = value
-            return jnp.asarray(stream)
+                    chosen = np.ones(stream.shape[-1], bool)
+                    if r.heads is not None:
+                        chosen = np.repeat(np.isin(np.arange(3), r.heads), 8)
+                    elif r.channels is not None:
+                        chosen = np.isin(np.arange(len(chosen)), r.channels)
+                    stream[:, position, chosen] = np.broadcast_to(value, chosen.shape)[chosen]
+            return jnp.asarray(stream.reshape(shape))
 
         block = jax.tree.map(lambda leaf, number=number: leaf[number], model.blocks)
         x = block(x, None, hook).block_output
     return np.asarray(x)
 
 
-@given(st.one_of(st.just(jaxvit.Ablation()), st.builds(jaxvit.zero, SELECTORS, st.just([]), SITES)))
+@given(st.one_of(st.just(jaxvit.Ablation()), st.builds(jaxvit.zero, SELECTORS, st.just([]), ANY_SITE)))
 def test_an_identity_ablation_is_bitwise_no_ablation(ablation):
     clean, same = run(None), run(ablation)
     np.testing.assert_array_equal(clean.tokens, same.tokens)
@@ -130,6 +136,23 @@ def test_constant_valued_conditions_of_different_sizes_share_one_compile():
         (lambda: jaxvit.zero("cls", "last"), "list of block numbers"),
         (lambda: jaxvit.zero("cls", at="output"), "unknown site"),
         (lambda: jaxvit.lower(jaxvit.constant("cls", np.ones(5)), tiny.CONFIG, 16), "does not fit"),
+        (lambda: jaxvit.lower(jaxvit.constant("cls", np.ones(24), at="mlp_hidden"), tiny.CONFIG, 16), r"pass \[48\]"),
+        (lambda: jaxvit.zero("cls", heads=[1]), r'heads=\[1\] is not possible at "block_output"; heads are apart at query, key'),
+        (lambda: jaxvit.zero("cls", at="key", channels=[1]), r"channels are chosen at block_input, attention_output, mlp_hidden"),
+        (lambda: jaxvit.zero("cls", at="key", heads=1), r"such as heads=\[3\]; got heads=1"),
+        (lambda: jaxvit.zero("cls", channels="1"), "got channels='1'"),
+        (lambda: jaxvit.zero("cls", channels=[True]), "a list of whole numbers"),
+        (lambda: jaxvit.zero("cls", channels=[1.0]), "a list of whole numbers"),
+        (lambda: jaxvit.zero("cls", channels=np.ones((2, 2), int)), "a list of whole numbers"),
+        (lambda: jaxvit.zero("cls", channels=[3, -1]), "channel -1 does not exist; channels are numbered from 0"),
+        (lambda: jaxvit.lower(jaxvit.zero("cls", at="value", heads=[3]), tiny.CONFIG, 16), "this model has heads 0 to 2"),
+        (lambda: jaxvit.lower(jaxvit.zero("cls", at="mlp_hidden", channels=[48]), tiny.CONFIG, 16), "this model has channels 0 to 47"),
+        (lambda: jaxvit.lower(jaxvit.mean("patches[1]", statistics(), at="query"), tiny.ROPE, tiny.SIZE), "rotated by its own angles"),
+        (lambda: jaxvit.lower(jaxvit.noise([0, 3], statistics(), at="key"), tiny.ROPE, tiny.SIZE), "noise of patches is not possible"),
+        (
+            lambda: jaxvit.lower(jaxvit.mean(jaxvit.random_patches(1), statistics(), at="key"), tiny.ROPE, tiny.SIZE),
+            'choose "cls" or "registers", at="value", or zero, constant or shuffle',
+        ),
         (lambda: jaxvit.random_patches(0), "positive count"),
         (lambda: jaxvit.lower(jaxvit.zero(jaxvit.random_patches(99)), tiny.CONFIG, 16), "99 random patches"),
         (lambda: jaxvit.mean("cls", statistics(), at="nowhere"), "no site"),

@@ -6,23 +6,21 @@ import numpy as np
 import pytest
 
 import jaxvit
+from jaxvit.sites import SITES, width_at
 from tests.jaxvit import tiny
 
-CAPTURES = {
-    site: (lambda state, site=site: getattr(state.trace, site))
-    for site in ("block_input", "attention_output", "mlp_output", "block_output")
-}
+CAPTURES = {site: (lambda state, site=site: getattr(state.trace, site)) for site in SITES}
 
 
-@pytest.mark.parametrize("site", ["block_input", "attention_output", "mlp_output", "block_output"])
+@pytest.mark.parametrize("site", SITES)
 def test_calibration_equals_numpy_over_all_valid_examples(site):
     model, images = tiny.model(), tiny.images(8) * 3 + 1
     batches = [(images[:4], None), (images[4:], np.array([True, False, True, False])), (tiny.images(4, seed=1), np.zeros(4, bool))]
     statistics = jaxvit.calibrate(model, batches, sites=(site,))
     valid_images = images[np.array([0, 1, 2, 3, 4, 6])]
     streams = jaxvit.forward(model, valid_images, capture=CAPTURES).captured[site]
-    streams = np.asarray(streams, np.float64)
-    patches = streams[:, :, 3:].reshape(3, -1, 24)
+    streams = np.asarray(streams, np.float64).reshape(3, 6, tiny.LAYOUT.tokens, -1)
+    patches = streams[:, :, 3:].reshape(3, -1, width_at(site, tiny.CONFIG))
     mean = np.concatenate([streams[:, :, :3].mean(axis=1), patches.mean(axis=1)[:, None]], axis=1)
     variance = np.concatenate([streams[:, :, :3].var(axis=1), patches.var(axis=1)[:, None]], axis=1)
     assert statistics.examples == 6

@@ -15,7 +15,7 @@ import jaxvit
 from experiments.features import expressions
 from experiments.features.expressions import Expression, inapplicable, parse_condition
 from experiments.features.recipes import made_up_moments
-from jaxvit.sites import SITES
+from jaxvit.sites import SITES, width_at
 
 CONFIG = jaxvit.ViTConfig(8, 24, 12, 3, 48, registers=4, position="antialias", image_size=64)
 PLAIN = dataclasses.replace(CONFIG, registers=0)
@@ -24,8 +24,9 @@ SEED = 7
 
 def random_moments() -> jaxvit.Moments:
     rng = np.random.default_rng(0)
-    shape = (CONFIG.depth, 2 + CONFIG.registers, CONFIG.width)
-    mean, variance = ({site: rng.random(shape, np.float32) for site in SITES} for _ in range(2))
+    mean, variance = (
+        {site: rng.random((CONFIG.depth, 2 + CONFIG.registers, width_at(site, CONFIG)), np.float32) for site in SITES} for _ in range(2)
+    )
     return jaxvit.Moments(mean, variance, 8, (64, 64))
 
 
@@ -69,6 +70,13 @@ def refusal(argument: str) -> str:
         ('noise("registers", 3)', lambda: jaxvit.noise("registers", MOMENTS, 3)),
         ('noise("cls", seed=3, any_size=True)', lambda: jaxvit.noise("cls", MOMENTS, 3, any_size=True)),
         ('shuffle("registers")', lambda: jaxvit.shuffle("registers", SEED)),
+        ('zero("registers", at="head_output", heads=[2, 0])', lambda: jaxvit.zero("registers", at="head_output", heads=[0, 2])),
+        ('zero("patches", channels=[23])', lambda: jaxvit.zero("patches", channels=[23])),
+        ('constant("cls", 2, at="mlp_hidden", channels=[47])', lambda: jaxvit.constant("cls", [2] * 48, at="mlp_hidden", channels=[47])),
+        ('mean("cls", at="mlp_hidden")', lambda: jaxvit.mean("cls", MOMENTS, at="mlp_hidden")),
+        ('noise("registers", at="query", heads=[1])', lambda: jaxvit.noise("registers", MOMENTS, SEED, at="query", heads=[1])),
+        ('shuffle("cls", at="value", heads=[1])', lambda: jaxvit.shuffle("cls", SEED, at="value", heads=[1])),
+        ("constant(0, [[[1, 2]], [[3, 4]]])", lambda: jaxvit.constant(0, [[[1, 2]], [[3, 4]]])),
         ('shuffle("registers", seed=0, layers=[2])', lambda: jaxvit.shuffle("registers", 0, [2])),
         ("mean(random_patches(4))", lambda: jaxvit.mean(jaxvit.random_patches(4, SEED), MOMENTS)),
     ],
@@ -198,7 +206,13 @@ def test_a_new_constructor_is_one_entry_in_the_table_and_its_arguments_are_read_
         ('zero("register")', 'unknown token name "register"; use "cls", "registers"'),
         ('zero("cls\\n\\x1b[0m")', "unknown token name"),
         ('zero("cls", at="output")', 'unknown site "output"; at is one of block_input'),
-        ('mean("cls", at="output")', 'mean is possible at block_input, attention_output, mlp_output, block_output; not at "output"'),
+        ('mean("cls", at="output")', "mean is possible at block_input, query, key, value, head_output, attention_output, mlp_hidden,"),
+        ('zero("cls", heads=[1])', 'heads=[1] is not possible at "block_output"; heads are apart at query, key, value, head_output'),
+        ('zero("cls", at="query", channels=[1])', "channels are chosen at block_input"),
+        ('zero("cls", at="query", heads=1)', "heads is a list of integers"),
+        ('zero("cls", at="query", heads=[-1])', "head -1 does not exist"),
+        ('zero("cls", at="query", head=[1])', 'no argument "head" (did you mean "heads"?)'),
+        ('constant("cls", 1, at="output")', 'unknown site "output"'),
         ('noise("cls", seed=-1)', "seed -1 is out of range"),
         ('noise("cls", seed=1.5)', "seed is an integer"),
         ("zero(random_patches(0))", "random_patches needs a positive count, got 0"),
@@ -207,7 +221,7 @@ def test_a_new_constructor_is_one_entry_in_the_table_and_its_arguments_are_read_
         ('zero(["cls", random_patches(2)])', "as tokens"),
         ("zero(1.5)", "as tokens"),
         ("zero(None)", '"None" is not possible'),
-        ('constant("cls", "a")', "vector is a number, a list of numbers or a list of lists of numbers"),
+        ('constant("cls", "a")', "vector is a number, a list of numbers, a list of lists of numbers or a list of lists of lists"),
         ('constant("cls", 1e300)', "a number beyond 1e+38"),
         ('constant("cls", 1e999)', "a number beyond 1e+38"),
         ('constant("cls", [[1], [2, 3]])', "the vectors of a constant differ in length"),
@@ -356,6 +370,11 @@ def test_any_text_is_read_or_refused(text):
     is_read_or_refused(f"x=zero({text!r})")
 
 
+CONSTANT_OF_TWO = (
+    'a constant of shape (2,) does not fit 1 tokens of width 24 at "block_output"; pass [24], [tokens, 24] or [12 blocks, tokens, 24]'
+)
+
+
 @pytest.mark.parametrize(
     ("expression", "config", "reason"),
     [
@@ -370,7 +389,9 @@ def test_any_text_is_read_or_refused(text):
         ('zero("patches[64]")', CONFIG, '"patches[64]" is out of range; patches are numbered 0 to 63'),
         ("zero(99)", CONFIG, "position 99 is not a token; there are 69, numbered from 0"),
         ("zero(random_patches(65))", CONFIG, "65 random patches asked for, but an image of this size has 64"),
-        ('constant("cls", [1, 2])', CONFIG, "a constant of shape (2,) does not fit 1 tokens of width 24; pass [24] or [tokens, 24]"),
+        ('constant("cls", [1, 2])', CONFIG, CONSTANT_OF_TWO),
+        ('zero("cls", at="key", heads=[1, 3])', CONFIG, "it has heads 0 to 2, not 3"),
+        ('zero("cls", channels=[24])', CONFIG, 'channel 24 does not exist; this model has channels 0 to 23 at "block_output"'),
     ],
 )
 def test_why_a_model_cannot_run_a_condition(expression, config, reason):

@@ -43,6 +43,14 @@ def test_they_are_those_that_hold_what_was_written_there(tokens):
     np.testing.assert_array_equal(overwritten_patches(ablation, tiny.CONFIG, SIZE, IDS), (last == 7).all(axis=-1))
 
 
+def test_a_patch_that_keeps_channels_is_not_overwritten():
+    some, all_of_them = jaxvit.zero("patches[3]", channels=[5]), jaxvit.shuffle("patches[4]", channels=range(tiny.CONFIG.width))
+    assert overwritten_patches(some, tiny.CONFIG, SIZE, IDS) is None
+    assert overwritten_patches(jaxvit.zero("patches", at="mlp_hidden"), tiny.CONFIG, SIZE, IDS) is None
+    found = overwritten_patches(some & all_of_them & jaxvit.zero("patches[5]"), tiny.CONFIG, SIZE, IDS)
+    np.testing.assert_array_equal(found, np.isin(np.arange(PATCHES), [4, 5])[None].repeat(len(IDS), 0))
+
+
 @pytest.mark.parametrize("kind", ["mean", "noise", "shuffle", "zero", "joined"])
 def test_whatever_they_are_overwritten_with(kind):
     moments = made_up_moments(tiny.CONFIG, SIZE)

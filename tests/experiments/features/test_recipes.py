@@ -9,8 +9,9 @@ import pytest
 
 import jaxvit
 from experiments.features.conditions import Condition, conditions
-from experiments.features.recipes import Recipe, Sourced, is_random, made_up_moments, recipe_of, tokens_in_words, window_of
+from experiments.features.recipes import Recipe, Sourced, effect, is_random, made_up_moments, recipe_of, tokens_in_words, window_of
 from jaxvit import Ablation, ViTConfig
+from jaxvit.sites import SITES, STREAM_SITES, width_at
 
 CONFIG = ViTConfig(8, 24, 12, 3, 48, registers=4, position="antialias", image_size=64)
 SIZE = (64, 64)
@@ -89,6 +90,10 @@ def test_the_same_definition_is_the_same_hash_however_it_is_written():
         noise(layers=[1]),
         noise(layers="all"),
         noise(at="block_input"),
+        noise(at="query"),
+        noise(channels=[3]),
+        noise(at="query", heads=[1]),
+        noise(at="query", heads=[]),
         noise(any_size=True),
         lambda config, moments, seed: noise()(config, moments, seed + 1),
         lambda config, moments, seed: noise()(config, moments, seed) & jaxvit.zero("cls"),
@@ -100,6 +105,16 @@ def test_the_same_definition_is_the_same_hash_however_it_is_written():
 def test_every_changed_part_is_another_hash(changed):
     known = [recipe(noise()), recipe(noise(), seed=7), recipe(noise(), calibration="99 leading images of train")]
     assert len({r.hash for r in [*known, recipe(changed)]}) == 4
+
+
+def test_an_edit_inside_attention_is_an_intervention_of_its_own():
+    def mean(**where):
+        return recipe(lambda config, moments, seed: jaxvit.mean("registers", moments, **where)).text
+
+    texts = [mean(), mean(at="query"), mean(at="query", heads=[1]), mean(at="mlp_hidden"), mean(channels=[3])]
+    assert len({effect(text, "cls") for text in texts}) == len(texts)
+    assert effect(mean(at="block_input", channels=[3]), "cls") == effect(mean(channels=[3]), "cls"), "as for all channels"
+    assert effect(mean(at="block_input", channels=[3]), "cls") != effect(mean(channels=[4]), "cls")
 
 
 def test_the_order_of_replacements_matters():
@@ -201,11 +216,17 @@ def test_the_window_is_the_blocks_at_which_an_ablation_acts(ablation, window):
 
 def test_made_up_moments_fit_the_model_and_are_the_same_everywhere():
     moments = made_up_moments(CONFIG, SIZE)
-    assert {array.shape for part in (moments.mean, moments.variance) for array in part.values()} == {(12, 6, 24)}
+    for part in (moments.mean, moments.variance):
+        assert {site: array.shape for site, array in part.items()} == {site: (12, 6, width_at(site, CONFIG)) for site in SITES}
     assert moments.image_size == SIZE
     arrays = [array for part in (moments.mean, moments.variance) for array in part.values()]
     assert len({array.tobytes() for array in arrays}) == len(arrays), "no two are alike, so that each is known again"
     assert arrays[0][0, 0, 0] == pytest.approx(0.8506242, abs=1e-6)
+    # at sites of the stream they are what they were when there were no others: keys of computed conditions depend on them
+    generator = np.random.default_rng(0)
+    for part in (moments.mean, moments.variance):
+        for site in STREAM_SITES:
+            np.testing.assert_array_equal(part[site], generator.random((12, 6, 24), np.float32))
 
 
 def test_sites_are_those_whose_moments_are_read_whatever_is_made_of_them():
