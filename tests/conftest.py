@@ -26,6 +26,8 @@ SLOW_FILES = (
     "convert/test_transformers_parity.py",
     "experiments/pretrain/test_training.py",
     "jaxvit/test_lowering.py",
+    "jaxvit/test_hooks.py",
+    "jaxvit/test_sites.py",
     "convert/test_atomic.py",
     "jaxvit/probes/test_logistic.py",
     "jaxvit/test_forward.py",

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxvit
@@ -17,6 +17,7 @@ from tests.jaxvit import tiny
 from tests.jaxvit.ablations import STREAM_SITE, any_ablations, run, statistics
 
 
+@settings(max_examples=10)  # nearly each is a program of its own
 @given(any_ablations(STREAM_SITE), any_ablations(STREAM_SITE))
 def test_composition_applies_the_second_after_the_first(first, second):
     """At the last block's output nothing runs afterwards, so applying in order can be done by two calls."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxvit
@@ -12,6 +12,7 @@ from tests.jaxvit import tiny
 from tests.jaxvit.ablations import any_ablations, run
 
 
+@settings(max_examples=10)  # nearly each is a program of its own
 @given(st.lists(any_ablations(), min_size=1, max_size=3))
 def test_full_in_a_stack_is_bitwise_no_ablation(others):
     edits = jaxvit.stack([jaxvit.Ablation(), *others], tiny.model(), tiny.SIZE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +20,19 @@ def test_json_round_trip(parts):
         ablation = ablation & part
     assert jaxvit.Ablation.from_json(ablation.to_json(), ablation.arrays) == ablation
     assert hash(jaxvit.Ablation.from_json(ablation.to_json(), ablation.arrays)) == hash(ablation)
+
+
+def test_heads_and_channels_are_written_only_where_they_are_chosen():
+    plain, partly = jaxvit.zero("cls", at="key"), jaxvit.zero("cls", at="key", heads=[2, 0]) & jaxvit.zero("cls", channels=[])
+    assert json.loads(plain.to_json())["format"] == 1
+    assert not {"heads", "channels"} & set(json.loads(plain.to_json())["replacements"][0])
+    text = json.loads(partly.to_json())
+    assert (text["format"], text["replacements"][0]["heads"], text["replacements"][1]["channels"]) == (3, [0, 2], [])
+    assert jaxvit.Ablation.from_json(partly.to_json()) == partly
+    assert len({plain, jaxvit.zero("cls", at="key", heads=[0, 2]), jaxvit.zero("cls", at="key", heads=[0]), jaxvit.zero("cls")}) == 4
+    assert jaxvit.zero("cls", at="key", heads=np.array([2, 0, 2])) == jaxvit.zero("cls", at="key", heads=range(0, 3, 2))
+    with pytest.raises(ValueError, match="reads formats 1 to 3"):
+        jaxvit.Ablation.from_json(partly.to_json().replace('"format": 3', '"format": 4'))
 
 
 def test_json_names_arrays_and_checks_them():
