@@ -18,8 +18,8 @@ from tests.draws import normal
 transformers = pytest.importorskip("transformers", reason="the oracle of these tests is transformers")
 
 TOLERANCE = 5e-6
-GOLDEN = {"dinov2_reg_p14": 70, "dinov3_p16": 64}  # names and the size that no position table is resized for
-LAYERS, SEED, IDS = (0, 2), 5, np.array([11, 4])
+GOLDEN = {"dinov2_reg_p14": 70, "dinov3_p16": 64, "dinov3_plus_p16": 64}  # names and the size that no position table is resized for
+SEED, IDS = 5, np.array([11, 4])
 
 
 class Hooked:
@@ -29,8 +29,10 @@ class Hooked:
         sizes = {"hidden_size": meta["embed_dim"], "num_attention_heads": meta["num_heads"], "num_hidden_layers": meta["depth"]}
         more = {"patch_size": meta["patch_size"], "num_register_tokens": meta["num_register_tokens"], "attn_implementation": "hooked"}
         if meta["family"] == "dinov3":
-            mlp_dim = len(weights["blocks.0.mlp.fc1.bias"])
-            config = transformers.DINOv3ViTConfig(**sizes, **more, intermediate_size=mlp_dim, layer_norm_eps=meta["layer_norm_eps"])
+            gated = "blocks.0.mlp.w1.bias" in weights
+            more |= {"use_gated_mlp": gated, "hidden_act": "silu" if gated else "gelu", "layer_norm_eps": meta["layer_norm_eps"]}
+            more["intermediate_size"] = len(weights[f"blocks.0.mlp.{'w1' if gated else 'fc1'}.bias"])
+            config = transformers.DINOv3ViTConfig(**sizes, **more)
             self.model = transformers.DINOv3ViTModel(config).eval()
             self.layers = self.model.model.layer
             self.model.rope_embeddings.inv_freq = 1 / weights["rope_embed.periods"]
@@ -78,8 +80,8 @@ class Hooked:
                 for ours, theirs in names.items():
                     rest = rest.replace(ours, theirs)
                 own = dict(target.named_parameters())
-                for ours, theirs in (("mlp.fc1", "mlp.up_proj"), ("mlp.fc2", "mlp.down_proj")):
-                    rest = rest.replace(ours, theirs) if rest not in own else rest
+                for ours, theirs in (("fc1", "up_proj"), ("fc2", "down_proj"), ("w1", "gate_proj"), ("w2", "up_proj"), ("w3", "down_proj")):
+                    rest = rest if rest in own else rest.replace(f"mlp.{ours}", f"mlp.{theirs}")
                 own[rest].data.copy_(value)
             elif key.startswith("patch_embed.proj"):
                 leaf = key.rsplit(".", 1)[1]
@@ -140,7 +142,7 @@ def conditions(config, size, partly):
     found = {}
     for site in SITES:
         width, head = width_at(site, config), config.width // config.heads
-        chosen, where = np.arange(width), {"layers": list(LAYERS), "at": site}
+        chosen, where = np.arange(width), {"layers": [0, config.depth - 1], "at": site}
         if partly and site in HEAD_SITES:
             where["heads"], chosen = [1], chosen[head : 2 * head]
         elif partly:
@@ -171,7 +173,7 @@ def conditions(config, size, partly):
     return found
 
 
-@pytest.mark.parametrize(("name", "partly"), [("dinov2_reg_p14", False), ("dinov3_p16", False), ("dinov3_p16", True)])
+@pytest.mark.parametrize(("name", "partly"), [("dinov2_reg_p14", False), ("dinov3_p16", False), ("dinov3_plus_p16", True)])
 def test_every_kind_at_every_site_is_a_hook(name, partly, pairs, record_parity):
     ours, theirs, images = pairs(name)
     table = conditions(ours.config, GOLDEN[name], partly)
@@ -184,7 +186,7 @@ def test_every_kind_at_every_site_is_a_hook(name, partly, pairs, record_parity):
         positions = list(layout.positions(selector))
 
         def edit(layer, here, x, site=site, positions=positions, chosen=chosen, target=target):
-            if here != site or layer not in LAYERS:
+            if here != site or layer not in (0, ours.config.depth - 1):
                 return x
             new, value = x.clone(), np.broadcast_to(target(x, layer), (len(x), len(positions), x.shape[-1]))
             new[:, np.array(positions)[:, None], chosen] = torch.from_numpy(np.float32(value[..., chosen]))
