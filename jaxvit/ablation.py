@@ -22,11 +22,20 @@ from jaxvit.specs import Kind, Layers, RandomPatches, Replacement, StoredArray
 from jaxvit.tokens import Selector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ablation:
-    """Replacements in the order in which they apply. `a & b` applies `a`, then `b`; `Ablation()` changes nothing."""
+    """Replacements in the order in which they apply. `a & b` applies `a`, then `b`; `Ablation()` changes nothing.
+
+    Printed, it says what it does: `zero(registers) at block_output of blocks 6-11`.
+    """
 
     replacements: tuple[Replacement, ...] = ()
+
+    def __str__(self) -> str:
+        return serial.in_words(self.replacements)
+
+    def __repr__(self) -> str:
+        return f"<Ablation: {self}>"
 
     def __and__(self, other: Ablation) -> Ablation:
         return Ablation(self.replacements + other.replacements)

@@ -1,4 +1,4 @@
-"""Ablations to JSON and back. The text names arrays by their SHA-256; the arrays themselves are passed separately."""
+"""Ablations to JSON and back, and in words. JSON names arrays by their SHA-256; the arrays themselves are passed separately."""
 
 from __future__ import annotations
 
@@ -86,3 +86,42 @@ def _from_dict(data: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Replac
         heads=tuple(data["heads"]) if "heads" in data else None,
         channels=tuple(data["channels"]) if "channels" in data else None,
     )
+
+
+def in_words(replacements: Sequence[Replacement]) -> str:
+    """What an ablation does, for people: "zero(registers) at block_output of blocks 6-11 & noise(cls, seed=1) at value of all blocks";
+    "nothing" for an empty one."""
+    return " & ".join(map(_one_in_words, replacements)) or "nothing"
+
+
+def _one_in_words(r: Replacement) -> str:
+    if isinstance(r.tokens, RandomPatches):
+        tokens = f"{r.tokens.count} random patches"
+    elif isinstance(r.tokens, tuple):
+        tokens = f"[{', '.join(map(str, r.tokens))}]"
+    else:
+        tokens = str(r.tokens)
+    details = [tokens] + [f"seed={r.seed}"] * (r.kind in ("noise", "shuffle")) + ["same_donor=True"] * r.same_donor
+    details += [f"{name}={_few(numbers)}" for name, numbers in (("heads", r.heads), ("channels", r.channels)) if numbers is not None]
+    blocks = block_ranges(r.layers)
+    where = "all blocks" if blocks == "all" else f"block{'' if blocks.isdigit() else 's'} {blocks}"
+    return f"{r.kind}({', '.join(details)}) at {r.at} of {where}"
+
+
+def _few(numbers: Sequence[int]) -> str:
+    """The first numbers of a list, and how many there are where that is not all."""
+    shown = ", ".join(map(str, numbers[:6]))
+    return f"[{shown}]" if len(numbers) <= 6 else f"[{shown}, ...; {len(numbers)} of them]"
+
+
+def block_ranges(layers: str | Sequence[int]) -> str:
+    """Block numbers in order as text: "all", "3", "0-2,5"."""
+    if isinstance(layers, str):
+        return layers
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

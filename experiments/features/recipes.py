@@ -12,13 +12,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.features.conditions import Condition
 from experiments.rows import token_name
 from jaxvit import Ablation, Moments, ViTConfig
+from jaxvit.serial import block_ranges
 from jaxvit.sites import SITES, STREAM_SITES, width_at
 from jaxvit.specs import RandomPatches, StoredArray
 from jaxvit.tokens import TokenLayout
@@ -132,7 +133,7 @@ def tokens_in_words(ablation: Ablation) -> str:
 def window_of(ablation: Ablation) -> str | None:
     """The blocks at which an ablation acts: "all", or numbers and ranges such as "0-2,5"; of several parts each, joined by " & ". None
     for an empty one."""
-    return " & ".join(dict.fromkeys(_ranges(r.layers) for r in ablation.replacements)) or None
+    return " & ".join(dict.fromkeys(block_ranges(r.layers) for r in ablation.replacements)) or None
 
 
 class _Reads:
@@ -197,16 +198,3 @@ def _selector_in_words(selector: str | int | Sequence[str | int] | RandomPatches
     if len(numbers) == len(names) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
         return f"r{numbers[0]} to r{numbers[-1]}"
     return ", ".join(names)
-
-
-def _ranges(layers: Any) -> str:
-    """Block numbers in order as text: "all", "3", "0-2,5"."""
-    if layers == "all":
-        return "all"
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -45,3 +45,17 @@ def test_json_names_arrays_and_checks_them():
         jaxvit.Ablation.from_json(ablation.to_json(), {sha256: np.zeros(24)})
     with pytest.raises(ValueError, match="not an ablation"):
         jaxvit.Ablation.from_json("{}")
+
+
+def test_an_ablation_prints_what_it_does():
+    late = jaxvit.zero("registers", layers="6-11")
+    assert str(late) == "zero(registers) at block_output of blocks 6-11"
+    assert repr(late) == "<Ablation: zero(registers) at block_output of blocks 6-11>"
+    both = jaxvit.shuffle(["cls", 3], seed=2, layers=[4], same_donor=True) & jaxvit.constant("registers[1]", np.ones(8), [0, 1, 5])
+    assert str(both) == (
+        "shuffle([cls, 3], seed=2, same_donor=True) at block_output of block 4 & constant(registers[1]) at block_output of blocks 0-1,5"
+    )
+    assert str(jaxvit.zero(jaxvit.random_patches(4), at="value", heads=[3])) == "zero(4 random patches, heads=[3]) at value of all blocks"
+    neurons = jaxvit.zero("cls", at="mlp_hidden", channels=range(100))
+    assert str(neurons) == "zero(cls, channels=[0, 1, 2, 3, 4, 5, ...; 100 of them]) at mlp_hidden of all blocks"
+    assert str(jaxvit.Ablation()) == "nothing"
