@@ -27,6 +27,7 @@ from experiments.features.conditions import CALIBRATED_SITES, conditions
 from experiments.features.recipes import is_random
 from jaxvit.forward import sweep_layers
 from jaxvit.sharding import batch_mesh, replicate, split
+from jaxvit.sites import SITES, STREAM_SITES
 from jaxvit.vit import cast
 
 VIT_S, VIT_B, VIT_L = "dinov2_vits14_reg", "dinov2_vitb14", "dinov2_vitl14"
@@ -75,6 +76,19 @@ def _ablation_rows() -> list[BenchRow]:
             (Goal("ratio", 1.8),),
             layer_sweep,
             "any",
+        ),
+        *(
+            BenchRow(
+                f"edit_{site}",
+                f"zero registers at {site}, all layers, ViT-S/14+reg",
+                "ours: plain forward",
+                "float32",
+                (Goal("ratio", 1 / 1.05),),
+                functools.partial(site_edit, site),
+                "any",
+            )
+            for site in SITES
+            if site not in STREAM_SITES
         ),
     ]
 
@@ -205,6 +219,18 @@ def layer_sweep(size: Size) -> Case:
         return {"max_difference": max(difference(x, y) for x, y in zip(a, b[1:], strict=True))}
 
     return Case(lambda: sweep_layers(ours, images, edits).tokens, no_gradient(run_hooks), facts={"images": len(images)}, check=check)
+
+
+def site_edit(site: str, size: Size) -> Case:
+    """A forward pass with registers zeroed at a site, against the plain one, both ours."""
+    model = replicate(jaxvit.create(size.pick(VIT_S, SMALL)), batch_mesh())
+    images, _ = pixels(size, _batch(size, 8), model.config)
+    edits = replicate(jaxvit.lower(jaxvit.zero("registers", at=site), model, images.shape[1]), batch_mesh())
+    return Case(
+        lambda: jaxvit.forward(model, images, edits).tokens,
+        lambda: jax.block_until_ready(jaxvit.forward(model, images).tokens),
+        facts={"images": len(images)},
+    )
 
 
 def _group_indicators(config: jaxvit.ViTConfig, side: int) -> np.ndarray:
