@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -28,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxvit.multiway import Deletions, deletions, quantile, two_sided_p
-from jaxvit.resampling import Columns, permuted_differences, resampled
+from jaxvit.resampling import Columns, permuted_differences, resampled, single_swaps
 
 Numbers = Num[np.ndarray, "units *parts"] | Num[Array, "units *parts"]
 PerUnit = Num[np.ndarray, "units"] | Num[Array, "units"] | Bool[np.ndarray, "units"] | Bool[Array, "units"]
@@ -186,8 +187,12 @@ def value(scores: Scores) -> float:
 
 
 def independent_units(scores: Scores) -> int:
-    """The number of independent units of a metric: of things that its units show."""
-    return len(_contributions(scores)) if scores.clusters is None else len(np.unique(scores.clusters))
+    """The number of independent units of a metric: of things that its units show; of several, those of units that contribute."""
+    contributions = _contributions(scores)
+    if scores.clusters is None:
+        return len(contributions)
+    several = scores.clusters.shape[1] > 1
+    return len(np.unique(scores.clusters[contributions.reshape(len(contributions), -1).any(axis=1)] if several else scores.clusters))
 
 
 def bootstrap(scores: Scores, resamples: int = 10_000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
@@ -233,11 +238,13 @@ def compare(full: Scores, ablated: Scores, resamples: int = 10_000, seed: int = 
     Of independent units, the interval is that of `bootstrap` for the difference under common resamples. The null hypothesis of the test
     is that the two conditions are exchangeable within a unit: in each permutation every unit swaps them with probability 1/2 (for means
     of scores a sign flip of the unit's difference), and p = (1 + #{|permuted| >= |observed|}) / (1 + resamples) (Phipson & Smyth
-    2010), which is never 0. Where fewer than 10 permutations come so far, that number says little, and p is the smaller of it and
-    Hoeffding's (1963) bound 2 exp(-d^2 / 2 v) for sums of independent signs: d is the difference, v the variance of its permutations
-    and three standard errors of that. For a mean the bound holds; for other metrics it does as far as they are linear in the swaps.
+    2010). Where fewer than 10 permutations come so far, that number says little, and p is the smaller of it and Hoeffding's (1963)
+    bound 2 exp(-d^2 / 2 v) for sums of independent signs: d is the difference, v the variance of its permutations and three standard
+    errors of that, or by single swaps, if that is more. For a mean the bound holds; for other metrics it does as far as they are linear.
 
     Otherwise: interval and p-value of Student's t, from the standard error of the difference (`jaxvit.multiway`).
+
+    No p-value is below 2^(1 - n) of n independent units that differ: all swaps and none always come as far.
 
     Raises:
         ValueError: the two do not have the same units, parts and finish; or see `bootstrap`.
@@ -268,7 +275,8 @@ def compare_all(
         for i, permuted_deltas, a, b in zip(index, permuted, *values, strict=True):
             delta = value(ablated[i]) - value(full[i])
             low, high = _percentiles(b - a, level, clean.units)
-            comparisons[i] = Comparison(delta, low, high, _permutation_p(delta, permuted_deltas))
+            p_value = max(_permutation_p(delta, permuted_deltas, full[i], ablated[i]), _least_p(full[i], ablated[i]))
+            comparisons[i] = Comparison(delta, low, high, p_value)
     for i, (first, second) in enumerate(zip(full, ablated, strict=True)):
         if i not in comparisons:
             delta = value(second) - value(first)
@@ -276,18 +284,30 @@ def compare_all(
             error, freedom = ablated_changes.minus(clean_changes).error
             reach = quantile(level, freedom) * error
             p_value = two_sided_p(delta / error, freedom) if error else float(delta == 0)
-            comparisons[i] = Comparison(delta, delta - reach, delta + reach, p_value)
+            comparisons[i] = Comparison(delta, delta - reach, delta + reach, max(p_value, _least_p(first, second)))
     return [comparisons[i] for i in range(len(full))]
 
 
-def _permutation_p(delta: float, permuted: Float[np.ndarray, "resamples"]) -> float:
-    """The p-value of a difference among those of permutations (`compare`)."""
-    extreme = int(np.sum(np.abs(permuted) >= _TIE * abs(delta)))
+def _permutation_p(delta: float, permuted: Float[np.ndarray, "resamples"], full: Scores, ablated: Scores) -> float:
+    """The p-value of a difference among those of permutations (`compare`); one that is not defined counts as far."""
+    extreme = int(np.sum(~(np.abs(permuted) < _TIE * abs(delta))))
     p_value = (1 + extreme) / (1 + len(permuted))
     if extreme >= _RARE:
         return p_value
+    permuted = permuted[np.isfinite(permuted)]
     variance = float(np.mean(permuted**2)) * (1 + 3 * math.sqrt(2 / len(permuted)))
+    columns = [Columns.of([_by_thing(scores)], [scores.finish]) for scores in (full, ablated)]
+    (swapped,) = single_swaps(*columns)
+    variance = max(variance, float(np.nansum((delta - swapped) ** 2)) / 4)
     return min(p_value, 2 * math.exp(-(delta**2) / (2 * variance))) if variance else p_value
+
+
+def _least_p(full: Scores, ablated: Scores) -> float:
+    """The smallest p-value that the units which differ can have (`compare`)."""
+    difference = _contributions(full) - _contributions(ablated)
+    differs = difference.reshape(len(difference), -1).any(axis=1)
+    things = np.arange(len(differs)) if full.clusters is None else full.clusters
+    return max(math.ldexp(1.0, 1 - min(len(np.unique(things[differs])), 1000)), sys.float_info.min) if differs.any() else 1.0
 
 
 def holm(p_values: Sequence[float] | Float[np.ndarray, "tests"]) -> Float[np.ndarray, "tests"]:

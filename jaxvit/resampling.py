@@ -84,6 +84,19 @@ def permuted_differences(full: Columns, ablated: Columns, resamples: int, seed: 
     return permuted
 
 
+def single_swaps(full: Columns, ablated: Columns) -> list[Float[np.ndarray, "units"]]:
+    """Ablated minus full of every metric, where one unit alone, each in turn, has swapped its two conditions."""
+    total, ablated_total = full.columns.sum(axis=0), ablated.columns.sum(axis=0)
+    deltas = [np.empty(full.units) for _ in full.finishes]
+    step = max(1, CHUNK_BYTES // (8 * full.columns.shape[1]))
+    for start in range(0, full.units, step):
+        rows = slice(start, start + step)
+        moved = ablated.columns[rows] - full.columns[rows]
+        for values, b, a in zip(deltas, ablated.finish(ablated_total - moved), full.finish(total + moved), strict=True):
+            values[rows] = b - a
+    return deltas
+
+
 def _products(
     weights: UInt8[np.ndarray, "resamples columns"], contributions: Float[np.ndarray, "units columns"], packed: int | None
 ) -> Iterator[tuple[slice, Float[np.ndarray, "rows columns"]]]:

@@ -32,6 +32,11 @@ def interval(row: Row) -> str:
     return f"{scale * row['value']:.3f} [{scale * row['ci_low']:.3f}, {scale * row['ci_high']:.3f}]"
 
 
+def _p(p_value: float) -> str:
+    """A p-value after its letter: "= 0.0312", "< 0.0001"."""
+    return f"= {p_value:.4f}" if p_value >= 1e-4 else "< 0.0001"
+
+
 def hover(row: Row | None) -> str:
     """Everything that is known of a number, as lines of HTML: what it is, its interval, its comparison, published counterparts."""
     if row is None:
@@ -47,10 +52,10 @@ def hover(row: Row | None) -> str:
         corrected = (
             ""
             if row["p_holm"] is None
-            else f", by Holm over {row['holm_tests']} {row['p_holm']:.4f} ({row['holm_family'].partition(':')[0]} family)"
+            else f", by Holm over {row['holm_tests']} p {_p(row['p_holm'])} ({row['holm_family'].partition(':')[0]} family)"
         )
         change, low, high = (scale * row[name] for name in ("delta", "delta_ci_low", "delta_ci_high"))
-        lines.append(f"against full {change:+.3f} [{low:+.3f}, {high:+.3f}], p = {row['p_value']:.4f}{corrected}")
+        lines.append(f"against full {change:+.3f} [{low:+.3f}, {high:+.3f}], p {_p(row['p_value'])}{corrected}")
     if row["repeats"]:
         lines.append(f"one intervention with {row['repeats']} for what is read here")
     for other in row["published"] or ():

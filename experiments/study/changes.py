@@ -41,7 +41,9 @@ def changes_job(target: Target, other: Target, condition: str, task: str) -> Job
 def _main_scores(store: Store, target: Target, condition: str, task: str) -> Changes:
     primary = {column.key[1:] for column in target.settings.tasks[task].columns if column.primary}
     results, full = grid.paired_results(store, target, condition, task, grid.runs_of(target, condition))
-    return {r.identity: (r, clean) for r, clean in zip(results, full, strict=True) if (r.metric, r.feature, r.readout) in primary}
+    return {
+        (*r.identity, r.readout): (r, clean) for r, clean in zip(results, full, strict=True) if (r.metric, r.feature, r.readout) in primary
+    }
 
 
 def change_rows(

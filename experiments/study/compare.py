@@ -13,7 +13,7 @@ from experiments.features.conditions import FULL
 from experiments.features.recipes import effect
 from experiments.rows import Row, make_row
 from experiments.tasks.base import MetricResult, scores_array
-from jaxvit.inference import Scores, bootstrap_all, compare_all, holm, independent_units, over_seeds, value
+from jaxvit.inference import Scores, bootstrap_all, compare_all, holm, independent_units, over_seeds, value, weighted_median
 
 ENOUGH_DRAWS = 5
 """Draws from which on intervals cover them; fewer stand in `by_seed` alone."""
@@ -86,7 +86,9 @@ def mean_of_draws(result: MetricResult, scores: Sequence[Scores], inference: Inf
     if result.draws:  # conditions that are averaged share the draws of their read-outs
         by_draw = {draw: [s for s, d in zip(scores, result.draws, strict=True) if d == draw] for draw in dict.fromkeys(result.draws)}
         scores = [same[0] if len(same) == 1 else over_seeds(same) for same in by_draw.values()]
-    return over_seeds(scores, drawn=len(scores) >= ENOUGH_DRAWS and (not average or bool(result.draws)))
+    enough = len(scores) >= ENOUGH_DRAWS and (not average or bool(result.draws))
+    smooth = scores[0].finish is not weighted_median  # a median hardly moves where one unit is deleted: its error is not to be had so
+    return over_seeds(scores, drawn=enough and smooth)
 
 
 def covers(score: Scores, condition_draws: int) -> str:

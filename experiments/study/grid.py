@@ -8,7 +8,7 @@ from typing import Any
 from experiments.features.conditions import FULL
 from experiments.rows import Row
 from experiments.study.cells import Key, Store, cell_hash
-from experiments.study.compare import compared_rows
+from experiments.study.compare import ENOUGH_DRAWS, compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key, scores_key
 from experiments.study.target import Target
 from experiments.tasks import base
@@ -39,7 +39,7 @@ def jobs(target: Target, conditions: Iterable[str] | None = None, tasks: Iterabl
         for task in chosen:
             yield _rows_job(target, condition, task, runs)
     single = [(name, target.settings.seed) for name in names if name.removeprefix("zero_r").isdigit()]
-    if len(single) > 1:
+    if target.model is not None and 1 < len(single) == target.model.config.registers:
         for task in chosen:
             yield _rows_job(target, SINGLE_MEAN, task, single)
 
@@ -67,9 +67,11 @@ def _task_seeds(target: Target, condition: str, seed: int) -> tuple[int, ...]:
 
 
 def _task_draws(target: Target, condition: str, seed: int) -> tuple[int, ...]:
-    """Seeds of a drawn read-out: all; under each seed of a random condition its share, so that there are as many in all."""
+    """Seeds of a drawn read-out: all; under each of a few seeds of a random condition its share, so that there are as many in all; under
+    each of enough seeds one, so that intervals cover draws of both together."""
     draws, seeds = target.settings.all_draws, target.seeds_of(condition)
-    return draws[seeds.index(seed) :: len(seeds)]
+    position = seeds.index(seed)
+    return draws[position : position + 1] if len(seeds) >= ENOUGH_DRAWS else draws[position :: len(seeds)]
 
 
 def _scores_key(target: Target, condition: str, seed: int, task: str) -> Key:

@@ -335,6 +335,8 @@ def join_draws(draws: Sequence[list[MetricResult]]) -> list[MetricResult]:
             reference=[s for result in same for s in result.reference],
             draws=tuple(draw for result in same for draw in result.draws),
             flag=next((r.flag for r in same if r.flag), ""),
+            note=next((r.note for r in same if r.note), ""),
+            by_construction=any(r.by_construction for r in same),
         )
         for same in zip(*draws, strict=True)
     ]

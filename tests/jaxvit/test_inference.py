@@ -90,6 +90,26 @@ def test_a_rare_difference_has_hoeffdings_bound():
     assert bound <= p_many < bound**0.9, "by three standard errors of the variance larger"
 
 
+def test_no_p_value_is_below_what_the_units_that_differ_can_show():
+    """All swaps and none come equally far: 2^(1 - n), also where an error is 0, a metric is not linear, or floats end."""
+    shapes = [(mean_scores(np.ones(n)), mean_scores(np.zeros(n))) for n in (1, 3, 12, 5000)]
+    assert [compare(*pair).p_value for pair in shapes[:3]] == pytest.approx([1, 0.25, 2.0**-11], rel=0.1)
+    assert compare(*shapes[3]).p_value > 0
+    pair_of_images = [scores._replace(clusters=np.array([[0, 1], [2, 3], [4, 5]])) for scores in shapes[1]]
+    assert compare(*pair_of_images).p_value == 2.0**-5
+    # the third class is nowhere true, and predicted in one pixel of every image under one condition: no swap but all moves the mIoU back
+    clean = np.zeros((12, 3, 3), int)
+    clean[:, 0, 0] = clean[:, 1, 1] = 50
+    wrong = clean.copy()
+    wrong[:, 0, 2], wrong[:, 0, 0] = 1, 49
+    assert compare(Scores(clean, mean_iou), Scores(wrong, mean_iou)).p_value >= 2.0**-11
+
+
+def test_permutations_without_the_metric_count_as_far():
+    full, ablated = ratio_scores(np.zeros(3), np.array([5, 0, 0])), ratio_scores(np.zeros(3), np.array([0, 5, 0]))
+    assert compare(full, ablated)[0::3] == (0.0, 1.0)
+
+
 def test_units_that_show_one_thing_are_drawn_by_it():
     """Intervals and tests of scenes that share digits are those of the sums over each digit."""
     generator = np.random.default_rng(1)

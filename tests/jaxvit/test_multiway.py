@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxvit.inference import Scores, bootstrap, compare, mean_scores, over_seeds, ratio, ratio_scores, value
+from jaxvit.inference import Scores, bootstrap, compare, independent_units, mean_scores, over_seeds, ratio, ratio_scores, value
 from jaxvit.multiway import quantile, two_sided_p
 
 PAIRS = np.array([(a, b) for a in range(12) for b in range(12) if (a + 2 * b) % 5 < 2 and a != b])
@@ -66,6 +66,7 @@ def test_pairs_share_images_in_either_role():
     # categories that a pair is not of do not count as images that were looked at
     padded = ratio_scores(np.append(hits, 0), np.append(points, 0))._replace(clusters=np.append(PAIRS, [[90, 91]], axis=0))
     assert bootstrap(padded) == pytest.approx(bootstrap(scores))
+    assert independent_units(padded) == independent_units(scores) == 12
 
 
 def test_pairs_whose_images_do_not_matter_keep_most_of_their_own_variance():

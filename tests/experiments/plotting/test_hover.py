@@ -27,7 +27,7 @@ def test_a_hover_text_says_everything_that_is_known_of_a_number():
         "ridge(select=val)",
         "value 50.000 [40.000, 60.000] %, n = 30 images; the interval covers units",
         "mean over 2 draws, from 25.000 to 75.000",
-        "against full -25.000 [-37.500, -12.500], p = 0.0100, by Holm over 2 0.0200 (secondary family)",
+        "against full -25.000 [-37.500, -12.500], p = 0.0100, by Holm over 2 p = 0.0200 (secondary family)",
         "published 75.00 (-25.00 here), outside this interval; protocols differ: a paper",
         "† by construction",
         "‡ edge",

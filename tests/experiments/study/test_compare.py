@@ -15,7 +15,7 @@ from experiments.study.changes import change_rows
 from experiments.study.compare import AND_DRAWS, AND_READOUT, UNITS, Inference, add_holm, compared_rows, mark_repeats
 from experiments.tasks.base import MetricResult
 from jaxvit import metrics
-from jaxvit.inference import Scores, between, bootstrap, compare, holm, mean_scores, over_seeds, ratio_scores, value
+from jaxvit.inference import Scores, between, bootstrap, compare, holm, mean_scores, median_scores, over_seeds, ratio_scores, value
 from tests.experiments.plotting.made_rows import made_row
 from tests.experiments.tiny_study import CONFIG
 
@@ -121,6 +121,8 @@ def test_intervals_cover_the_draws_that_are_enough():
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(bootstrap(over_seeds(drawn.scores, drawn=True)))
     assert (apart["ci_low"], apart["ci_high"]) == pytest.approx(bootstrap(over_seeds(four.scores), 50))
     assert row["by_seed"] == [value(score) for score in drawn.scores]
+    medians = single._replace(scores=[median_scores(np.random.default_rng(i).normal(size=9)) for i in range(5)])
+    assert compared_rows(RUN, [medians], PLAIN)[0]["ci_covers"] == UNITS, "a median has no error by deletion"
 
 
 def test_conditions_that_are_averaged_share_the_draws_of_their_read_outs():

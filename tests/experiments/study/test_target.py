@@ -14,6 +14,7 @@ from experiments import planning
 from experiments.datasets.digits import digit_scenes
 from experiments.features.conditions import conditions
 from experiments.features.extraction import Runner
+from experiments.study import grid
 from experiments.tasks.base import pack, unpack
 from experiments.tasks.table import TASKS
 from jaxvit.sharding import batch_mesh
@@ -86,3 +87,12 @@ def test_a_shuffle_does_not_depend_on_how_far_its_group_is_padded(models):
     one, other = (Runner.on(batch_mesh(), model, size).extract(images, jaxvit.shuffle("registers", 3), 0) for size in (8, 128))
     np.testing.assert_allclose(one.cls, other.cls, atol=1e-5)
     assert not np.allclose(one.cls, Runner.on(batch_mesh(), model, 8).extract(images, jaxvit.Ablation(), 0).cls, atol=1e-3)
+
+
+def test_a_drawn_read_out_has_as_many_draws_as_a_random_condition_or_its_share(models):
+    """From five seeds on each has one, so that draws of both together are independent; with fewer all eight are shared out."""
+    (target,) = targets(models[:1])
+    for seeds, shares in ((2, [[0, 2, 4, 6], [1, 3, 5, 7]]), (5, [[0], [1], [2], [3], [4]]), (9, [[i] for i in range(9)])):
+        many = dataclasses.replace(target, settings=dataclasses.replace(target.settings, seeds=seeds))
+        assert [list(grid._task_draws(many, "noise_registers", seed)) for seed in range(seeds)] == shares
+        assert list(grid._task_draws(many, "zero_cls", 0)) == list(range(max(8, seeds)))

@@ -69,6 +69,11 @@ def test_a_flag_of_any_draw_stays():
     assert [r.flag for r in join_draws([norms(), flagged])] == ["at the edge"] * 3
 
 
+def test_what_holds_by_construction_in_any_draw_is_no_finding():
+    constant = [r._replace(by_construction=True, note="constant") for r in norms()]
+    assert {(r.by_construction, r.note) for r in join_draws([norms(), constant])} == {(True, "constant")}
+
+
 def test_every_score_is_compared_with_that_of_its_own_draw():
     """One score of the full condition serves all; of drawn read-outs each has its own; a result's own reference goes before."""
     clean, result = norms()[0], join_draws([norms(seed) for seed in (1, 2, 3)])[0]
