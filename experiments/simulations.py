@@ -157,7 +157,7 @@ def kinds() -> dict[str, Kind]:
         "mean_300": Kind("mean, 300 units", partial(_means, 300, False), 0.0),
         "accuracy_50": Kind("accuracy of 76 %, 50 units", partial(_means, 50, True), 0.5 * math.erfc(-0.5)),
         "accuracy_500": Kind("accuracy of 76 %, 500 units", partial(_means, 500, True), 0.5 * math.erfc(-0.5)),
-        "accuracy_99": Kind("accuracy of 99.5 %, 471 units", _near_ceiling, 0.995, ("value",)),
+        "accuracy_99": Kind("accuracy of 99.5 %, 471 units", _near_ceiling, 0.995, ("value", "rejected", "change_rejected")),
         "ratio_15": Kind("hits over points, 15 units", partial(_ratios, 15), 6 / 9),
         "ratio_100": Kind("hits over points, 100 units", partial(_ratios, 100), 6 / 9),
         "miou_30": Kind("mIoU, 30 images", partial(_mious, 30), float(mean_iou(population))),
