@@ -194,8 +194,8 @@ def _numbers(name: str, numbers: Any) -> tuple[int, ...] | None:
         return None
     entries = numbers.tolist() if hasattr(numbers, "tolist") else numbers
     if isinstance(entries, str) or not isinstance(entries, Iterable) or not all(map(_is_number, entries := list(entries))):
-        given = " ".join(repr(numbers).split())
-        raise ValueError(f"{name} is a list of whole numbers from 0, such as {name}=[3]; got {name}={given:.60}")
+        text = " ".join(repr(numbers).split())
+        raise ValueError(f"{name} is a list of whole numbers from 0, such as {name}=[3]; got {name}={text:.60}")
     return tuple(sorted({int(number) for number in entries}))
 
 
