@@ -29,6 +29,10 @@ class BlockState:
     trace: BlockTrace
     context: BlockContext
 
+    def of_stream(self, number: int) -> BlockState:
+        """The state of one of several streams that lead the axes of the trace."""
+        return BlockState(jax.tree.map(lambda leaf: leaf[number], self.trace), self.context)
+
     @property
     def layout(self) -> TokenLayout:
         return self.context.layout

@@ -8,20 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxvit.ablation import Ablation
-from jaxvit.apply import apply
 from jaxvit.attention import attention_with_divergence, attention_with_groups
-from jaxvit.capture import CAPTURES, CONTRASTS, FUSED_DIVERGENCE, FUSED_GROUPS, BlockState, Capture, CaptureSpec, group_columns, resolve
-from jaxvit.lowering import lower
-from jaxvit.ops import BlockContext, EditOp, Edits
+from jaxvit.capture import CAPTURES, CONTRASTS, FUSED_DIVERGENCE, FUSED_GROUPS, Capture, CaptureSpec, group_columns, resolve
+from jaxvit.ops import Edits
+from jaxvit.run import LayerEdits, begin, by_layer, prepare
 from jaxvit.tokens import TokenLayout
-from jaxvit.vit import Block, Rope, ViT, attend_only
+from jaxvit.vit import Block, ViT, attend_only
 
 Captures = tuple[tuple[str, Capture], ...]
-LayerOps = dict[str, tuple[EditOp, ...]]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens", "prenorm", "captured"], meta_fields=["layout"])
@@ -88,7 +85,7 @@ def forward(
     Raises:
         ValueError: images, ablation, captures or ids do not fit the model or one another.
     """
-    edits = _prepare(model, images, ablation, example_ids, valid, groups)
+    edits = prepare(model, images, ablation, example_ids, valid, groups)
     output: Output = _forward(model, images, edits, _ids(example_ids), valid, _ids(groups), resolve(capture, CAPTURES))
     return output
 
@@ -106,7 +103,7 @@ def contrast(
 
     Arguments and errors as for `forward`; the named captures are those of `jaxvit.capture.CONTRASTS`.
     """
-    edits = _prepare(model, images, ablation, example_ids, valid, groups)
+    edits = prepare(model, images, ablation, example_ids, valid, groups)
     pair: Pair = _contrast(model, images, edits, _ids(example_ids), valid, _ids(groups), resolve(capture, CONTRASTS))
     return pair
 
@@ -126,7 +123,7 @@ def sweep_layers(
     (from block l + 1 where only block outputs are edited): about L (L + 1) / 2 blocks instead of L^2. One compiled program serves
     all l; its loops have no reverse-mode gradient. Arguments and errors as for `forward`.
     """
-    edits = _prepare(model, images, ablation, example_ids, valid, groups)
+    edits = prepare(model, images, ablation, example_ids, valid, groups)
     output: Output = _sweep_layers(model, images, edits, _ids(example_ids), valid, _ids(groups))
     return output
 
@@ -141,8 +138,8 @@ def _forward(
     groups: Array | None,
     captures: Captures,
 ) -> Output:
-    x, rope, layout = _embed(model, images)
-    columns = group_columns(layout)
+    x, run = begin(model, images, ids, valid, groups)
+    columns = group_columns(run.layout)
 
     def with_groups(q: Array, k: Array, v: Array, attention_mask: Array | None) -> tuple[Array, dict[str, Array]]:
         values, group_attention = attention_with_groups(q, k, v, columns, attention_mask)
@@ -150,23 +147,19 @@ def _forward(
 
     attention = with_groups if FUSED_GROUPS.intersection(function for _, function in captures) else attend_only
 
-    def step(x: Array, scanned: tuple[Block, LayerOps, Array]) -> tuple[Array, dict[str, Any]]:
-        block, ops, layer = scanned
-        context = BlockContext(layer, ids, valid, groups, layout)
-
-        edit = functools.partial(_edited, ops, context)
-        state = BlockState(block(x, rope, edit, attention=attention), context)
+    def step(x: Array, scanned: tuple[Block, LayerEdits]) -> tuple[Array, dict[str, Any]]:
+        state = run.step(x, *scanned, attention)
         return state.stream_out, {name: function(state) for name, function in captures}
 
-    x, captured = jax.lax.scan(step, x, _scanned(model, edits))
-    return Output(model.final_norm(x), x, layout, captured)
+    x, captured = jax.lax.scan(step, x, (model.blocks, by_layer(model, edits)))
+    return Output(model.final_norm(x), x, run.layout, captured)
 
 
 @functools.partial(jax.jit, static_argnames="captures")
 def _contrast(
     model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, groups: Array | None, captures: Captures
 ) -> Pair:
-    x, rope, layout = _embed(model, images)
+    x, run = begin(model, images, ids, valid, groups)
 
     def with_divergence(q: Array, k: Array, v: Array, attention_mask: Array | None) -> tuple[Array, dict[str, Array]]:
         values, divergence = attention_with_divergence(q, k, v, attention_mask)
@@ -174,101 +167,39 @@ def _contrast(
 
     attention = with_divergence if FUSED_DIVERGENCE.intersection(function for _, function in captures) else attend_only
 
-    def step(streams: Array, scanned: tuple[Block, LayerOps, Array]) -> tuple[Array, dict[str, Any]]:
-        block, ops, layer = scanned
-        context = BlockContext(layer, ids, valid, groups, layout)
-
-        def edit(site: str, pair: Array) -> Array:
-            return jnp.stack([pair[0], _edited(ops, context, site, pair[1])]) if site in ops else pair
-
-        trace = block(streams, rope, edit, attention=attention)
-        clean, ablated = (BlockState(jax.tree.map(lambda leaf, i=i: leaf[i], trace), context) for i in range(2))
-        return trace.block_output, {name: function(clean, ablated) for name, function in captures}
+    def step(streams: Array, scanned: tuple[Block, LayerEdits]) -> tuple[Array, dict[str, Any]]:
+        both = run.step(streams, *scanned, attention, clean_first=True)
+        clean, ablated = (both.of_stream(i) for i in range(2))
+        return both.stream_out, {name: function(clean, ablated) for name, function in captures}
 
     # Both streams go through the same kernels as one batch: they differ by the ablation alone, not by rounding.
-    streams, captured = jax.lax.scan(step, jnp.stack([x, x]), _scanned(model, edits))
+    streams, captured = jax.lax.scan(step, jnp.stack([x, x]), (model.blocks, by_layer(model, edits)))
     tokens = model.final_norm(streams)
-    return Pair(Output(tokens[0], streams[0], layout), Output(tokens[1], streams[1], layout), captured)
+    return Pair(Output(tokens[0], streams[0], run.layout), Output(tokens[1], streams[1], run.layout), captured)
 
 
 @jax.jit
 def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, groups: Array | None) -> Output:
-    x, rope, layout = _embed(model, images)
+    x, run = begin(model, images, ids, valid, groups)
     outputs_only = set(edits.ops) <= {"block_output"}
 
     def clean(x: Array, block: Block) -> tuple[Array, Array]:
-        output = block(x, rope).block_output
+        output = run.step(x, block).stream_out
         return output, output if outputs_only else x
 
-    def block_at(layer: Array) -> Block:
-        block: Block = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), model.blocks)
+    def block_at(number: Array) -> Block:
+        block: Block = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), model.blocks)
         return block
 
-    def edited_at(scanned: tuple[Array, LayerOps, Array]) -> Array:
-        x, ops, layer = scanned
-        context = BlockContext(layer, ids, valid, groups, layout)
-
-        edit = functools.partial(_edited, ops, context)
-        x = edit("block_output", x) if outputs_only else block_at(layer)(x, rope, edit).block_output
-        last: Array = jax.lax.fori_loop(layer + 1, model.config.depth, lambda later, x: block_at(later)(x, rope).block_output, x)
+    def edited_at(start: tuple[Array, LayerEdits]) -> Array:
+        x, at = start
+        x = run.edited("block_output", x, at) if outputs_only else run.step(x, block_at(at.layer), at).stream_out
+        last: Array = jax.lax.fori_loop(at.layer + 1, model.config.depth, lambda later, x: run.step(x, block_at(later)).stream_out, x)
         return last
 
     _, starts = jax.lax.scan(clean, x, model.blocks)
-    last = jax.lax.map(edited_at, (starts, edits.ops, jnp.arange(model.config.depth)))
-    return Output(model.final_norm(last), last, layout)
-
-
-def _edited(ops: LayerOps, context: BlockContext, site: str, x: Array) -> Array:
-    """The tokens at a site after its ops; where it has none, the program has none."""
-    return apply(ops[site], x, context, site) if site in ops else x
-
-
-def _embed(model: ViT, images: Array) -> tuple[Array, Rope | None, TokenLayout]:
-    """The input of block 0, the rotary angles, and the token layout."""
-    grid = model.config.grid(images.shape[-3], images.shape[-2])
-    return model.add_prefix(model.embed_patches(images), grid), model.rope(grid), TokenLayout(model.config.registers, *grid)
-
-
-def _scanned(model: ViT, edits: Edits | None) -> tuple[Block, LayerOps, Array]:
-    """What the scan takes apart along the leading axis: blocks, their ops, their numbers."""
-    return model.blocks, {} if edits is None else edits.ops, jnp.arange(model.config.depth)
-
-
-def _prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: Any, valid: Any, groups: Any) -> Edits | None:
-    """The edits of the ablation, after all checks that need no traced values."""
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be [batch, height, width, 3], got {tuple(images.shape)}")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be normalised floats, got {images.dtype}; use jaxvit.normalise(images, model.config)")
-    batch, size = images.shape[0], (images.shape[1], images.shape[2])
-    layout = TokenLayout.of(model.config, size)
-    for name, array in (("example_ids", ids), ("valid", valid), ("groups", groups)):
-        if array is not None and tuple(array.shape) != (batch,):
-            raise ValueError(f"{name} must have one entry per image ({batch}), got shape {tuple(array.shape)}")
-    if ablation is None:
-        return None
-    edits = lower(ablation, model, size) if isinstance(ablation, Ablation) else ablation
-    if edits.layout != layout:
-        raise ValueError(
-            f"these edits are for {edits.layout.registers} registers and a grid of {edits.layout.rows}x{edits.layout.columns} patches, "
-            f"the images give {layout.registers} and {layout.rows}x{layout.columns}; lower the ablation for this model and size"
-        )
-    if edits.needs_example_ids and ids is None:
-        raise ValueError("noise, shuffle and random patches are drawn per example: pass example_ids, one integer per image")
-    if edits.shuffles:
-        _check_donors(batch, valid, groups)
-    return edits
-
-
-def _check_donors(batch: int, valid: Any, groups: Any) -> None:
-    """Refuse a shuffle in which an example has nobody to take tokens from, as far as that can be known: traced values cannot be counted."""
-    known = not any(isinstance(array, jax.core.Tracer) for array in (valid, groups))
-    present = np.asarray(valid, bool) if known and valid is not None else np.ones(batch, bool)
-    numbers = np.asarray(groups)[present] if known and groups is not None else np.zeros(present.sum(), int)
-    names, counts = np.unique(numbers, return_counts=True)
-    if counts.min(initial=batch) < 2 or not len(counts):
-        count, where = (counts.min(), f" in group {names[counts.argmin()]}" if groups is not None else "") if len(counts) else (0, "")
-        raise ValueError(f"shuffle needs at least 2 valid examples in a batch, and in each of its groups, got {count}{where}")
+    last = jax.lax.map(edited_at, (starts, by_layer(model, edits)))
+    return Output(model.final_norm(last), last, run.layout)
 
 
 def _ids(example_ids: Any) -> Array | None:

@@ -15,7 +15,7 @@ LIBRARY = (
     ("position", "attention", "vit"),
     ("specs", "serial", "ablation"),
     ("ops", "apply", "lowering"),
-    ("capture", "forward"),
+    ("capture", "run", "forward"),
     ("calibration",),
     ("neighbours", "metrics", "probes"),
     ("multiway", "resampling", "inference"),

@@ -1,0 +1,127 @@
+"""What every run of a model shares: the checks of a call, the embedding of images, and one step through a block with its edits.
+
+`forward`, `contrast`, `sweep_layers` and whatever else runs blocks take their steps from here: what is edited is edited in all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxvit.ablation import Ablation
+from jaxvit.apply import apply
+from jaxvit.capture import BlockState
+from jaxvit.lowering import lower
+from jaxvit.ops import BlockContext, EditOp, Edits
+from jaxvit.tokens import TokenLayout
+from jaxvit.vit import AttentionFunction, Block, Rope, ViT, attend_only
+
+
+class LayerEdits(NamedTuple):
+    """The edits of one block, or of all blocks with a leading layer axis.
+
+    Attributes:
+        ops: what is done to tokens, by site.
+        layer: number of the block, from 0.
+    """
+
+    ops: dict[str, tuple[EditOp, ...]]
+    layer: Array
+
+
+def by_layer(model: ViT, edits: Edits | None) -> LayerEdits:
+    """The edits of all blocks, for `jax.lax.scan` beside `model.blocks`; None changes nothing."""
+    return LayerEdits({} if edits is None else edits.ops, jnp.arange(model.config.depth))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is the same in every block of a run: rotary angles, the token layout, and the examples (`jaxvit.forward`)."""
+
+    rope: Rope | None
+    layout: TokenLayout
+    example_ids: Array | None
+    valid: Array | None
+    groups: Array | None
+
+    def step(
+        self,
+        x: Float[Array, "*streams batch tokens width"],
+        block: Block,
+        edits: LayerEdits | None = None,
+        attention: AttentionFunction = attend_only,
+        clean_first: bool = False,
+    ) -> BlockState:
+        """One block with its edits.
+
+        Args:
+            x: the residual stream entering the block.
+            attention: of the block (`jaxvit.vit.Block`).
+            clean_first: `x` is two streams, of which only the second one is edited.
+        """
+
+        def edit(site: str, x: Array) -> Array:
+            if edits is None or site not in edits.ops:  # the program has nothing there
+                return x
+            return jnp.stack([x[0], self.edited(site, x[1], edits)]) if clean_first else self.edited(site, x, edits)
+
+        return BlockState(block(x, self.rope, edit, attention=attention), self._context(edits))
+
+    def edited(self, site: str, x: Float[Array, "batch tokens *width"], edits: LayerEdits) -> Float[Array, "batch tokens *width"]:
+        """The tokens at a site that has edits, after them."""
+        return apply(edits.ops[site], x, self._context(edits), site)
+
+    def _context(self, edits: LayerEdits | None) -> BlockContext:
+        layer = jnp.asarray(-1) if edits is None else edits.layer
+        return BlockContext(layer, self.example_ids, self.valid, self.groups, self.layout)
+
+
+def begin(
+    model: ViT, images: Float[Array, "batch height width 3"], example_ids: Array | None, valid: Array | None, groups: Array | None
+) -> tuple[Float[Array, "batch tokens width"], Run]:
+    """The input of block 0, and what every block of the run is given."""
+    grid = model.config.grid(images.shape[-3], images.shape[-2])
+    x = model.add_prefix(model.embed_patches(images), grid)
+    return x, Run(model.rope(grid), TokenLayout(model.config.registers, *grid), example_ids, valid, groups)
+
+
+def prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: Any, valid: Any, groups: Any) -> Edits | None:
+    """The edits of the ablation, after all checks that need no traced values."""
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be [batch, height, width, 3], got {tuple(images.shape)}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be normalised floats, got {images.dtype}; use jaxvit.normalise(images, model.config)")
+    batch, size = images.shape[0], (images.shape[1], images.shape[2])
+    layout = TokenLayout.of(model.config, size)
+    for name, array in (("example_ids", ids), ("valid", valid), ("groups", groups)):
+        if array is not None and tuple(array.shape) != (batch,):
+            raise ValueError(f"{name} must have one entry per image ({batch}), got shape {tuple(array.shape)}")
+    if ablation is None:
+        return None
+    edits = lower(ablation, model, size) if isinstance(ablation, Ablation) else ablation
+    if edits.layout != layout:
+        raise ValueError(
+            f"these edits are for {edits.layout.registers} registers and a grid of {edits.layout.rows}x{edits.layout.columns} patches, "
+            f"the images give {layout.registers} and {layout.rows}x{layout.columns}; lower the ablation for this model and size"
+        )
+    if edits.needs_example_ids and ids is None:
+        raise ValueError("noise, shuffle and random patches are drawn per example: pass example_ids, one integer per image")
+    if edits.shuffles:
+        _check_donors(batch, valid, groups)
+    return edits
+
+
+def _check_donors(batch: int, valid: Any, groups: Any) -> None:
+    """Refuse a shuffle in which an example has nobody to take tokens from, as far as that can be known: traced values cannot be counted."""
+    known = not any(isinstance(array, jax.core.Tracer) for array in (valid, groups))
+    present = np.asarray(valid, bool) if known and valid is not None else np.ones(batch, bool)
+    numbers = np.asarray(groups)[present] if known and groups is not None else np.zeros(present.sum(), int)
+    names, counts = np.unique(numbers, return_counts=True)
+    if counts.min(initial=batch) < 2 or not len(counts):
+        count, where = (counts.min(), f" in group {names[counts.argmin()]}" if groups is not None else "") if len(counts) else (0, "")
+        raise ValueError(f"shuffle needs at least 2 valid examples in a batch, and in each of its groups, got {count}{where}")
