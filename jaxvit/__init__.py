@@ -1,6 +1,6 @@
 """jaxvit: ablations and read-outs of the tokens of vision transformers, in pure JAX. Arrays in, arrays out."""
 
-from jaxvit.ablation import Ablation, constant, mean, noise, random_patches, shuffle, zero
+from jaxvit.ablation import Ablation, constant, cut, mean, noise, random_patches, shuffle, zero
 from jaxvit.calibration import calibrate
 from jaxvit.checkpoint import load, save
 from jaxvit.config import MODELS, ViTConfig
@@ -31,6 +31,7 @@ __all__ = [
     "constant",
     "contrast",
     "create",
+    "cut",
     "forward",
     "load",
     "lower",

@@ -18,18 +18,19 @@ import numpy as np
 
 from jaxvit import serial
 from jaxvit.moments import Moments
-from jaxvit.specs import Kind, Layers, RandomPatches, Replacement, StoredArray
+from jaxvit.specs import Cut, Edit, Kind, Layers, RandomPatches, Replacement, StoredArray, Tokens
 from jaxvit.tokens import Selector
 
 
 @dataclass(frozen=True, repr=False)
 class Ablation:
-    """Replacements in the order in which they apply. `a & b` applies `a`, then `b`; `Ablation()` changes nothing.
+    """Replacements of tokens and cuts of attention, in the order in which they apply. `a & b` applies `a`, then `b`; `Ablation()` changes
+    nothing.
 
     Printed, it says what it does: `zero(registers) at block_output of blocks 6-11`.
     """
 
-    replacements: tuple[Replacement, ...] = ()
+    replacements: tuple[Edit, ...] = ()
 
     def __str__(self) -> str:
         return serial.in_words(self.replacements)
@@ -43,7 +44,8 @@ class Ablation:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array of the ablation by its SHA-256, as `from_json` takes them."""
-        stored = [a for r in self.replacements for a in (r.value, r.deviation) if a is not None]
+        replacements = [r for r in self.replacements if isinstance(r, Replacement)]
+        stored = [a for r in replacements for a in (r.value, r.deviation) if a is not None]
         return {a.sha256: a.array for a in stored}
 
     def to_json(self) -> str:
@@ -162,6 +164,35 @@ def shuffle(
     return _single("shuffle", tokens, layers, at, heads, channels, seed=seed, same_donor=same_donor)
 
 
+def cut(
+    queries: Selector | RandomPatches,
+    keys: Selector | RandomPatches,
+    layers: Layers = "all",
+    heads: Sequence[int] | None = None,
+    mass: Selector = "renormalise",
+    itself: bool = True,
+) -> Ablation:
+    """Keep queries from reading keys: their attention weights become 0, after the softmax. What tokens hold is not touched.
+
+    Everything that is read off attention reports the edited weights.
+
+    Args:
+        queries: the tokens that read.
+        keys: the tokens that they no longer read.
+        heads: numbers of the heads; all of them by default.
+        mass: what becomes of the weight. "renormalise": a row is scaled to the sum it had, which is minus infinity before the softmax.
+            "lost": the other weights stay, and rows sum to less than 1. A selector, such as "cls": these tokens receive it in equal parts.
+        itself: whether a query that is among the keys no longer reads itself either.
+
+    Raises:
+        ValueError: as `zero`. `lower` refuses receivers among the keys, and renormalised rows without any key left.
+    """
+    receivers = _selector(mass)
+    if isinstance(receivers, RandomPatches):
+        raise ValueError('mass is "renormalise", "lost" or a selector of receivers; random patches receive nothing')
+    return Ablation((Cut(_selector(queries), _selector(keys), _blocks(layers), _numbers("heads", heads), receivers, itself),))
+
+
 def random_patches(count: int, seed: int = 0) -> RandomPatches:
     """A selector of `count` random patches of every example.
 
@@ -183,9 +214,8 @@ def _single(
     **fields: Any,
 ) -> Ablation:
     """The ablation of one replacement, with its arguments in hashable form."""
-    selector = tokens if isinstance(tokens, (str, RandomPatches)) else _hashable(tokens)
     fields |= {"heads": _numbers("heads", heads), "channels": _numbers("channels", channels)}
-    return Ablation((Replacement(kind, selector, _blocks(layers), at, **fields),))
+    return Ablation((Replacement(kind, _selector(tokens), _blocks(layers), at, **fields),))
 
 
 def _numbers(name: str, numbers: Any) -> tuple[int, ...] | None:
@@ -226,8 +256,10 @@ def _range(entry: str, layers: str) -> range:
     return range(first, last + 1)
 
 
-def _hashable(tokens: Any) -> int | tuple[str | int, ...]:
-    """A position or a list of names and positions, without NumPy types and lists."""
+def _selector(tokens: Any) -> Tokens:
+    """A selector without NumPy types and lists."""
+    if isinstance(tokens, (str, RandomPatches)):
+        return tokens
     if isinstance(tokens, (int, np.integer)):
         return int(tokens)
     return tuple(t if isinstance(t, str) else int(t) for t in tokens)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxvit.ops import BlockContext, EditOp
+from jaxvit.cuts import Cuts, Stage
+from jaxvit.ops import BlockContext, CutOp, Drawn, EditOp
 from jaxvit.sites import HEAD_SITES, NOISE_NUMBERS, STREAM_SITES
 
 
@@ -28,7 +29,7 @@ def apply(
     for op in ops:
         mask = op.mask[None, :, None]
         if op.patches is not None:
-            mask = mask * _drawn_patches(op, context)[:, :, None]
+            mask = mask * _drawn_patches(op.patches, op.patch_seed, context)[:, :, None]
         if op.channels is not None:
             mask = mask * op.channels[op.index][None]
         mask = mask.astype(x.dtype)
@@ -38,6 +39,34 @@ def apply(
             target = _finite_where(mask == 0, _target(op, x, context, site))
             x = (1 - mask) * _finite_where(mask == 1, x) + mask * target
     return x.reshape(shape)
+
+
+def cuts_of(ops: tuple[CutOp, ...], context: BlockContext, batch: int) -> Cuts:
+    """The cuts of one layer (without the layer axis), for the attention of `batch` examples."""
+    return tuple(_stage(op, context, batch) for op in ops)
+
+
+def _stage(op: CutOp, context: BlockContext, batch: int) -> Stage:
+    queries_BTF, keys_BHSF = (jnp.broadcast_to(x, (batch, *x.shape)) for x in (op.queries, op.keys))
+    if op.drawn_queries is not None:
+        queries_BTF = queries_BTF * _restriction(op.drawn_queries, context)
+    if op.drawn_keys is not None:
+        keys_BHSF = keys_BHSF * _restriction(op.drawn_keys, context)[:, None]
+    ones = (batch, 1, 1)
+    receivers, renormalise = jnp.broadcast_to(op.receivers, (*ones, *op.receivers.shape)), jnp.broadcast_to(op.renormalise, (*ones, 1))
+    stage = Stage(queries_BTF[:, None], keys_BHSF, receivers, renormalise)
+    if op.spares is None:
+        return stage
+    numbers = jnp.arange(context.layout.tokens)[:, None]
+    return stage._replace(
+        numbers=jnp.broadcast_to(numbers, (batch, 1, *numbers.shape)), spares=jnp.broadcast_to(op.spares, (*ones, *op.spares.shape))
+    )
+
+
+def _restriction(drawn: Drawn, context: BlockContext) -> Float[Array, "batch tokens factors"]:
+    """1 on CLS, registers and the drawn patches of each example, for every factor of a cut."""
+    patches = jax.vmap(lambda count, seed: _drawn_patches(count, seed, context), out_axes=-1)(*drawn)
+    return patches.at[:, : context.layout.prefix].set(1)
 
 
 def _finite_where(unused: Bool[Array, "..."], x: Array) -> Array:
@@ -81,10 +110,10 @@ def _donors(op: EditOp, batch: int, context: BlockContext) -> Int[Array, "batch"
     return jnp.zeros(batch, order.dtype).at[order].set(donor)
 
 
-def _drawn_patches(op: EditOp, context: BlockContext) -> Float[Array, "batch tokens"]:
-    """1 on the patches with the `op.patches` smallest uniform draws of each example, the same in all layers."""
-    keys = _example_keys(op.patch_seed, context)
+def _drawn_patches(patches: Array, seed: Array, context: BlockContext) -> Float[Array, "batch tokens"]:
+    """1 on the patches with the smallest uniform draws of each example, `patches` of them, the same in all layers."""
+    keys = _example_keys(seed, context)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (context.layout.patches,)))(keys)
     rank = jnp.argsort(jnp.argsort(uniform, axis=-1), axis=-1)
-    drawn = (rank < op.patches).astype(jnp.float32)
+    drawn = (rank < patches).astype(jnp.float32)
     return jnp.pad(drawn, ((0, 0), (context.layout.prefix, 0)))

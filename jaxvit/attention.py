@@ -2,7 +2,7 @@
 
 Memory stays small without a kernel: a CPU computes few images per device at a time, and long sequences go in chunks of queries. In
 bfloat16 on NVIDIA GPUs cuDNN's fused kernel is used. In the names of arrays H is heads, T query tokens, S key tokens, K head width,
-G token groups.
+G token groups. Every function takes attention cuts (`jaxvit.cuts`), and reports attention as they leave it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxvit.cuts import Cuts, cut_weights
+
 PerHead = Float[Array, "*batch tokens heads head_width"]
 
 QUERY_CHUNK = 320
@@ -30,27 +32,30 @@ _SERIES_TERMS, _SERIES_LIMIT = 6, 0.09
 
 
 def probabilities(
-    q: PerHead, k: PerHead, attention_mask: Bool[Array, "*batch tokens tokens"] | None = None
+    q: PerHead, k: PerHead, attention_mask: Bool[Array, "*batch tokens tokens"] | None = None, cuts: Cuts = ()
 ) -> Float[Array, "*batch heads tokens tokens"]:
     """Softmax attention of every query over all keys, float32 whatever the input's dtype.
 
     `attention_mask` is True where a query (second last axis) may attend to a key (last axis); every query must have one.
+    After cuts rows may sum to less than 1.
     """
-    weights_HTS, sums_HT1 = _unnormalised_weights(_heads_first(q), _heads_first(k), attention_mask)
+    weights_HTS, sums_HT1 = _unnormalised_weights(_heads_first(q), _heads_first(k), attention_mask, cuts)
     return weights_HTS / sums_HT1
 
 
-def attend(q: PerHead, k: PerHead, v: PerHead, attention_mask: Bool[Array, "*batch tokens tokens"] | None = None) -> PerHead:
+def attend(
+    q: PerHead, k: PerHead, v: PerHead, attention_mask: Bool[Array, "*batch tokens tokens"] | None = None, cuts: Cuts = ()
+) -> PerHead:
     """Values averaged under `probabilities`, in the values' dtype.
 
     Normalises after the value product: head_width divisions a query, not one a key. In bfloat16 on NVIDIA GPUs cuDNN's kernel
-    computes the same without logits in memory.
+    computes the same without logits in memory; not where attention is cut.
     """
 
     def unfused(q: PerHead, k: PerHead, v: PerHead) -> PerHead:
-        return _heads_first(few_images_at_a_time(_by_query_chunks(_weighted_values), *map(_heads_first, (q, k, v)), attention_mask))
+        return _heads_first(few_images_at_a_time(_by_query_chunks(_weighted_values), *map(_heads_first, (q, k, v)), attention_mask, cuts))
 
-    if attention_mask is not None or not _fits_kernel(q, q.shape[-1]):
+    if attention_mask is not None or cuts or not _fits_kernel(q, q.shape[-1]):
         return unfused(q, k, v)
     output: Array = jax.lax.platform_dependent(q, k, v, cuda=_cudnn_attention, default=unfused)
     return output
@@ -62,6 +67,7 @@ def attention_with_groups(
     v: PerHead,
     groups: Float[Array, "tokens groups"],
     attention_mask: Bool[Array, "*batch tokens tokens"] | None = None,
+    cuts: Cuts = (),
 ) -> tuple[PerHead, Float[Array, "*batch tokens heads groups"]]:
     """`attend`, and for every query the attention summed over the keys of each token group.
 
@@ -71,10 +77,10 @@ def attention_with_groups(
 
     def unfused(q: PerHead, k: PerHead, v: PerHead) -> tuple[PerHead, Array]:
         function = _by_query_chunks(functools.partial(_values_and_groups, groups))
-        values, sums = few_images_at_a_time(function, *map(_heads_first, (q, k, v)), attention_mask)
+        values, sums = few_images_at_a_time(function, *map(_heads_first, (q, k, v)), attention_mask, cuts)
         return _heads_first(values), _heads_first(sums)
 
-    if attention_mask is not None or not _fits_kernel(q, q.shape[-1] + groups.shape[-1]):
+    if attention_mask is not None or cuts or not _fits_kernel(q, q.shape[-1] + groups.shape[-1]):
         return unfused(q, k, v)
     fused = functools.partial(_cudnn_attention_with_groups, groups)
     output: tuple[Array, Array] = jax.lax.platform_dependent(q, k, v, cuda=fused, default=unfused)
@@ -82,14 +88,16 @@ def attention_with_groups(
 
 
 def attention_with_divergence(
-    q: PerHead, k: PerHead, v: PerHead, attention_mask: Bool[Array, "*batch tokens tokens"] | None = None
+    q: PerHead, k: PerHead, v: PerHead, attention_mask: Bool[Array, "*batch tokens tokens"] | None = None, cuts: Cuts = ()
 ) -> tuple[PerHead, Float[Array, "*batch heads"]]:
     """`attend` of two streams on the first axis, and the Jensen-Shannon divergence between their attention.
 
     The divergence is that of a query's two distributions over keys, averaged over queries; it is returned for both streams, equal.
-    Attention maps exist only for one chunk of queries at a time, on a CPU of few images per device.
+    Attention maps exist only for one chunk of queries at a time, on a CPU of few images per device. Where cuts lose weight the rows that
+    are compared sum to less than 1: a row of zeros is half a bit from any distribution.
     """
-    values, divergence = few_images_at_a_time(_by_query_chunks(_values_and_divergence), *map(_heads_first, (q, k, v)), attention_mask)
+    function = _by_query_chunks(_values_and_divergence)
+    values, divergence = few_images_at_a_time(function, *map(_heads_first, (q, k, v)), attention_mask, cuts)
     return _heads_first(values), divergence.mean(axis=-1)
 
 
@@ -136,16 +144,16 @@ def _map_images(function: Callable[..., Any], axis: int, *arrays: Any) -> Any:
 
 
 def _by_query_chunks(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` (q, k, v, mask; heads first), computed for at most `QUERY_CHUNK` queries at a time.
+    """`function` (q, k, v, mask, cuts; heads first), computed for at most `QUERY_CHUNK` queries at a time.
 
     Its results must have their query axis where `q` has it, and depend on each query alone.
     """
 
-    def by_chunks(q_HTK: Array, k_HSK: Array, v_HSK: Array, mask_TS: Array | None) -> Any:
+    def by_chunks(q_HTK: Array, k_HSK: Array, v_HSK: Array, mask_TS: Array | None, cuts: Cuts) -> Any:
         axis, count = q_HTK.ndim - 2, q_HTK.shape[-2]
         chunks = -(-count // QUERY_CHUNK)
         if chunks == 1:
-            return function(q_HTK, k_HSK, v_HSK, mask_TS)
+            return function(q_HTK, k_HSK, v_HSK, mask_TS, cuts)
 
         def split(x: Array, padding: bool | float = 0) -> Array:
             x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -count % chunks), (0, 0)], constant_values=padding)
@@ -155,21 +163,29 @@ def _by_query_chunks(function: Callable[..., Any]) -> Callable[..., Any]:
             x = jnp.moveaxis(x, 0, axis)
             return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])[(slice(None),) * axis + (slice(count),)]
 
-        steps = split(q_HTK), None if mask_TS is None else split(mask_TS, True)
-        return jax.tree.map(join, jax.lax.map(lambda step: function(step[0], k_HSK, v_HSK, step[1]), steps))
+        def chunk(step: tuple[Array, Array | None, list[dict[str, Array]]]) -> Any:
+            q_HTK, mask_TS, by_query = step
+            chunk_cuts = tuple(stage._replace(**own) for stage, own in zip(cuts, by_query, strict=True))
+            return function(q_HTK, k_HSK, v_HSK, mask_TS, chunk_cuts)
+
+        by_query = [{name: split(x) for name in ("queries", "numbers") if (x := getattr(stage, name)) is not None} for stage in cuts]
+        steps = split(q_HTK), None if mask_TS is None else split(mask_TS, True), by_query
+        return jax.tree.map(join, jax.lax.map(chunk, steps))
 
     return by_chunks
 
 
-def _weighted_values(q_HTK: Array, k_HSK: Array, v_HSK: Array, mask_TS: Array | None) -> Array:
+def _weighted_values(q_HTK: Array, k_HSK: Array, v_HSK: Array, mask_TS: Array | None, cuts: Cuts) -> Array:
     """Values averaged under each query's attention."""
-    weights_HTS, sums_HT1 = _unnormalised_weights(q_HTK, k_HSK, mask_TS)
+    weights_HTS, sums_HT1 = _unnormalised_weights(q_HTK, k_HSK, mask_TS, cuts)
     return (weights_HTS.astype(v_HSK.dtype) @ v_HSK / sums_HT1).astype(v_HSK.dtype)
 
 
-def _values_and_groups(groups_SG: Array, q_HTK: Array, k_HSK: Array, v_HSK: Array, mask_TS: Array | None) -> tuple[Array, Array]:
+def _values_and_groups(
+    groups_SG: Array, q_HTK: Array, k_HSK: Array, v_HSK: Array, mask_TS: Array | None, cuts: Cuts
+) -> tuple[Array, Array]:
     """`_weighted_values`, and each query's attention summed over token groups."""
-    weights_HTS, sums_HT1 = _unnormalised_weights(q_HTK, k_HSK, mask_TS)
+    weights_HTS, sums_HT1 = _unnormalised_weights(q_HTK, k_HSK, mask_TS, cuts)
     columns_HSG = jnp.broadcast_to(groups_SG.astype(v_HSK.dtype), (*v_HSK.shape[:-1], groups_SG.shape[-1]))
     widened_HSX = jnp.concatenate([v_HSK, columns_HSG], axis=-1)  # X is K values and G groups
     products_HTX = jnp.matmul(weights_HTS.astype(v_HSK.dtype), widened_HSX, preferred_element_type=jnp.float32)
@@ -177,8 +193,13 @@ def _values_and_groups(groups_SG: Array, q_HTK: Array, k_HSK: Array, v_HSK: Arra
     return (values_HTK / sums_HT1).astype(v_HSK.dtype), groups_HTG / sums_HT1
 
 
-def _values_and_divergence(q_HTK: Array, k_HSK: Array, v_HSK: Array, mask_TS: Array | None) -> tuple[Array, Array]:
+def _values_and_divergence(q_HTK: Array, k_HSK: Array, v_HSK: Array, mask_TS: Array | None, cuts: Cuts) -> tuple[Array, Array]:
     """`_weighted_values` of two streams (first axis), and each query's divergence between them, once for either stream."""
+    if cuts:
+        weights_HTS, sums_HT1 = _unnormalised_weights(q_HTK, k_HSK, mask_TS, cuts)
+        values_HTK = (weights_HTS.astype(v_HSK.dtype) @ v_HSK / sums_HT1).astype(v_HSK.dtype)
+        divergence_HT = jensen_shannon(*(weights_HTS / sums_HT1))
+        return values_HTK, jnp.stack([divergence_HT, divergence_HT])
     logits_HTS = _logits(q_HTK, k_HSK, mask_TS)
     weights_HTS = jnp.exp(logits_HTS)
     sums_HT1 = weights_HTS.sum(axis=-1, keepdims=True)
@@ -190,19 +211,27 @@ def _values_and_divergence(q_HTK: Array, k_HSK: Array, v_HSK: Array, mask_TS: Ar
     return values_HTK, jnp.stack([divergence_HT, divergence_HT])
 
 
-def _unnormalised_weights(q_HTK: Array, k_HSK: Array, mask_TS: Array | None) -> tuple[Array, Array]:
-    """exp of `_logits`, float32 [*batch, heads, tokens, tokens], and its sum over keys [..., 1]."""
+def _unnormalised_weights(q_HTK: Array, k_HSK: Array, mask_TS: Array | None, cuts: Cuts = ()) -> tuple[Array, Array]:
+    """exp of `_logits`, float32 [*batch, heads, tokens, tokens], and its sum over keys [..., 1]; or `cut_weights`."""
+    if cuts:
+        return cut_weights(_scaled_logits(q_HTK, k_HSK, mask_TS), cuts)
     weights_HTS = jnp.exp(_logits(q_HTK, k_HSK, mask_TS))
     return weights_HTS, weights_HTS.sum(axis=-1, keepdims=True)
 
 
 def _logits(q_HTK: Array, k_HSK: Array, mask_TS: Array | None) -> Array:
     """Scaled logits minus the largest of each query, float32; -inf where the mask is False."""
+    logits_HTS = _scaled_logits(q_HTK, k_HSK, mask_TS)
+    return logits_HTS - jax.lax.stop_gradient(logits_HTS.max(axis=-1, keepdims=True))
+
+
+def _scaled_logits(q_HTK: Array, k_HSK: Array, mask_TS: Array | None) -> Array:
+    """Products of queries and keys over the root of the head width, float32; -inf where the mask is False."""
     q_HTK = q_HTK * q_HTK.shape[-1] ** -0.5
     logits_HTS = jnp.matmul(q_HTK, jnp.swapaxes(k_HSK, -1, -2), preferred_element_type=jnp.float32)
     if mask_TS is not None:
         logits_HTS = jnp.where(mask_TS[..., None, :, :], logits_HTS, -jnp.inf)
-    return logits_HTS - jax.lax.stop_gradient(logits_HTS.max(axis=-1, keepdims=True))
+    return logits_HTS
 
 
 def _jensen_shannon(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:

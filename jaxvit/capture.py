@@ -71,18 +71,19 @@ class BlockState:
 
     @property
     def attention(self) -> Float[Array, "batch heads tokens tokens"]:
-        """The attention map, float32."""
-        return probabilities(self.q, self.k)
+        """The attention map, float32, after cuts: where they lose weight, rows sum to less than 1."""
+        return probabilities(self.q, self.k, cuts=self.trace.cuts)
 
     @property
     def group_attention(self) -> Float[Array, "batch tokens heads groups"]:
-        """Every query's attention summed over the keys of each token group (`TokenLayout.groups`); rows sum to 1.
+        """Every query's attention summed over the keys of each token group (`TokenLayout.groups`); rows sum to 1, to less where
+        cuts lose weight.
 
         Taken from the block's own attention if that computed it (`FUSED_GROUPS`), otherwise attention is computed a second time.
         """
         if "group_attention" in self.trace.fused:
             return self.trace.fused["group_attention"]
-        return attention_with_groups(self.q, self.k, self.v, group_columns(self.layout))[1]
+        return attention_with_groups(self.q, self.k, self.v, group_columns(self.layout), cuts=self.trace.cuts)[1]
 
 
 Capture = Callable[..., Any]
@@ -122,7 +123,8 @@ def attention(state: BlockState) -> Float[Array, "batch heads tokens tokens"]:
 def attention_flow(state: BlockState) -> Float[Array, "batch heads groups groups"]:
     """Attention between token groups (`TokenLayout.groups`): mean over the queries of a source, summed over the keys of a target.
 
-    Every row sums to 1. Groups are CLS, each register, all patches (Parodi & Segado 2026, "attention flow").
+    Groups are CLS, each register, all patches (Parodi & Segado 2026, "attention flow"). Every row sums to 1, to less where cuts lose
+    weight.
     """
     columns = group_columns(state.layout)
     mean_of_queries = columns / columns.sum(axis=0)
@@ -141,7 +143,9 @@ def attention_divergence(clean: BlockState, ablated: BlockState) -> Float[Array,
     if "divergence" in clean.trace.fused:
         return clean.trace.fused["divergence"]
     q, k, v = (jnp.stack(pair) for pair in ((clean.q, ablated.q), (clean.k, ablated.k), (clean.v, ablated.v)))
-    _, divergence = attention_with_divergence(q, k, v)
+    _, divergence = attention_with_divergence(
+        q, k, v, cuts=jax.tree.map(lambda *pair: jnp.stack(pair), clean.trace.cuts, ablated.trace.cuts)
+    )
     return divergence[0]
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxvit.ablation import Ablation
 from jaxvit.attention import attention_with_divergence, attention_with_groups
 from jaxvit.capture import CAPTURES, CONTRASTS, FUSED_DIVERGENCE, FUSED_GROUPS, Capture, CaptureSpec, group_columns, resolve
+from jaxvit.cuts import Cuts
 from jaxvit.ops import Edits
 from jaxvit.run import LayerEdits, begin, by_layer, prepare
 from jaxvit.tokens import TokenLayout
@@ -141,8 +142,8 @@ def _forward(
     x, run = begin(model, images, ids, valid, groups)
     columns = group_columns(run.layout)
 
-    def with_groups(q: Array, k: Array, v: Array, attention_mask: Array | None) -> tuple[Array, dict[str, Array]]:
-        values, group_attention = attention_with_groups(q, k, v, columns, attention_mask)
+    def with_groups(q: Array, k: Array, v: Array, attention_mask: Array | None, cuts: Cuts) -> tuple[Array, dict[str, Array]]:
+        values, group_attention = attention_with_groups(q, k, v, columns, attention_mask, cuts)
         return values, {"group_attention": group_attention}
 
     attention = with_groups if FUSED_GROUPS.intersection(function for _, function in captures) else attend_only
@@ -161,8 +162,8 @@ def _contrast(
 ) -> Pair:
     x, run = begin(model, images, ids, valid, groups)
 
-    def with_divergence(q: Array, k: Array, v: Array, attention_mask: Array | None) -> tuple[Array, dict[str, Array]]:
-        values, divergence = attention_with_divergence(q, k, v, attention_mask)
+    def with_divergence(q: Array, k: Array, v: Array, attention_mask: Array | None, cuts: Cuts) -> tuple[Array, dict[str, Array]]:
+        values, divergence = attention_with_divergence(q, k, v, attention_mask, cuts)
         return values, {"divergence": divergence}
 
     attention = with_divergence if FUSED_DIVERGENCE.intersection(function for _, function in captures) else attend_only
@@ -181,7 +182,7 @@ def _contrast(
 @jax.jit
 def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, groups: Array | None) -> Output:
     x, run = begin(model, images, ids, valid, groups)
-    outputs_only = set(edits.ops) <= {"block_output"}
+    outputs_only = set(edits.ops) <= {"block_output"} and not edits.cuts
 
     def clean(x: Array, block: Block) -> tuple[Array, Array]:
         output = run.step(x, block).stream_out

@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxvit.ablation import Ablation
 from jaxvit.config import ViTConfig
+from jaxvit.cut_lowering import lower_cuts, stack_cuts
 from jaxvit.ops import EditOp, Edits
 from jaxvit.sites import HEAD_SITES, SITES, width_at
-from jaxvit.specs import Kind, RandomPatches, Replacement
+from jaxvit.specs import Cut, Kind, RandomPatches, Replacement, blocks_of, check_count
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT
 
@@ -42,7 +43,7 @@ def lower(ablation: Ablation, model: ViT | ViTConfig, image_size: int | tuple[in
 
     Zero, mean and constant conditions at the same sites have the same structure, whatever tokens they replace: they share a program.
 
-    Conditions that choose heads or channels have a table of channel masks besides, and share another program.
+    Conditions that choose heads or channels have a table of channel masks besides, and share another program; so do cuts of one count.
 
     Raises:
         ValueError: the model lacks the tokens, layers, heads or channels, or statistics or vectors do not fit it.
@@ -52,6 +53,8 @@ def lower(ablation: Ablation, model: ViT | ViTConfig, image_size: int | tuple[in
     layout = TokenLayout.of(config, (height, width))
     ops: dict[str, list[EditOp]] = {}
     for replacement in ablation.replacements:
+        if isinstance(replacement, Cut):
+            continue
         _check(replacement, config, layout, (height, width))
         site_ops = ops.setdefault(replacement.at, [])
         op = _lower_one(replacement, config, layout)
@@ -59,7 +62,8 @@ def lower(ablation: Ablation, model: ViT | ViTConfig, image_size: int | tuple[in
             site_ops[-1] = _merge(site_ops[-1], op)
         else:
             site_ops.append(op)
-    return Edits({site: tuple(_compact_values(op) for op in ops[site]) for site in SITES if site in ops}, layout)
+    cuts = lower_cuts([part for part in ablation.replacements if isinstance(part, Cut)], config, layout)
+    return Edits({site: tuple(_compact_values(op) for op in ops[site]) for site in SITES if site in ops}, layout, cuts)
 
 
 def stack(ablations: Sequence[Ablation | Edits], model: ViT | ViTConfig, image_size: int | tuple[int, int]) -> Edits:
@@ -82,17 +86,14 @@ def stack(ablations: Sequence[Ablation | Edits], model: ViT | ViTConfig, image_s
         columns = _align([edits.ops.get(site, ()) for edits in lowered])
         if columns:
             ops[site] = tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *column) for column in columns)
-    return Edits(ops, layouts[0])
+    return Edits(ops, layouts[0], stack_cuts([edits.cuts for edits in lowered], model, layouts[0]))
 
 
 def _check(replacement: Replacement, config: ViTConfig, layout: TokenLayout, size: tuple[int, int]) -> None:
     """Refuse a replacement that does not fit the model or the image size."""
     tokens, value, layers, at = replacement.tokens, replacement.value, replacement.layers, replacement.at
-    missing = [layer for layer in layers if not 0 <= int(layer) < config.depth] if layers != "all" else []
-    if missing:
-        raise ValueError(f"layer {missing[0]} does not exist; this model has blocks 0 to {config.depth - 1}")
-    if isinstance(tokens, RandomPatches) and tokens.count > layout.patches:
-        raise ValueError(f"{tokens.count} random patches asked for, but an image of this size has {layout.patches}")
+    blocks_of(layers, config.depth)
+    check_count(tokens, layout.patches)
     for name, chosen, count in (("head", replacement.heads, config.heads), ("channel", replacement.channels, width_at(at, config))):
         if chosen and max(chosen) >= count:
             raise ValueError(f'{name} {max(chosen)} does not exist; this model has {name}s 0 to {count - 1} at "{at}"')
@@ -130,7 +131,7 @@ def _lower_one(replacement: Replacement, config: ViTConfig, layout: TokenLayout)
     depth, tokens = config.depth, replacement.tokens
     positions = list(layout.positions("patches" if isinstance(tokens, RandomPatches) else tokens))
     mask = np.zeros((depth, layout.tokens), np.float32)
-    for layer in range(depth) if replacement.layers == "all" else replacement.layers:
+    for layer in blocks_of(replacement.layers, depth):
         mask[layer, positions] = 1
     op = EditOp(_OP_KINDS[replacement.kind], mask)
     if isinstance(tokens, RandomPatches):

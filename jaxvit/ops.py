@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Int
@@ -55,13 +55,50 @@ class EditOp:
         return self.kind, self.patches is not None
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["ops"], meta_fields=["layout"])
+class Drawn(NamedTuple):
+    """Numbers [L, F] and seeds [L, F] of the random patches that the factors of a cut are restricted to; all patches: no restriction."""
+
+    patches: Any
+    seed: Any
+
+
+class CutOp(NamedTuple):
+    """Attention cuts that act together, as arrays (NumPy while lowering) with a leading layer axis. F counts the cuts.
+
+    What is cut of the weight of query t on key s in head h is 1 - prod_f (1 - queries[t, f] keys[h, s, f]).
+
+    Attributes:
+        queries: [L, T, F] 1 where a query is kept from reading.
+        keys: [L, H, S, F] 1 where a key is not read, by head.
+        receivers: [L, S] shares of the cut weight that keys receive, or 0.
+        renormalise: [L] 1 where rows keep their sum by scaling.
+        spares: [L, F] 1 where a query may read itself, or None where none may.
+        drawn_queries, drawn_keys: random patches, or None.
+    """
+
+    queries: Any
+    keys: Any
+    receivers: Any
+    renormalise: Any
+    spares: Any = None
+    drawn_queries: Drawn | None = None
+    drawn_keys: Drawn | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether patches are drawn by example id."""
+        return self.drawn_queries is not None or self.drawn_keys is not None
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["ops", "cuts"], meta_fields=["layout"])
 @dataclass(frozen=True)
 class Edits:
-    """An ablation lowered for one model and image size: the ops of each site, in the order in which they apply."""
+    """An ablation lowered for one model and image size: the ops of each site and the cuts of attention, in the order in which they
+    apply."""
 
     ops: dict[str, tuple[EditOp, ...]]
     layout: TokenLayout
+    cuts: tuple[CutOp, ...] = ()
 
     @property
     def shuffles(self) -> bool:
@@ -71,7 +108,8 @@ class Edits:
     @property
     def needs_example_ids(self) -> bool:
         """Whether any op draws by example id: noise, shuffle and random patches do."""
-        return any(op.kind != "fixed" or op.patches is not None for ops in self.ops.values() for op in ops)
+        drawn = any(op.kind != "fixed" or op.patches is not None for ops in self.ops.values() for op in ops)
+        return drawn or any(cut.draws for cut in self.cuts)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["layer", "example_ids", "valid", "groups"], meta_fields=["layout"])

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxvit.ablation import Ablation
-from jaxvit.apply import apply
+from jaxvit.apply import apply, cuts_of
 from jaxvit.capture import BlockState
+from jaxvit.cuts import Cuts, both_streams
 from jaxvit.lowering import lower
-from jaxvit.ops import BlockContext, EditOp, Edits
+from jaxvit.ops import BlockContext, CutOp, EditOp, Edits
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import AttentionFunction, Block, Rope, ViT, attend_only
 
@@ -27,16 +28,19 @@ class LayerEdits(NamedTuple):
 
     Attributes:
         ops: what is done to tokens, by site.
+        cuts: what is done to attention.
         layer: number of the block, from 0.
     """
 
     ops: dict[str, tuple[EditOp, ...]]
+    cuts: tuple[CutOp, ...]
     layer: Array
 
 
 def by_layer(model: ViT, edits: Edits | None) -> LayerEdits:
     """The edits of all blocks, for `jax.lax.scan` beside `model.blocks`; None changes nothing."""
-    return LayerEdits({} if edits is None else edits.ops, jnp.arange(model.config.depth))
+    ops, cuts = ({}, ()) if edits is None else (edits.ops, edits.cuts)
+    return LayerEdits(ops, cuts, jnp.arange(model.config.depth))
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,11 @@ class Run:
                 return x
             return jnp.stack([x[0], self.edited(site, x[1], edits)]) if clean_first else self.edited(site, x, edits)
 
-        return BlockState(block(x, self.rope, edit, attention=attention), self._context(edits))
+        context = self._context(edits)
+        cuts: Cuts = () if edits is None else cuts_of(edits.cuts, context, x.shape[-3])
+        if clean_first:
+            cuts = tuple(both_streams(stage) for stage in cuts)
+        return BlockState(block(x, self.rope, edit, attention=attention, cuts=cuts), context)
 
     def edited(self, site: str, x: Float[Array, "batch tokens *width"], edits: LayerEdits) -> Float[Array, "batch tokens *width"]:
         """The tokens at a site that has edits, after them."""

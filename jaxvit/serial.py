@@ -8,20 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from jaxvit.specs import RandomPatches, Replacement, StoredArray
+from jaxvit.specs import Cut, Edit, RandomPatches, Replacement, StoredArray, Tokens
 
-FORMATS = (1, 2, 3)  # 2 has the field "same_donor", 3 "heads" or "channels"; texts without them stay as they were
+FORMATS = (1, 2, 3, 4)  # 2 has the field "same_donor", 3 "heads" or "channels", 4 cuts; texts without them stay as they were
 
 
-def to_json(replacements: Sequence[Replacement]) -> str:
-    """The replacements as one line of JSON, which names arrays by their hash."""
-    chosen = any(r.heads is not None or r.channels is not None for r in replacements)
-    version = 3 if chosen else 2 if any(r.same_donor for r in replacements) else 1
+def to_json(replacements: Sequence[Edit]) -> str:
+    """The parts of an ablation as one line of JSON, which names arrays by their hash."""
+    version = max(map(_format, replacements), default=1)
     return json.dumps({"format": version, "replacements": [_to_dict(r) for r in replacements]}, sort_keys=True)
 
 
-def from_json(text: str, arrays: Mapping[str, np.ndarray]) -> tuple[Replacement, ...]:
-    """The replacements that `to_json` wrote.
+def _format(r: Edit) -> int:
+    """The first format that can hold a part."""
+    if isinstance(r, Cut):
+        return 4
+    return 3 if r.heads is not None or r.channels is not None else 2 if r.same_donor else 1
+
+
+def from_json(text: str, arrays: Mapping[str, np.ndarray]) -> tuple[Edit, ...]:
+    """The parts that `to_json` wrote.
 
     Args:
         arrays: SHA-256 -> array, for every array that the text names.
@@ -38,13 +44,13 @@ def from_json(text: str, arrays: Mapping[str, np.ndarray]) -> tuple[Replacement,
         raise ValueError(f"not an ablation in JSON ({type(error).__name__}: {error}); pass what Ablation.to_json wrote") from error
 
 
-def _to_dict(r: Replacement) -> dict[str, Any]:
-    tokens: Any = r.tokens
-    if isinstance(tokens, RandomPatches):
-        tokens = {"random_patches": tokens.count, "seed": tokens.seed}
+def _to_dict(r: Edit) -> dict[str, Any]:
+    if isinstance(r, Cut):
+        tokens = {"queries": _tokens_to_json(r.queries), "keys": _tokens_to_json(r.keys)}
+        return {"kind": "cut", **tokens, "layers": r.layers, "heads": r.heads, "mass": r.mass, "itself": r.itself}
     return {
         "kind": r.kind,
-        "tokens": tokens,
+        "tokens": _tokens_to_json(r.tokens),
         "layers": r.layers,
         "at": r.at,
         "seed": r.seed,
@@ -57,7 +63,21 @@ def _to_dict(r: Replacement) -> dict[str, Any]:
     }
 
 
-def _from_dict(data: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Replacement:
+def _tokens_to_json(tokens: Tokens) -> Any:
+    return {"random_patches": tokens.count, "seed": tokens.seed} if isinstance(tokens, RandomPatches) else tokens
+
+
+def _tokens_from_json(tokens: Any) -> Any:
+    if isinstance(tokens, dict):
+        return RandomPatches(tokens["random_patches"], tokens["seed"])
+    return tuple(tokens) if isinstance(tokens, list) else tokens
+
+
+def _from_dict(data: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Edit:
+    if data["kind"] == "cut":
+        names = ("queries", "keys", "layers", "heads", "mass")
+        return Cut(**{name: _tokens_from_json(data[name]) for name in names}, itself=data["itself"])
+
     def stored(sha256: str | None) -> StoredArray | None:
         if sha256 is None:
             return None
@@ -68,14 +88,9 @@ def _from_dict(data: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Replac
             raise ValueError(f"the array given for {sha256} has hash {array.sha256}; pass the array that the ablation was written with")
         return array
 
-    tokens = data["tokens"]
-    if isinstance(tokens, dict):
-        tokens = RandomPatches(tokens["random_patches"], tokens["seed"])
-    elif isinstance(tokens, list):
-        tokens = tuple(tokens)
     return Replacement(
         kind=data["kind"],
-        tokens=tokens,
+        tokens=_tokens_from_json(data["tokens"]),
         layers=data["layers"] if data["layers"] == "all" else tuple(data["layers"]),
         at=data["at"],
         seed=data["seed"],
@@ -88,23 +103,28 @@ def _from_dict(data: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Replac
     )
 
 
-def in_words(replacements: Sequence[Replacement]) -> str:
-    """What an ablation does, for people: "zero(registers) at block_output of blocks 6-11 & noise(cls, seed=1) at value of all blocks";
-    "nothing" for an empty one."""
+def in_words(replacements: Sequence[Edit]) -> str:
+    """What an ablation does, for people: "zero(registers) at block_output of blocks 6-11 & cut(cls -> registers) of all blocks"; "nothing"
+    for an empty one."""
     return " & ".join(map(_one_in_words, replacements)) or "nothing"
 
 
-def _one_in_words(r: Replacement) -> str:
-    if isinstance(r.tokens, RandomPatches):
-        tokens = f"{r.tokens.count} random patches"
-    elif isinstance(r.tokens, tuple):
-        tokens = f"[{', '.join(map(str, r.tokens))}]"
-    else:
-        tokens = str(r.tokens)
-    details = [tokens] + [f"seed={r.seed}"] * (r.kind in ("noise", "shuffle")) + ["same_donor=True"] * r.same_donor
-    details += [f"{name}={_few(numbers)}" for name, numbers in (("heads", r.heads), ("channels", r.channels)) if numbers is not None]
+def tokens_in_words(tokens: Tokens) -> str:
+    """Which tokens a selector chooses, for people."""
+    if isinstance(tokens, RandomPatches):
+        return f"{tokens.count} random patches"
+    return f"[{', '.join(map(str, tokens))}]" if isinstance(tokens, tuple) else str(tokens)
+
+
+def _one_in_words(r: Edit) -> str:
     blocks = block_ranges(r.layers)
     where = "all blocks" if blocks == "all" else f"block{'' if blocks.isdigit() else 's'} {blocks}"
+    if isinstance(r, Cut):
+        details = [f"{tokens_in_words(r.queries)} -> {tokens_in_words(r.keys)}"] + ([] if r.heads is None else [f"heads={_few(r.heads)}"])
+        details += [f"mass={tokens_in_words(r.mass)}"] * (r.mass != "renormalise") + ["itself=False"] * (not r.itself)
+        return f"cut({', '.join(details)}) of {where}"
+    details = [tokens_in_words(r.tokens)] + [f"seed={r.seed}"] * (r.kind in ("noise", "shuffle")) + ["same_donor=True"] * r.same_donor
+    details += [f"{name}={_few(numbers)}" for name, numbers in (("heads", r.heads), ("channels", r.channels)) if numbers is not None]
     return f"{r.kind}({', '.join(details)}) at {r.at} of {where}"
 
 

@@ -26,6 +26,12 @@ class RandomPatches:
     seed: int = 0
 
 
+Tokens = str | int | tuple[str | int, ...] | RandomPatches
+"""Which tokens, in hashable form: a selector of `jaxvit.tokens`, or random patches."""
+Mass = Literal["renormalise", "lost"] | int | tuple[str | int, ...] | str
+"""What becomes of attention that is cut: "renormalise", "lost", or a selector of the tokens that receive it in equal parts."""
+
+
 @dataclass(frozen=True)
 class StoredArray:
     """An array identified by the SHA-256 of its shape and values: equality, hash and JSON use that, not the array."""
@@ -64,7 +70,7 @@ class Replacement:
     """
 
     kind: Kind
-    tokens: str | int | tuple[str | int, ...] | RandomPatches
+    tokens: Tokens
     layers: Literal["all"] | tuple[int, ...] = "all"
     at: str = "block_output"
     seed: int = 0
@@ -90,9 +96,76 @@ class Replacement:
         for name, numbers in (("head", self.heads), ("channel", self.channels)):
             if numbers and min(numbers) < 0:
                 raise ValueError(f"{name} {min(numbers)} does not exist; {name}s are numbered from 0")
-        for token in self.tokens if isinstance(self.tokens, tuple) else (self.tokens,):
-            if isinstance(token, str):
-                split_name(token)
-        for seed in (self.seed, self.tokens.seed if isinstance(self.tokens, RandomPatches) else 0):
-            if not 0 <= seed < 2**32:
-                raise ValueError(f"seed {seed} is out of range; use 0 to 2^32 - 1")
+        _check_tokens(self.tokens)
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Queries kept from reading keys, in the attention of some heads and layers.
+
+    Attributes:
+        queries, keys: which tokens read, and what they no longer read.
+        layers: "all", or block numbers from 0.
+        heads: numbers of the heads, or None for all.
+        mass: what becomes of the weight that is cut.
+        itself: a query that is among the keys no longer reads itself either.
+
+    Raises:
+        ValueError: a token name that no model has, a head below 0, or a seed outside 0 to 2^32 - 1.
+    """
+
+    queries: Tokens
+    keys: Tokens
+    layers: Literal["all"] | tuple[int, ...] = "all"
+    heads: tuple[int, ...] | None = None
+    mass: Mass = "renormalise"
+    itself: bool = True
+
+    def __post_init__(self) -> None:
+        for tokens in (self.queries, self.keys) + ((self.mass,) if self.mass not in ("renormalise", "lost") else ()):
+            _check_tokens(tokens)
+        if self.heads and min(self.heads) < 0:
+            raise ValueError(f"head {min(self.heads)} does not exist; heads are numbered from 0")
+
+
+Edit = Replacement | Cut
+"""A part of an ablation."""
+
+
+def blocks_of(layers: Literal["all"] | tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """The numbers of the blocks that `layers` names in a model of `depth` blocks.
+
+    Raises:
+        ValueError: the model has no such block.
+    """
+    if layers == "all":
+        return tuple(range(depth))
+    for layer in layers:
+        if not 0 <= int(layer) < depth:
+            raise ValueError(f"layer {layer} does not exist; this model has blocks 0 to {depth - 1}")
+    return layers
+
+
+def check_count(tokens: Tokens, patches: int) -> None:
+    """Refuse more random patches than an image has.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if isinstance(tokens, RandomPatches) and tokens.count > patches:
+        raise ValueError(f"{tokens.count} random patches asked for, but an image of this size has {patches}")
+
+
+def _check_tokens(tokens: Tokens) -> None:
+    """Refuse names that no model has, and seeds that are none."""
+    for token in tokens if isinstance(tokens, tuple) else (tokens,):
+        if isinstance(token, str):
+            split_name(token)
+    if isinstance(tokens, RandomPatches):
+        _check_seed(tokens.seed)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} is out of range; use 0 to 2^32 - 1")

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxvit.attention import attend
 from jaxvit.config import MODELS, ViTConfig
+from jaxvit.cuts import Cuts
 from jaxvit.position import resize_table, rope_angles, rope_periods, rotate
 
 Rope = tuple[Float[Array, "patches head_width"], Float[Array, "patches head_width"]]
@@ -67,13 +68,14 @@ class Attention(nnx.Module):
         return q, k, v
 
 
-AttentionFunction = Callable[[Array, Array, Array, Array | None], tuple[Array, dict[str, Array]]]
-"""From queries, keys, values and the attention mask to the averaged values, and to named by-products (`BlockTrace.fused`)."""
+AttentionFunction = Callable[..., tuple[Array, dict[str, Array]]]
+"""From queries, keys, values, the attention mask and `cuts=` (`jaxvit.cuts`) to the averaged values, and to named by-products
+(`BlockTrace.fused`)."""
 
 
-def attend_only(q: Array, k: Array, v: Array, attention_mask: Array | None) -> tuple[Array, dict[str, Array]]:
+def attend_only(q: Array, k: Array, v: Array, attention_mask: Array | None, cuts: Cuts = ()) -> tuple[Array, dict[str, Array]]:
     """The default attention function: averaged values and no by-products."""
-    return attend(q, k, v, attention_mask), {}
+    return attend(q, k, v, attention_mask, cuts), {}
 
 
 class BlockTrace(NamedTuple):
@@ -81,6 +83,7 @@ class BlockTrace(NamedTuple):
 
     Attributes:
         fused: by-products of the attention function, by name.
+        cuts: what the block's attention was edited by.
     """
 
     block_input: Float[Array, "*batch tokens width"]
@@ -93,6 +96,7 @@ class BlockTrace(NamedTuple):
     head_output: Float[Array, "*batch tokens heads head_width"]
     mlp_hidden: Float[Array, "*batch tokens mlp_dim"]
     fused: dict[str, Array]
+    cuts: Cuts
 
 
 Edit = Callable[[str, Array], Array]
@@ -123,6 +127,7 @@ class Block(nnx.Module):
         edit: Edit = unedited,
         attention_mask: Bool[Array, "*batch tokens tokens"] | None = None,
         attention: AttentionFunction = attend_only,
+        cuts: Cuts = (),
     ) -> BlockTrace:
         """Run the block.
 
@@ -132,11 +137,12 @@ class Block(nnx.Module):
             edit: called at every site of `jaxvit.sites`; its result replaces the tokens there.
             attention_mask: True where a query (second last axis) may attend to a key (last axis).
             attention: computes the averaged values, and by-products that the trace keeps.
+            cuts: edits of the attention weights.
         """
         x = edit("block_input", x)
         q, k, v = self.attention.project(self.norm1(x), rope)
         q, k, v = edit("query", q), edit("key", k), edit("value", v)
-        values, fused = attention(q, k, v, attention_mask)
+        values, fused = attention(q, k, v, attention_mask, cuts=cuts)
         values = edit("head_output", values)
         attended = self.attention.out(values.reshape(x.shape))
         attended = edit("attention_output", attended if self.scale1 is None else attended * self.scale1[...])
@@ -155,6 +161,7 @@ class Block(nnx.Module):
             head_output=values,
             mlp_hidden=hidden,
             fused=fused,
+            cuts=cuts,
         )
 
 

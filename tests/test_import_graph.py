@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = (
     ("config",),
     ("sites", "tokens", "moments", "geometry", "sharding", "checks"),
-    ("position", "attention", "vit"),
+    ("position", "cuts", "attention", "vit"),
     ("specs", "serial", "ablation"),
-    ("ops", "apply", "lowering"),
+    ("ops", "apply", "cut_lowering", "lowering"),
     ("capture", "run", "forward"),
     ("calibration",),
     ("neighbours", "metrics", "probes"),

@@ -25,7 +25,7 @@ from experiments.features.conditions import Condition
 from experiments.features.recipes import made_up_moments
 from jaxvit import Ablation, Moments, ViTConfig
 from jaxvit.sites import width_at
-from jaxvit.specs import RandomPatches
+from jaxvit.specs import RandomPatches, Replacement
 
 FUNCTIONS: dict[str, Callable[..., Ablation | RandomPatches]] = {
     "zero": jaxvit.zero,
@@ -33,6 +33,7 @@ FUNCTIONS: dict[str, Callable[..., Ablation | RandomPatches]] = {
     "mean": jaxvit.mean,
     "noise": jaxvit.noise,
     "shuffle": jaxvit.shuffle,
+    "cut": jaxvit.cut,
     "random_patches": jaxvit.random_patches,
 }
 """What an expression may call: constructors of ablations, and of selectors of tokens. Their argument `statistics` is the study's, `seed`
@@ -96,7 +97,7 @@ def inapplicable(ablation: Ablation, config: ViTConfig, image_size: int | tuple[
     Raises:
         ValueError: the image size is no multiple of the patch size.
     """
-    calibrated = (replacement.image_size for replacement in ablation.replacements if replacement.image_size)
+    calibrated = (r.image_size for r in ablation.replacements if isinstance(r, Replacement) and r.image_size)
     size = image_size or next(calibrated, config.image_size)
     jaxvit.TokenLayout.of(config, size)
     try:

@@ -20,6 +20,7 @@ from jaxvit import Ablation, Edits, Moments, ViT, ViTConfig
 from jaxvit.calibration import PartialMoments, merged_moments, partial_moments
 from jaxvit.capture import CAPTURES, Capture, CaptureSpec, cls, resolve
 from jaxvit.sharding import Batch, batches, replicate
+from jaxvit.specs import Replacement
 from jaxvit.tokens import TokenLayout
 
 Norm = Literal["final", "none"]
@@ -300,7 +301,7 @@ class _Gathered:
 
 def _order(ablation: Ablation, count: int) -> Int[np.ndarray, "places"] | None:
     """The order in which images run: in random groups where an ablation shuffles, drawn with the seed of its first shuffle."""
-    seeds = [replacement.seed for replacement in ablation.replacements if replacement.kind == "shuffle"]
+    seeds = [r.seed for r in ablation.replacements if isinstance(r, Replacement) and r.kind == "shuffle"]
     return group_order(count, seeds[0]) if seeds else None
 
 

@@ -21,7 +21,7 @@ from experiments.rows import token_name
 from jaxvit import Ablation, Moments, ViTConfig
 from jaxvit.serial import block_ranges
 from jaxvit.sites import SITES, STREAM_SITES, width_at
-from jaxvit.specs import RandomPatches, StoredArray
+from jaxvit.specs import Cut, Edit, RandomPatches, StoredArray
 from jaxvit.tokens import TokenLayout
 
 
@@ -79,7 +79,7 @@ def recipe_of(condition: Condition, config: ViTConfig, image_size: tuple[int, in
         entry["source"] = condition.source
     for replacement in entry["replacements"]:
         for name in ("value", "deviation"):
-            if origin := names.get(replacement[name]):
+            if origin := names.get(replacement.get(name)):
                 replacement[name] = {"calibration": calibration, **origin}
     text = json.dumps(entry, sort_keys=True, separators=(",", ":"))
     return Recipe(text, tokens_in_words(ablation), window_of(ablation), sites.read)
@@ -107,7 +107,7 @@ def effect(text: str, feature: str | None) -> str:
     if feature is None or len(entry["replacements"]) != 1:
         return text
     (replacement,) = entry["replacements"]
-    if (replacement["kind"], replacement["at"], replacement["layers"]) != ("mean", "block_input", "all"):
+    if replacement["kind"] == "cut" or (replacement["kind"], replacement["at"], replacement["layers"]) != ("mean", "block_input", "all"):
         return text
     origin, tokens = replacement["value"], replacement["tokens"]
     if not isinstance(origin, dict) or not isinstance(tokens, str | list):
@@ -126,8 +126,9 @@ def _token_groups(names: Sequence[str | int]) -> set[str]:
 
 
 def tokens_in_words(ablation: Ablation) -> str:
-    """The tokens that an ablation ablates: "registers", "r1 to r3", "cls & registers", "random patches"; "" for none."""
-    return " & ".join(dict.fromkeys(_selector_in_words(r.tokens) for r in ablation.replacements))
+    """The tokens that an ablation ablates: "registers", "r1 to r3", "cls & registers", "random patches"; "CLS -> registers" where it cuts
+    attention; "" for none."""
+    return " & ".join(dict.fromkeys(_tokens_of(part) for part in ablation.replacements))
 
 
 def window_of(ablation: Ablation) -> str | None:
@@ -184,6 +185,12 @@ def _origins(config: ViTConfig, image_size: tuple[int, int]) -> dict[str, dict[s
     moments = made_up_moments(config, image_size)
     origins = {StoredArray.of(moments.mean[site]).sha256: {"site": site, "moment": "mean"} for site in SITES}
     return origins | {StoredArray.of(np.sqrt(moments.variance[site])).sha256: {"site": site, "moment": "deviation"} for site in SITES}
+
+
+def _tokens_of(part: Edit) -> str:
+    if isinstance(part, Cut):
+        return f"{_selector_in_words(part.queries)} -> {_selector_in_words(part.keys)}"
+    return _selector_in_words(part.tokens)
 
 
 def _selector_in_words(selector: str | int | Sequence[str | int] | RandomPatches) -> str:

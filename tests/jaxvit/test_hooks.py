@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 
 import jax
 import numpy as np
@@ -23,7 +24,8 @@ SEED, IDS = 5, np.array([11, 4])
 
 
 class Hooked:
-    """A model of transformers; `edit(layer, site, x)` [batch, tokens, channels] gives what stands at a site."""
+    """A model of transformers; `edit(layer, site, x)` [batch, tokens, channels] gives what stands at a site, and `weigh(layer, module, q,
+    k, v, scaling)` [batch, heads, tokens, width] what attention gives, or None for PyTorch's."""
 
     def __init__(self, meta: dict, weights: dict[str, torch.Tensor]):
         sizes = {"hidden_size": meta["embed_dim"], "num_attention_heads": meta["num_heads"], "num_hidden_layers": meta["depth"]}
@@ -44,14 +46,15 @@ class Hooked:
         for number, layer in enumerate(self.layers):
             down = layer.mlp.down_proj if meta["family"] == "dinov3" else layer.mlp.fc2
             layer.attention.edit = lambda site, x, number=number: self.edit(number, site, x)
+            layer.attention.weigh = lambda *arguments, number=number: self.weigh and self.weigh(number, *arguments)
             layer.register_forward_pre_hook(self._before("block_input", number))
             layer.layer_scale1.register_forward_hook(self._after("attention_output", number))
             down.register_forward_pre_hook(self._before("mlp_hidden", number))
             layer.layer_scale2.register_forward_hook(self._after("mlp_output", number))
             layer.register_forward_hook(self._after("block_output", number))
 
-    def __call__(self, images: np.ndarray, edit) -> np.ndarray:
-        self.edit = edit
+    def __call__(self, images: np.ndarray, edit, weigh=None) -> np.ndarray:
+        self.edit, self.weigh = edit, weigh
         with torch.no_grad():
             return self.model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).last_hidden_state.numpy()
 
@@ -102,7 +105,9 @@ def hooked_attention(module, q, k, v, mask, scaling, **options):
         return module.edit(site, x.flatten(2)).reshape(x.shape).transpose(1, 2)
 
     q, k, v = edited("query", q), edited("key", k), edited("value", v)
-    output = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
+    output = module.weigh(module, q, k, v, scaling)
+    if output is None:
+        output = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
     return edited("head_output", output).transpose(1, 2), None
 
 
@@ -199,6 +204,72 @@ def test_every_kind_at_every_site_is_a_hook(name, partly, pairs, record_parity):
         assert error <= TOLERANCE, f"{kind} at {site}"
     for site, error in worst.items():
         record_parity(name, f"{site}, {'some channels' if partly else 'whole tokens'}", error, TOLERANCE)
+
+
+def cuts(config, size):
+    """Cuts, and what transformers' eager attention or a plain statement in torch gives in their place, by name."""
+    layout, last = jaxvit.TokenLayout.of(config, size), config.depth - 1
+    everyone, readers = ["cls", "registers", "patches"], ["cls", "patches"]
+
+    def chosen(queries, keys, heads=None, itself=True):
+        cut = torch.zeros(config.heads, layout.tokens, layout.tokens)
+        cut[:, torch.tensor(layout.positions(queries))[:, None], torch.tensor(layout.positions(keys))] = 1
+        if heads is not None:
+            cut[[head for head in range(config.heads) if head not in heads]] = 0
+        return cut if itself else cut * (1 - torch.eye(layout.tokens))
+
+    def masked(*cuts):
+        """transformers' eager attention with minus infinity added where a cut is."""
+        added = torch.zeros_like(cuts[0]).masked_fill(sum(cuts) > 0, -torch.inf)[None]
+
+        def weigh(layer, module, q, k, v, scaling):
+            eager = importlib.import_module(type(module).__module__).eager_attention_forward
+            return eager(module, q, k, v, added, scaling)[0].transpose(1, 2) if layer in (0, last) else None
+
+        return weigh
+
+    def stated(cut, receivers=None):
+        """Attention with the weight of a cut lost or given to receivers."""
+
+        def weigh(layer, module, q, k, v, scaling):
+            if layer not in (0, last):
+                return None
+            weights = torch.softmax(q @ k.transpose(-1, -2) * scaling, dim=-1)
+            left = weights * (1 - cut)
+            if receivers is not None:
+                left[..., receivers] += (weights * cut).sum(dim=-1, keepdim=True) / len(receivers)
+            return left @ v
+
+        return weigh
+
+    where = {"layers": [0, last]}
+    return {
+        "renormalised": (jaxvit.cut(readers, "registers", **where), masked(chosen(readers, "registers"))),
+        "by head": (jaxvit.cut("cls", "patches", heads=[1], **where), masked(chosen("cls", "patches", [1]))),
+        "composed": (
+            jaxvit.cut("cls", "registers", **where) & jaxvit.cut("patches", ["cls", "patches[3]"], itself=False, **where),
+            masked(chosen("cls", "registers"), chosen("patches", ["cls", "patches[3]"], itself=False)),
+        ),
+        "lost": (jaxvit.cut(everyone, "registers[1]", mass="lost", **where), stated(chosen(everyone, "registers[1]"))),
+        "received": (
+            jaxvit.cut("patches", "registers", heads=[0], mass=["cls", "patches[2]"], **where),
+            stated(chosen("patches", "registers", [0]), list(layout.positions(["cls", "patches[2]"]))),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_cuts_are_eager_attention_with_an_additive_mask_or_its_weights_taken_away(name, pairs, record_parity):
+    ours, theirs, images = pairs(name)
+    table, clean = cuts(ours.config, GOLDEN[name]), theirs(images, unedited)
+    for label, (ablation, weigh) in table.items():
+        with jax.default_matmul_precision("highest"):
+            got = np.asarray(jaxvit.forward(ours, images, ablation).tokens)
+        want = theirs(images, unedited, weigh)
+        assert np.abs(want - clean).max() > 1e-3, f"the cut does nothing: {label}"
+        error = float(np.abs(got - want).max() / max(1, np.abs(want).max()))
+        assert error <= TOLERANCE, label
+        record_parity(name, f"attention cut, {label}", error, TOLERANCE)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
