@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from experiments.bench.opponents import (
     zero_registers,
 )
 from experiments.bench.rows import BenchRow, Case, Goal, Size
-from experiments.features.conditions import CALIBRATED_SITES, conditions
+from experiments.features.conditions import CALIBRATED_SITES, overwriting
 from experiments.features.recipes import is_random
 from jaxvit.forward import sweep_layers
 from jaxvit.sharding import batch_mesh, replicate, split
@@ -60,7 +61,7 @@ def _ablation_rows() -> list[BenchRow]:
     return [
         BenchRow(
             "conditions",
-            f"{len(conditions(jaxvit.MODELS[VIT_S]))} conditions, all layers ablated, ViT-S/14+reg",
+            f"{len(overwriting(jaxvit.MODELS[VIT_S]))} conditions, all layers ablated, ViT-S/14+reg",
             "forward hooks",
             "float32",
             (Goal("ratio", 1),),
@@ -79,18 +80,44 @@ def _ablation_rows() -> list[BenchRow]:
         ),
         *(
             BenchRow(
-                f"edit_{site}",
-                f"zero registers at {site}, all layers, ViT-S/14+reg",
+                name,
+                f"{title}, all layers, ViT-S/14+reg",
                 "ours: plain forward",
                 "float32",
-                (Goal("ratio", 1 / 1.05),),
-                functools.partial(site_edit, site),
+                (Goal("ratio", 1 / most),),
+                functools.partial(edited, ablation, capture),
                 "any",
             )
+            for name, title, most, ablation, capture in _inside_a_block()
+        ),
+    ]
+
+
+def _inside_a_block() -> list[tuple[str, str, float, Callable[[jaxvit.Moments], jaxvit.Ablation], str | None]]:
+    """Edits inside blocks: name and title of a row, how much longer than a plain forward pass it may take, the edit from the moments at
+    "mlp_hidden", and what is captured."""
+
+    def cut(moments: jaxvit.Moments) -> jaxvit.Ablation:
+        return jaxvit.cut(["cls", "patches"], "registers")
+
+    def three_cuts(moments: jaxvit.Moments) -> jaxvit.Ablation:
+        return cut(moments) & jaxvit.cut("cls", "patches[0]", mass="lost") & jaxvit.cut("patches", "patches[1]", mass="cls")
+
+    return [
+        *(
+            (f"edit_{site}", f"zero registers at {site}", 1.05, functools.partial(_zero_registers, site), None)
             for site in SITES
             if site not in STREAM_SITES
         ),
+        ("edit_noise", "noise in the neurons of registers", 1.5, lambda m: jaxvit.noise("registers", m, at="mlp_hidden"), None),
+        ("cut", "attention from CLS and patches to registers cut", 1.05, cut, None),
+        ("three_cuts", "three cuts of attention, of three masses", 1.3, three_cuts, None),
+        ("flow_with_a_cut", "attention flow with a cut", 1.06, cut, "attention_flow"),
     ]
+
+
+def _zero_registers(site: str, moments: jaxvit.Moments) -> jaxvit.Ablation:
+    return jaxvit.zero("registers", at=site)
 
 
 def _attention_rows() -> list[BenchRow]:
@@ -172,7 +199,7 @@ def all_conditions(size: Size) -> Case:
     theirs, ours = paired_models(VIT_S, size.small)
     images, tensor = pixels(size, _batch(size, 8), ours.config)
     statistics = jaxvit.calibrate(ours, [(images, None)], CALIBRATED_SITES)
-    study = conditions(ours.config)
+    study = overwriting(ours.config)
     ablations = [condition(ours.config, statistics, 0) for condition in study.values()]
     # "full" as edits of the same structure as the others', so that it shares their program
     full = jax.tree.map(lambda leaf: leaf[1], jaxvit.stack([jaxvit.zero("cls"), jaxvit.Ablation()], ours, images.shape[1]))
@@ -221,13 +248,15 @@ def layer_sweep(size: Size) -> Case:
     return Case(lambda: sweep_layers(ours, images, edits).tokens, no_gradient(run_hooks), facts={"images": len(images)}, check=check)
 
 
-def site_edit(site: str, size: Size) -> Case:
-    """A forward pass with registers zeroed at a site, against the plain one, both ours."""
+def edited(ablation: Callable[[jaxvit.Moments], jaxvit.Ablation], capture: str | None, size: Size) -> Case:
+    """A forward pass with an ablation, against the plain one, both ours."""
     model = replicate(jaxvit.create(size.pick(VIT_S, SMALL)), batch_mesh())
     images, _ = pixels(size, _batch(size, 8), model.config)
-    edits = replicate(jaxvit.lower(jaxvit.zero("registers", at=site), model, images.shape[1]), batch_mesh())
+    moments = jaxvit.calibrate(model, [(images, None)], ("mlp_hidden",))
+    edits = replicate(jaxvit.lower(ablation(moments), model, images.shape[1]), batch_mesh())
+    ids = split(np.arange(len(images), dtype=np.int32), batch_mesh())
     return Case(
-        lambda: jaxvit.forward(model, images, edits).tokens,
+        lambda: jaxvit.forward(model, images, edits, capture or (), example_ids=ids),
         lambda: jax.block_until_ready(jaxvit.forward(model, images).tokens),
         facts={"images": len(images)},
     )

@@ -13,14 +13,14 @@ from experiments.analyses.presets import PRESETS
 from experiments.bench.models import flop_per_image
 from experiments.bench.opponents import SMALL, pixels
 from experiments.bench.rows import BenchRow, Case, Goal, Size
-from experiments.features.conditions import conditions
+from experiments.features.conditions import overwriting
 from jaxvit.sharding import batch_mesh, replicate
 from jaxvit.vit import cast
 
 IMAGES = 50_000
 MODELS = PRESETS["parodi2026"].models
 """DINOv2, DINOv2 with registers and DINOv3, each as an S and a B."""
-RUNS = sum(len(conditions(jaxvit.MODELS[name])) for name in MODELS)
+RUNS = sum(len(overwriting(jaxvit.MODELS[name])) for name in MODELS)
 """Runs that every image goes through: all conditions of all models, half of them of size S and half of size B."""
 
 

@@ -18,13 +18,15 @@ REPLACEMENTS = ("zero_registers", "mean_registers", "noise_registers", "shuffle_
 """Conditions that overwrite all registers at every block output, each with something else."""
 FULL = "full"
 """The condition without ablation."""
-ON_REQUEST = ("fix_reg_mean",)
-"""Conditions that are run only where they are named: for CLS and patches `fix_reg_mean` is `mean_registers`, the same intervention."""
+ON_REQUEST = ("fix_reg_mean", "cut_registers", "cut_registers_lost")
+"""Conditions that are run only where they are named: for CLS and patches `fix_reg_mean` is `mean_registers`, the same intervention; the
+cuts overwrite no token."""
 
 
 def conditions(config: ViTConfig) -> dict[str, Condition]:
     """Conditions that a model can run, by name, "full" (no ablation) first. Tokens are overwritten at the output of every block, in
-    `fix_reg_mean` at the input of every block (Sun et al. 2024).
+    `fix_reg_mean` at the input of every block (Sun et al. 2024). In `cut_registers` CLS and patches do not read registers in any block;
+    their attention to other tokens grows to a sum of 1 again, in `cut_registers_lost` it stays as it is.
 
     What enters block 0 as registers is the same for all images, and every other block's input is the output before it: for all tokens but
     the registers that leave the last block, `fix_reg_mean` and `mean_registers` are one intervention."""
@@ -43,8 +45,15 @@ def conditions(config: ViTConfig) -> dict[str, Condition]:
             "shuffle_registers": lambda config, moments, seed: jaxvit.shuffle("registers", seed),
             "shuffle_registers_whole": lambda config, moments, seed: jaxvit.shuffle("registers", seed, same_donor=True),
             "fix_reg_mean": lambda config, moments, seed: jaxvit.mean("registers", moments, at="block_input"),
+            "cut_registers": lambda config, moments, seed: jaxvit.cut(["cls", "patches"], "registers"),
+            "cut_registers_lost": lambda config, moments, seed: jaxvit.cut(["cls", "patches"], "registers", mass="lost"),
         }
     return table
+
+
+def overwriting(config: ViTConfig) -> dict[str, Condition]:
+    """The conditions that overwrite tokens, and "full": those that a hook on a module of PyTorch can run."""
+    return {name: condition for name, condition in conditions(config).items() if not name.startswith("cut")}
 
 
 def no_ablation(config: ViTConfig, moments: Moments, seed: int) -> Ablation:

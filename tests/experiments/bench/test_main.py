@@ -49,5 +49,6 @@ def test_no_row_of_the_plan_is_missing():
         "forward_s", "forward_b", "forward_s_bf16", "forward_b_bf16", "forward_l_bf16", "conditions", "layer_sweep", "attention_flow",
         "attention_divergence", "probes", "probes_gpu", "knn", "knn_gpu", "effective_rank", "study_bf16", "study_f32", "dispatch",
         "compile_s", "compile_g", "tpu_v5e", "tpu_v4", "edit_query", "edit_key", "edit_value", "edit_head_output", "edit_mlp_hidden",
+        "edit_noise", "cut", "three_cuts", "flow_with_a_cut",
     }  # fmt: skip
     assert planned <= all_rows().keys()

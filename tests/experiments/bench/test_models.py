@@ -9,7 +9,7 @@ import pytest
 import jaxvit
 from experiments.bench import models
 from experiments.bench.rows import Size
-from experiments.features.conditions import conditions
+from experiments.features.conditions import overwriting
 from jaxvit.vit import abstract
 
 SMALLEST = Size(small=True)
@@ -28,7 +28,7 @@ def test_both_sides_run_the_conditions_of_the_study_to_the_same_results():
     case = models.all_conditions(SMALLEST)
     ours, theirs = case.ours(), case.theirs()
     assert case.check(ours, theirs)["max_difference_constant"] < 1e-5
-    assert len(ours) == len(theirs) == case.facts["conditions"] == len(conditions(jaxvit.MODELS[models.VIT_S])) == 16
+    assert len(ours) == len(theirs) == case.facts["conditions"] == len(overwriting(jaxvit.MODELS[models.VIT_S])) == 16
     assert case.facts["programs"] == 5  # constant values, at block outputs and at block inputs; random patches; noise; shuffle
     (row,) = [row for row in models.rows() if row.name == "conditions"]
     assert row.what.startswith("16 conditions")

@@ -6,7 +6,7 @@ import pytest
 
 import jaxvit
 from experiments.bench import opponents
-from experiments.features.conditions import CALIBRATED_SITES, conditions
+from experiments.features.conditions import CALIBRATED_SITES, overwriting
 from tests.draws import normal
 
 
@@ -19,7 +19,7 @@ def test_every_condition_of_the_study_has_a_hook():
     model = jaxvit.create(opponents.SMALL)
     images = normal(0, 2, 70, 70, 3)
     statistics = jaxvit.calibrate(model, [(images, None)], CALIBRATED_SITES)
-    assert opponents.condition_hooks(opponents.SMALL, statistics, 2).keys() == conditions(opponents.SMALL).keys()
+    assert opponents.condition_hooks(opponents.SMALL, statistics, 2).keys() == overwriting(opponents.SMALL).keys()
 
 
 def test_the_small_model_has_a_grid_of_its_own():

@@ -43,6 +43,6 @@ def test_every_program_of_a_study_traces_for_a_mesh():
 def test_every_condition_is_in_a_program_and_those_of_one_structure_share_it():
     config = jaxvit.MODELS[programs.NAMES[0]]
     titles = list(programs._condition_edits(config))
-    assert len(titles) == 6, "no edits; constants at block outputs and at block inputs; random patches; noise; shuffle"
+    assert len(titles) == 7, "no edits; constants at block outputs and at block inputs; random patches; noise; shuffle; cuts"
     shared = sum(int(title.split(" and ")[1].split()[0]) for title in titles if " and " in title)
     assert len(titles) + shared == len(conditions(config))

@@ -34,15 +34,18 @@ def test_every_condition_says_which_tokens_it_overwrites():
         "shuffle_registers": "registers",
         "shuffle_registers_whole": "registers",
         "fix_reg_mean": "registers",
+        "cut_registers": "cls, patches -> registers",
+        "cut_registers_lost": "cls, patches -> registers",
     }
 
 
 def test_tokens_are_overwritten_at_every_block_where_the_study_measures_moments():
     for name, condition in conditions(CONFIG).items():
         recipe = recipe_of(condition, CONFIG, (64, 64), 0, "")
-        sites = {replacement.at for replacement in condition(CONFIG, MOMENTS, 0).replacements}
+        sites = {getattr(part, "at", "attention") for part in condition(CONFIG, MOMENTS, 0).replacements}
         assert recipe.window == (None if name == FULL else "all")
-        assert sites == (set() if name == FULL else {"block_input"} if name == "fix_reg_mean" else {"block_output"})
+        others = {FULL: set(), "fix_reg_mean": {"block_input"}, "cut_registers": {"attention"}, "cut_registers_lost": {"attention"}}
+        assert sites == others.get(name, {"block_output"})
         assert set(recipe.sites) <= set(CALIBRATED_SITES)
         assert bool(recipe.sites) == (name in ("mean_cls", "mean_registers", "noise_registers", "fix_reg_mean"))
 

@@ -186,7 +186,10 @@ def test_a_new_constructor_is_one_entry_in_the_table_and_its_arguments_are_read_
 @pytest.mark.parametrize(
     ("expression", "says"),
     [
-        ('zeros("cls")', 'there is no "zeros" (did you mean "zero"?); possible are zero, constant, mean, noise, shuffle, random_patches'),
+        (
+            'zeros("cls")',
+            'there is no "zeros" (did you mean "zero"?); possible are zero, constant, mean, noise, shuffle, cut, random_patches',
+        ),
         ('eval("1")', 'there is no "eval"; possible are zero'),
         ("zero(cls)", '"cls" stands alone; put words in double quotes'),
         ("zero", '"zero" stands alone; write zero(...)'),
