@@ -154,11 +154,38 @@ def search(
 
 
 def _largest(values: Float[Array, "n"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
-    """`jax.lax.top_k`, faster: the k largest values lie in the k blocks with the largest maxima, so that less has to be sorted."""
+    """`jax.lax.top_k`, faster: the k largest values lie in the k blocks with the largest maxima, so that it looks at less."""
     block = int((len(values) / k) ** 0.5)  # about as many blocks as values in the k best of them
-    if block < 4:
-        return jax.lax.top_k(values, k)
+    if block < 10:
+        return _top_k(values, k)
     blocks = jnp.pad(values, (0, -len(values) % block), constant_values=-jnp.inf).reshape(-1, block)
-    best = jnp.sort(jax.lax.top_k(blocks.max(axis=1), min(k, len(blocks)))[1])  # in their order, so that of equals the first wins
-    largest, position = jax.lax.top_k(blocks[best].ravel(), k)
+    best = jnp.sort(_top_k(blocks.max(axis=1), min(k, len(blocks)))[1])  # in their order, so that of equals the first wins
+    largest, position = _top_k(blocks[best].ravel(), k)
     return largest, best[position // block] * block + position % block
+
+
+def _top_k(values: Float[Array, "n"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+    """`jax.lax.top_k`. A CPU keeps a heap of the k largest so far and pays for what enters it, so values below a bound that k values
+    reach become -inf there first."""
+
+    def whole(values: Array) -> tuple[Array, Array]:
+        largest, index = jax.lax.top_k(values, k)
+        return largest, index
+
+    def bounded(values: Array) -> tuple[Array, Array]:
+        return whole(jnp.where(values < _reached_by(values, k), -jnp.inf, values))
+
+    result: tuple[Array, Array] = jax.lax.platform_dependent(values, cpu=bounded if 1 < k <= len(values) // 8 else whole, default=whole)
+    return result
+
+
+def _reached_by(values: Float[Array, "n"], k: int) -> Float[Array, ""]:
+    """A bound that at least k values reach, and few more: as many of 4 k groups have a maximum that reaches it."""
+    groups = 4 * k
+    maxima = values[: len(values) // groups * groups].reshape(-1, groups).max(axis=0)
+    low, high = jnp.min(maxima, where=maxima > -jnp.inf, initial=jnp.inf), maxima.max()
+    for _ in range(6):
+        middle = (low + high) / 2
+        enough = jnp.sum(maxima >= middle) >= k
+        low, high = jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+    return jnp.where(jnp.sum(maxima >= low) >= k, low, -jnp.inf)  # where most rows are padding, few groups have a maximum
