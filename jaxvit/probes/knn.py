@@ -11,10 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxvit import checks
-from jaxvit.neighbours import CHUNK, ROWS, AnyArray, by_query, check_search, chunk_of, search
+from jaxvit.neighbours import AnyArray, by_query, check_search, search, sizes
 
 
-def _check_bank(bank: Any, labels: Any, queries: Any, classes: int, ks: tuple[int, ...], temperature: Any, chunk: int, rows: int) -> None:
+def _check_bank(
+    bank: Any, labels: Any, queries: Any, classes: int, ks: tuple[int, ...], temperature: Any, chunk: int | None, rows: int | None
+) -> None:
     if not isinstance(ks, tuple) or not ks:
         raise ValueError(f"ks are {ks!r}; give a tuple of at least one number of neighbours, such as (10, 20)")
     checks.check_counts(**{f"ks[{i}]": k for i, k in enumerate(ks)})
@@ -26,7 +28,7 @@ def _check_bank(bank: Any, labels: Any, queries: Any, classes: int, ks: tuple[in
     checks.check_several_classes("labels", labels)
 
 
-def _check_neighbours(queries: Any, bank: Any, k: int, valid: Any, chunk: int, rows: int) -> None:
+def _check_neighbours(queries: Any, bank: Any, k: int, valid: Any, chunk: int | None, rows: int | None) -> None:
     """Padding has no vote: that a search fills up with it must not go unnoticed."""
     check_search(queries, bank, k, valid, chunk, rows, fetch=True)
     if (flags := checks.values(valid)) is not None and k > (count := int(flags.sum())):
@@ -41,8 +43,8 @@ def classify(
     classes: int,
     ks: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float | Float[Array, ""] = 0.07,
-    chunk: int = CHUNK,
-    rows: int = ROWS,
+    chunk: int | None = None,
+    rows: int | None = None,
     mesh: Mesh | None = None,
 ) -> Int[Array, "ks queries"]:
     """The predicted classes for each k: the k nearest rows by cosine vote with weight exp(similarity / temperature).
@@ -54,7 +56,7 @@ def classify(
         ValueError: labels are no integers, outside of -1 to `classes` - 1 or all of one class; no k is given; `temperature` is not
             positive; or see `neighbours.check_search`.
     """
-    chunk = chunk_of(len(queries), chunk)
+    chunk, rows = sizes(len(queries), chunk, rows)
     shared = (jnp.asarray(bank), jnp.asarray(labels), jnp.float32(temperature))
     predicted: Array = by_query(_vote, queries, shared, (classes, tuple(ks), rows), chunk, mesh)
     return predicted.T
@@ -94,7 +96,7 @@ def correct(predicted: Int[Array, "*ks queries"], labels: Int[Array, "queries"])
     return ((predicted == labels) & (labels >= 0)).astype(jnp.float32)
 
 
-def _check_memory(bank: Any, targets: Any, queries: Any, k: int, temperature: Any, valid: Any, chunk: int, rows: int) -> None:
+def _check_memory(bank: Any, targets: Any, queries: Any, k: int, temperature: Any, valid: Any, chunk: int | None, rows: int | None) -> None:
     checks.check_positive("temperature", temperature)
     _check_neighbours(queries, bank, k, valid, chunk, rows)
     checks.check_features("targets", targets, "bank classes")
@@ -109,8 +111,8 @@ def retrieve(
     k: int = 30,
     temperature: float | Float[Array, ""] = 0.02,
     valid: Bool[AnyArray, "bank"] | None = None,
-    chunk: int = CHUNK,
-    rows: int = ROWS,
+    chunk: int | None = None,
+    rows: int | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "queries classes"]:
     """The soft labels of the k nearest rows by cosine, averaged with weights softmax(similarity / temperature).
@@ -121,7 +123,7 @@ def retrieve(
     Raises:
         ValueError: targets hold NaN or are not those of the bank; `temperature` is not positive; or see `neighbours.check_search`.
     """
-    chunk = chunk_of(len(queries), chunk)
+    chunk, rows = sizes(len(queries), chunk, rows)
     shared = (jnp.asarray(bank), jnp.asarray(targets), valid, jnp.float32(temperature))
     averages: Array = by_query(_average, queries, shared, (k, rows), chunk, mesh)
     return averages

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvit.neighbours import nearest
+from jaxvit.neighbours import nearest, sizes
 
 
 def ties(rows: int, seed: int) -> np.ndarray:
@@ -34,3 +35,11 @@ def test_of_equally_near_rows_the_lower_index_comes_first_whatever_the_chunks(k,
 def test_chunks_hold_at_least_one_row():
     with pytest.raises(ValueError, match="at least 1"):
         nearest(jnp.ones((3, 2)), jnp.ones((4, 2)), 1, rows=0)
+
+
+def test_a_gpu_takes_larger_steps(monkeypatch):
+    assert sizes(50_000, None, None) == (256, 65_536)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert sizes(50_000, None, None) == (1_024, 262_144)
+    assert sizes(50_000, 64, 5) == (64, 5)
+    assert sizes(100, None, 5) == (16, 5)
