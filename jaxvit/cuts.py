@@ -13,8 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 _LARGEST_EXPONENT = 60.0
-"""Cut keys may have logits far above the others'; beyond this their exponentials would overflow. Weights are float32: a key that is not
-cut and stands so far below a cut one has no weight beside it that could be told from 0."""
+"""Cut keys may have logits far above the others'; beyond this their exponentials could overflow. Weights are float32: beside a cut key so
+far above it, a key that is left has no weight that could be told from 0. Two keys that are cut by different stages, both so far above all
+that are left, count alike."""
+
+_BELOW = 1e6
+"""How far cut keys are moved below the others to find the largest logit that is left; beyond all logits."""
 
 
 class Stage(NamedTuple):
@@ -53,16 +57,21 @@ def cut_weights(
     W is taken against the largest logit that is not cut: against that of a cut key far above the others, these would vanish.
     """
     kept = [_kept(stage) for stage in cuts]
-    readable = jnp.where(functools.reduce(jnp.multiply, kept) > 0, logits_HTS, -jnp.inf).max(axis=-1, keepdims=True)
-    largest = jnp.where(jnp.isfinite(readable), readable, logits_HTS.max(axis=-1, keepdims=True))
+    largest = jnp.where(functools.reduce(jnp.multiply, kept) > 0, logits_HTS, logits_HTS - _BELOW).max(axis=-1, keepdims=True)
+    largest = jnp.where(largest > -_BELOW / 2, largest, largest + _BELOW)  # where every key is cut, the largest of all
     weights = jnp.exp(jnp.minimum(logits_HTS - jax.lax.stop_gradient(largest), _LARGEST_EXPONENT))
-    divisors = before = weights.sum(axis=-1, keepdims=True)
+    divisors: Array | None = None
     for stage, kept_HTS in zip(cuts, kept, strict=True):
-        taken = (weights * (1 - kept_HTS)).sum(axis=-1, keepdims=True)
-        weights = weights * kept_HTS + taken * stage.receivers
-        after = weights.sum(axis=-1, keepdims=True)
-        divisors = jnp.where(stage.renormalise > 0, divisors * (after / jnp.where(before > 0, before, 1)), divisors)
-        before = after
+        left = weights * kept_HTS
+        taken, stays = (weights - left).sum(axis=-1, keepdims=True), left.sum(axis=-1, keepdims=True)
+        before = taken + stays
+        if divisors is None:  # of weights that nothing has happened to it is their sum
+            divisors, scaled = before, stays
+        else:
+            scaled = divisors * (stays / jnp.where(before > 0, before, 1))
+        divisors = jnp.where(stage.renormalise > 0, scaled, divisors)
+        weights = left + taken * stage.receivers
+    assert divisors is not None
     return weights, jnp.where(divisors > 0, divisors, 1)
 
 

@@ -129,6 +129,16 @@ def test_where_every_key_is_cut_rows_are_zero_or_the_receivers():
     assert np.all(np.isfinite(gradient))
 
 
+def test_where_every_key_is_cut_by_one_of_two_cuts_their_shares_are_those_of_the_weights():
+    """Keys of patches are lost; the rest, far below or above them, goes to a patch."""
+    q, k, _ = projected()
+    for factor in (1, 30):
+        want = plain(exact(factor * q, k), "cls", "patches", mass="lost")
+        want = plain(want, "cls", ["cls", "registers"], mass="patches[1]")
+        cuts = stages(jaxvit.cut("cls", "patches", mass="lost") & jaxvit.cut("cls", ["cls", "registers"], mass="patches[1]"))
+        np.testing.assert_allclose(probabilities(factor * q, k, cuts=cuts), want, atol=2e-5 if factor > 1 else 2e-6)
+
+
 def test_random_patches_are_those_that_the_same_draw_overwrites():
     q, k, _ = projected()
     drawn = jaxvit.random_patches(3, seed=7)
