@@ -4,6 +4,7 @@ from jaxvit.ablation import Ablation, constant, cut, mean, noise, random_patches
 from jaxvit.calibration import calibrate
 from jaxvit.checkpoint import load, save
 from jaxvit.config import MODELS, ViTConfig
+from jaxvit.extract import Extracted, extract
 from jaxvit.forward import Output, Pair, contrast, forward
 from jaxvit.lowering import lower, stack
 from jaxvit.moments import Moments
@@ -20,6 +21,7 @@ __all__ = [
     "MODELS",
     "Ablation",
     "Edits",
+    "Extracted",
     "Moments",
     "Output",
     "Pair",
@@ -32,6 +34,7 @@ __all__ = [
     "contrast",
     "create",
     "cut",
+    "extract",
     "forward",
     "load",
     "lower",

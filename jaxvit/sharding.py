@@ -76,14 +76,28 @@ class Batch(NamedTuple):
     source: Int[np.ndarray, "rows"]
 
 
-def batches(rows: np.ndarray, size: int, mesh: Mesh, first_id: int = 0, order: Int[np.ndarray, "places"] | None = None) -> Iterator[Batch]:
+def mesh_of(tree: Any) -> Mesh:
+    """The mesh of one axis, "batch", on which arrays are replicated; of arrays elsewhere, a mesh of their devices."""
+    sharding = next(leaf.sharding for leaf in jax.tree.leaves(tree))
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.axis_names == ("batch",):
+        return sharding.mesh
+    return batch_mesh(sorted(sharding.device_set, key=lambda device: device.id))
+
+
+def batches(
+    rows: np.ndarray,
+    size: int,
+    mesh: Mesh,
+    example_ids: Int[np.ndarray, "rows"] | None = None,
+    order: Int[np.ndarray, "places"] | None = None,
+) -> Iterator[Batch]:
     """All rows in batches of which every device takes `size` rows; padding repeats the last row.
 
     A device's share has one shape, and a row has the same neighbours in it, however many devices there are: programs that work on
     shares alone (`jax.shard_map`) then give the same numbers, bit for bit.
 
     Args:
-        first_id: example id of the first row; ids count from here.
+        example_ids: a number for each row; by default its position.
         order: positions of the rows in the order in which they are taken, -1 for padding; by default that of the array.
 
     Raises:
@@ -92,10 +106,11 @@ def batches(rows: np.ndarray, size: int, mesh: Mesh, first_id: int = 0, order: I
     if size < 1:
         raise ValueError(f"{size} rows a device is not a number of rows; choose 1 or more")
     places = np.arange(len(rows)) if order is None else np.asarray(order)
+    ids = np.arange(len(rows)) if example_ids is None else example_ids
     step = size * mesh.size
     for start in range(0, len(places), step):
         source = np.full(step, -1)
         source[: len(places[start : start + step])] = places[start : start + step]
         index = np.where(source < 0, len(rows) - 1, source)
-        batch_rows, valid, example_ids = split((rows[index], source >= 0, first_id + index), mesh)
-        yield Batch(batch_rows, valid, example_ids, source)
+        batch_rows, valid, batch_ids = split((rows[index], source >= 0, ids[index]), mesh)
+        yield Batch(batch_rows, valid, batch_ids, source)

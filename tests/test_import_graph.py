@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = (
     ("config",),
-    ("sites", "tokens", "moments", "geometry", "sharding", "checks"),
+    ("sites", "tokens", "moments", "geometry", "sharding", "checks", "calls"),
     ("position", "cuts", "attention", "vit"),
     ("specs", "serial", "ablation"),
     ("ops", "apply", "cut_lowering", "lowering"),
     ("capture", "run", "forward"),
-    ("calibration",),
+    ("calibration", "batching", "extract"),
     ("neighbours", "metrics", "probes"),
     ("multiway", "resampling", "inference"),
     ("files", "checkpoint", "demo"),

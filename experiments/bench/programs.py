@@ -20,7 +20,8 @@ from experiments.features.conditions import CALIBRATED_SITES, conditions
 from experiments.tasks import keypoints, off_manifold
 from experiments.tasks.segmentation import L2, NEIGHBOURS, TEMPERATURE
 from jaxvit import ViTConfig, calibration, geometry, metrics
-from jaxvit.capture import group_columns
+from jaxvit.capture import cls, group_columns
+from jaxvit.extract import run_batch
 from jaxvit.forward import sweep_layers
 from jaxvit.neighbours import nearest
 from jaxvit.probes import few_shot, knn, logistic, ridge, segmentation, sgd
@@ -96,7 +97,7 @@ def model_programs(name: str, dtype: Any, shapes: Shapes, size: Size) -> Iterato
     distance = (_distance, (patches, moment, moment))
 
     def extract(model: jaxvit.ViT, pixels: jax.Array, edits: Any, ids: jax.Array, valid: jax.Array) -> Any:
-        return extraction.forward_batch(model, pixels, edits, (), ids, valid, "final", shapes.mesh)
+        return run_batch(model, pixels, edits, ids, valid, extraction.KEEP["final"], ((extraction.CLS, cls),), shapes.mesh)
 
     def program(title: str, ends: tuple[Call, ...], function: Callable[..., Any], *arguments: Any, **more: Any) -> Program:
         return Program(title, name, jnp.dtype(dtype).name, (function, arguments), per_chip, ends, **({"blocks": depth} | more))
@@ -251,7 +252,7 @@ def _norm(model: jaxvit.ViT, stream: jax.Array) -> jax.Array:
 
 
 def _feature_ends(model: jaxvit.ViT, pixels: jax.Array) -> Any:
-    """The parts of `forward_batch` before and after the blocks: from bytes, to features."""
+    """The parts of a batch before and after the blocks: from bytes, to features."""
     x, prefix = _embedded(model, jaxvit.normalise(pixels, model.config)), 1 + model.config.registers
     tokens, norms = model.final_norm(x), jnp.linalg.norm(x[:, prefix:].astype(jnp.float32), axis=-1)
     patches = tokens[:, prefix:]

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 
 from experiments.datasets.base import StudyData, first_id
 from experiments.features.conditions import CALIBRATED_SITES, FULL, Condition, no_ablation
-from experiments.features.extraction import GROUP, Features, Images, Runner
+from experiments.features.extraction import Features, Runner
 from experiments.features.overwritten import overwritten_patches
 from experiments.features.raw_pixels import raw_pixels
 from experiments.features.recipes import Recipe, is_random, made_up_moments, recipe_of
@@ -22,6 +22,7 @@ from experiments.study.compare import Inference
 from experiments.tasks.base import DRAWS, Context, Readouts, Task
 from experiments.tasks.table import TASKS
 from jaxvit import Ablation, Moments, ViT
+from jaxvit.batching import GROUP, Images
 from jaxvit.capture import CaptureSpec
 from jaxvit.checkpoint import weights_hash
 

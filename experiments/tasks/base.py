@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from experiments.datasets.base import StudyData
-from experiments.features.extraction import Features, Images, Norm
+from experiments.features.extraction import Features, Norm
 from experiments.plotting.columns import Column
+from jaxvit.batching import Images
 from jaxvit.config import ViTConfig
 from jaxvit.inference import Finish, Scores, mean_ratio, ratio, weighted_median
 

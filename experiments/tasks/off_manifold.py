@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 import jaxvit
-from experiments.features.extraction import Images, Runner, shuffle_groups
+from experiments.features.extraction import Runner
 from jaxvit import Ablation, Edits, Moments, ViT
+from jaxvit.batching import Images, shuffle_groups
 from jaxvit.capture import BlockState, attention_divergence, patch_cosine, patch_norm_ratio
 from jaxvit.geometry import mahalanobis
 

@@ -15,7 +15,7 @@ from jaxvit.sharding import batch_mesh, batches, one_by_one
 @given(st.integers(1, 60), st.integers(1, 9))
 def test_every_row_comes_once_and_shares_have_one_shape(count, size):
     rows = np.arange(10, 10 + count)
-    parts = list(batches(rows, size, batch_mesh(), first_id=100))
+    parts = list(batches(rows, size, batch_mesh(), 100 + np.arange(count)))
     assert {len(part.rows) for part in parts} == {size * jax.device_count()}
     assert np.concatenate([part.source for part in parts])[:count].tolist() == list(range(count))
     for part in parts:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxvit
-from experiments.features.extraction import GROUP, Runner, group_order
+from experiments.features.extraction import Runner
+from jaxvit.batching import GROUP, group_order
 from jaxvit.sharding import batch_mesh
 from tests.jaxvit import tiny
 
