@@ -9,6 +9,7 @@ from jaxvit.forward import Output, Pair, contrast, forward
 from jaxvit.lowering import lower, stack
 from jaxvit.moments import Moments
 from jaxvit.ops import Edits
+from jaxvit.rollout import rollout
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT, create, normalise
 
@@ -42,6 +43,7 @@ __all__ = [
     "noise",
     "normalise",
     "random_patches",
+    "rollout",
     "save",
     "shuffle",
     "stack",

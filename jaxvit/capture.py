@@ -123,8 +123,8 @@ def attention(state: BlockState) -> Float[Array, "batch heads tokens tokens"]:
 def attention_flow(state: BlockState) -> Float[Array, "batch heads groups groups"]:
     """Attention between token groups (`TokenLayout.groups`): mean over the queries of a source, summed over the keys of a target.
 
-    Groups are CLS, each register, all patches (Parodi & Segado 2026, "attention flow"). Every row sums to 1, to less where cuts lose
-    weight.
+    Every row sums to 1. Groups are CLS, each register, all patches (Parodi & Segado 2026, "attention flow"). It is of one block: neither
+    attention rollout (`jaxvit.rollout`) nor the attention flow of Abnar & Zuidema 2020, a maximum flow through the graph of all blocks.
     """
     columns = group_columns(state.layout)
     mean_of_queries = columns / columns.sum(axis=0)

@@ -17,6 +17,7 @@ LIBRARY = (
     ("ops", "apply", "cut_lowering", "lowering"),
     ("capture", "run", "forward"),
     ("calibration", "batching", "extract"),
+    ("rollout",),
     ("neighbours", "metrics", "probes"),
     ("multiway", "resampling", "inference"),
     ("files", "checkpoint", "demo"),
