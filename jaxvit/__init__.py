@@ -9,6 +9,7 @@ from jaxvit.forward import Output, Pair, contrast, forward
 from jaxvit.lowering import lower, stack
 from jaxvit.moments import Moments
 from jaxvit.ops import Edits
+from jaxvit.registers import with_registers
 from jaxvit.rollout import rollout
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT, create, normalise
@@ -47,5 +48,6 @@ __all__ = [
     "save",
     "shuffle",
     "stack",
+    "with_registers",
     "zero",
 ]

@@ -17,7 +17,7 @@ LIBRARY = (
     ("ops", "apply", "cut_lowering", "lowering"),
     ("capture", "run", "forward"),
     ("calibration", "batching", "extract"),
-    ("rollout",),
+    ("registers", "rollout"),
     ("neighbours", "metrics", "probes"),
     ("multiway", "resampling", "inference"),
     ("files", "checkpoint", "demo"),
