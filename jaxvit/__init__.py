@@ -9,6 +9,7 @@ from jaxvit.forward import Output, Pair, contrast, forward
 from jaxvit.lowering import lower, stack
 from jaxvit.moments import Moments
 from jaxvit.ops import Edits
+from jaxvit.optimal import Optimal, optimal
 from jaxvit.registers import with_registers
 from jaxvit.rollout import rollout
 from jaxvit.tokens import TokenLayout
@@ -25,6 +26,7 @@ __all__ = [
     "Edits",
     "Extracted",
     "Moments",
+    "Optimal",
     "Output",
     "Pair",
     "Statistics",
@@ -43,6 +45,7 @@ __all__ = [
     "mean",
     "noise",
     "normalise",
+    "optimal",
     "random_patches",
     "rollout",
     "save",

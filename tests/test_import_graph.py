@@ -17,7 +17,7 @@ LIBRARY = (
     ("ops", "apply", "cut_lowering", "lowering"),
     ("capture", "run", "forward"),
     ("calibration", "batching", "extract"),
-    ("registers", "rollout"),
+    ("optimal", "registers", "rollout"),
     ("neighbours", "metrics", "probes"),
     ("multiway", "resampling", "inference"),
     ("files", "checkpoint", "demo"),
