@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxvit import serial
+from jaxvit.calls import check_ablation, check_moments, check_selector
 from jaxvit.moments import Moments
 from jaxvit.specs import Cut, Edit, Kind, Layers, RandomPatches, Replacement, StoredArray, Tokens
 from jaxvit.tokens import Selector
@@ -39,6 +40,7 @@ class Ablation:
         return f"<Ablation: {self}>"
 
     def __and__(self, other: Ablation) -> Ablation:
+        check_ablation(other, edits=False)
         return Ablation(self.replacements + other.replacements)
 
     @property
@@ -262,11 +264,13 @@ def _selector(tokens: Any) -> Tokens:
         return tokens
     if isinstance(tokens, (int, np.integer)):
         return int(tokens)
+    check_selector(tokens)
     return tuple(t if isinstance(t, str) else int(t) for t in tokens)
 
 
 def _moments_at(statistics: Moments, at: str, any_size: bool) -> tuple[StoredArray, StoredArray, tuple[int, int] | None]:
     """Mean and standard deviation at a site, and the image size that they are restricted to."""
+    check_moments(statistics)
     if at not in statistics.mean:
         raise ValueError(f'the statistics hold no site "{at}", only {", ".join(statistics.mean)}; calibrate with sites=("{at}",)')
     deviation = np.sqrt(statistics.variance[at])

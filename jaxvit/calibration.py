@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxvit.calls import as_batches, as_pair, check_images, check_model, per_image
 from jaxvit.capture import BlockState, Capture
 from jaxvit.forward import forward
 from jaxvit.moments import Moments
@@ -21,7 +22,7 @@ from jaxvit.vit import ViT
 def calibrate(
     model: ViT,
     batches: Iterable[tuple[Float[Array, "batch height width 3"], Bool[Array, "batch"] | None]],
-    sites: tuple[str, ...] = ("block_output",),
+    sites: str | Sequence[str] = ("block_output",),
 ) -> Moments:
     """The mean and variance of activations over batches of (normalised images, valid).
 
@@ -30,20 +31,23 @@ def calibrate(
 
     Args:
         batches: read once; `valid` may be None where nothing is padding.
-        sites: names of `jaxvit.sites.SITES`.
+        sites: a name or names of `jaxvit.sites.SITES`.
 
     Raises:
         ValueError: an unknown site, no valid image, or batches of different image sizes.
     """
+    check_model(model)
+    sites = (sites,) if isinstance(sites, str) else tuple(sites)
     for site in sites:
         check_site(site)
     merged: dict[str, PartialMoments] | None = None
     size, examples = None, 0
-    for images, valid in batches:
+    for images, valid in map(as_pair, as_batches(batches)):
+        check_images(images, valid)
         if size is not None and images.shape[1:3] != size:
             raise ValueError(f"calibration images changed from {size} to {tuple(images.shape[1:3])}; use one size")
         size = (images.shape[1], images.shape[2])
-        valid = jnp.ones(images.shape[0], bool) if valid is None else jnp.asarray(valid)
+        valid = jnp.ones(images.shape[0], bool) if valid is None else jnp.asarray(per_image("valid", valid, len(images)))
         count = int(valid.sum())
         if count:
             examples += count

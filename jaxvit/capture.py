@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxvit.attention import attention_with_divergence, attention_with_groups, probabilities
+from jaxvit.calls import described
 from jaxvit.geometry import unit
 from jaxvit.ops import BlockContext
+from jaxvit.sites import SITES
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import BlockTrace
 
@@ -187,8 +189,8 @@ FUSED_GROUPS: frozenset[Capture] = frozenset({attention_flow})
 FUSED_DIVERGENCE: frozenset[Capture] = frozenset({attention_divergence})
 """Captures for which the blocks of a `contrast` compute the divergence together with attention."""
 
-CaptureSpec = str | Sequence[str] | Mapping[str, "str | Capture"]
-"""A name, several names, or {key of the result: name or function}."""
+CaptureSpec = str | Capture | Sequence["str | Capture"] | Mapping[str, "str | Capture"]
+"""A name or function, several of these, or {key of the result: name or function}; the key of a bare function is its `__name__`."""
 
 
 def resolve(capture: CaptureSpec, known: Mapping[str, Capture]) -> tuple[tuple[str, Capture], ...]:
@@ -198,15 +200,33 @@ def resolve(capture: CaptureSpec, known: Mapping[str, Capture]) -> tuple[tuple[s
         known: the functions that `capture` may name.
 
     Raises:
-        ValueError: a name is unknown.
+        ValueError: a name is unknown, two results would have one key, or it is anything else.
     """
-    names = [capture] if isinstance(capture, str) else capture
-    pairs = names.items() if isinstance(names, Mapping) else [(name, name) for name in names]
-    resolved = []
+    several = [capture] if isinstance(capture, str) or callable(capture) else capture
+    if not isinstance(several, Iterable):
+        raise ValueError(f"capture is {described(capture)}; pass a name, a function, a list of these, or {{name: function}}")
+    pairs = several.items() if isinstance(several, Mapping) else [(_key(entry), entry) for entry in several]
+    resolved: dict[str, Capture] = {}
     for key, function in pairs:
         if isinstance(function, str):
             if function not in known:
-                raise ValueError(f'unknown capture "{function}"; known are {", ".join(known)}, or pass {{name: function}}')
+                raise ValueError(f'unknown capture "{function}"; known are {", ".join(known)}, or pass {{name: function}}{_hint(function)}')
             function = known[function]
-        resolved.append((key, function))
-    return tuple(resolved)
+        if not callable(function):
+            raise ValueError(f'capture "{key}" is {described(function)}; pass the name of one, or a function of the block\'s state')
+        if key in resolved:
+            raise ValueError(f'two captures are called "{key}"; name each: {{name: function}}')
+        resolved[key] = function
+    return tuple(resolved.items())
+
+
+def _key(capture: Any) -> str:
+    """The key of a result: the name of a capture or of a function."""
+    return capture if isinstance(capture, str) else str(getattr(capture, "__name__", type(capture).__name__))
+
+
+def _hint(name: str) -> str:
+    """Where a name that is no capture belongs."""
+    if name in SITES:
+        return f", here lambda state: state.trace.{name}"
+    return "".join(f"; {function} has it" for function, known in (("forward", CAPTURES), ("contrast", CONTRASTS)) if name in known)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvit.calls import check_model, check_path
 from jaxvit.config import MODELS, ViTConfig
 from jaxvit.files import cache_folder, file_hash, refuse_remote, require_space, sibling, sweep
 from jaxvit.vit import ViT, abstract
@@ -57,6 +58,8 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
     # imported here because it takes as long as the rest of the library, and most programs only load a demo model
     import orbax.checkpoint as ocp
 
+    check_path(path, "jaxvit.save(model, path)")
+    check_model(model)
     refuse_remote(path)
     folder = Path(path).expanduser().resolve()
     refuse_foreign(folder)
@@ -114,6 +117,7 @@ def load(path_or_name: str | os.PathLike[str]) -> ViT:
     Raises:
         ValueError: there is no such checkpoint, or it is damaged or does not hold what its manifest says.
     """
+    check_path(path_or_name, "jaxvit.load(path_or_name)")
     refuse_remote(path_or_name)
     folder = Path(path_or_name).expanduser()
     if (folder / MANIFEST).is_file():

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxvit.ablation import Ablation
 from jaxvit.batching import GROUP, Images, Progress, batches_of, chunks_of, gather, group_order, shuffle_groups, shuffle_seed
+from jaxvit.calls import check_ablation, check_model, per_image
 from jaxvit.capture import CAPTURES, CaptureSpec, resolve
 from jaxvit.checks import check_counts
 from jaxvit.forward import Captures, Output, forward
@@ -127,7 +128,12 @@ def extract(
         ValueError: no images, other images than described, of several sizes, or what `forward` refuses; a shuffle of one image, or one
             that is given as edits, which do not say how groups are drawn; captures or kept arrays without an axis of images.
     """
+    check_model(model)
+    if ablation is not None:
+        check_ablation(ablation, stacked=False)
     check_counts(batch_size=batch_size, ahead=ahead)
+    if min((leading or {}).values(), default=0) < 0:
+        raise ValueError(f"leading is {dict(leading or {})}; give numbers of images, at least 0")
     kept, captures, seed = _keep(keep), resolve(capture, CAPTURES), shuffle_seed(ablation)
     mesh = mesh_of(model)
     model, share = replicate(model, mesh), -(-batch_size // mesh.size)
@@ -138,7 +144,7 @@ def extract(
         raise ValueError("there are no images; extract takes uint8 [images, height, width, 3], or batches of them")
     size = (first.shape[1], first.shape[2])
     edits = _edits(ablation, model, size, mesh)
-    ids = None if example_ids is None else np.asarray(example_ids)
+    ids = None if example_ids is None else np.asarray(per_image("example_ids", example_ids, np.size(example_ids)))
     order = None if seed is None else group_order(len(first), seed)
     steps = batches_of(itertools.chain([first], chunks), share, mesh, ids, order, total)
 
@@ -148,6 +154,8 @@ def extract(
         return results
 
     arrays, captured, count = gather(start, steps, ahead, total, leading, progress)
+    if unknown := set(leading or ()) - {*arrays, *captured}:
+        raise ValueError(f'leading names "{unknown.pop()}", which is not kept; kept are {", ".join({**arrays, **captured})}')
     return Extracted(arrays, captured, TokenLayout.of(model.config, size), np.arange(count) if ids is None else ids)
 
 

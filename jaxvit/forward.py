@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxvit.ablation import Ablation
 from jaxvit.attention import attention_with_divergence, attention_with_groups
+from jaxvit.calls import checked_run
 from jaxvit.capture import CAPTURES, CONTRASTS, FUSED_DIVERGENCE, FUSED_GROUPS, Capture, CaptureSpec, group_columns, resolve
 from jaxvit.cuts import Cuts
 from jaxvit.ops import Edits
@@ -62,6 +63,7 @@ class Pair:
     captured: dict[str, Any]
 
 
+@checked_run
 def forward(
     model: ViT,
     images: Float[Array, "batch height width 3"],
@@ -91,6 +93,7 @@ def forward(
     return output
 
 
+@checked_run
 def contrast(
     model: ViT,
     images: Float[Array, "batch height width 3"],
@@ -109,6 +112,7 @@ def contrast(
     return pair
 
 
+@checked_run
 def sweep_layers(
     model: ViT,
     images: Float[Array, "batch height width 3"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxvit.ablation import Ablation
+from jaxvit.calls import as_config, as_image_size, check_ablation, check_several
 from jaxvit.config import ViTConfig
 from jaxvit.cut_lowering import lower_cuts, stack_cuts
 from jaxvit.ops import EditOp, Edits
@@ -38,8 +39,9 @@ _OP_KINDS: dict[Kind, Literal["fixed", "noise", "shuffle"]] = {
 }
 
 
-def lower(ablation: Ablation, model: ViT | ViTConfig, image_size: int | tuple[int, int]) -> Edits:
-    """The arrays of an ablation for a model and an image size in pixels (a side, or height and width).
+def lower(ablation: Ablation, model: ViT | ViTConfig | str, image_size: int | tuple[int, int]) -> Edits:
+    """The arrays of an ablation for a model (or its config, or a released model's name) and an image size in pixels: a side, or height and
+    width.
 
     Zero, mean and constant conditions at the same sites have the same structure, whatever tokens they replace: they share a program.
 
@@ -48,8 +50,8 @@ def lower(ablation: Ablation, model: ViT | ViTConfig, image_size: int | tuple[in
     Raises:
         ValueError: the model lacks the tokens, layers, heads or channels, or statistics or vectors do not fit it.
     """
-    config = model.config if isinstance(model, ViT) else model
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    check_ablation(ablation, edits=False)
+    config, (height, width) = as_config(model), as_image_size(image_size)
     layout = TokenLayout.of(config, (height, width))
     ops: dict[str, list[EditOp]] = {}
     for replacement in ablation.replacements:
@@ -66,7 +68,7 @@ def lower(ablation: Ablation, model: ViT | ViTConfig, image_size: int | tuple[in
     return Edits({site: tuple(_compact_values(op) for op in ops[site]) for site in SITES if site in ops}, layout, cuts)
 
 
-def stack(ablations: Sequence[Ablation | Edits], model: ViT | ViTConfig, image_size: int | tuple[int, int]) -> Edits:
+def stack(ablations: Iterable[Ablation | Edits], model: ViT | ViTConfig | str, image_size: int | tuple[int, int]) -> Edits:
     """Several ablations as one `Edits` with a leading condition axis, for `jax.vmap`; an empty `Ablation()` changes nothing.
 
     A condition that lacks an op of another one gets that op with a mask of 0, and one that replaces all channels a mask of ones where
@@ -75,8 +77,7 @@ def stack(ablations: Sequence[Ablation | Edits], model: ViT | ViTConfig, image_s
     Raises:
         ValueError: no ablations, or as `lower`.
     """
-    if not ablations:
-        raise ValueError("stack needs at least one ablation, got none")
+    ablations = check_several(ablations)
     lowered = [a if isinstance(a, Edits) else lower(a, model, image_size) for a in ablations]
     layouts = [edits.layout for edits in lowered]
     if len(set(layouts)) > 1:
@@ -86,7 +87,7 @@ def stack(ablations: Sequence[Ablation | Edits], model: ViT | ViTConfig, image_s
         columns = _align([edits.ops.get(site, ()) for edits in lowered])
         if columns:
             ops[site] = tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *column) for column in columns)
-    return Edits(ops, layouts[0], stack_cuts([edits.cuts for edits in lowered], model, layouts[0]))
+    return Edits(ops, layouts[0], stack_cuts([edits.cuts for edits in lowered], as_config(model), layouts[0]))
 
 
 def _check(replacement: Replacement, config: ViTConfig, layout: TokenLayout, size: tuple[int, int]) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxvit.ablation import Ablation, constant, mean
 from jaxvit.calibration import calibrate
+from jaxvit.calls import as_batches, as_pair, check_images, check_model, described, per_image
 from jaxvit.checks import check_counts, check_positive
 from jaxvit.forward import Output, forward
 from jaxvit.lowering import lower
@@ -96,6 +97,9 @@ def optimal(
     Raises:
         ValueError: no valid image, a loss that is not one finite number per example, or what `constant`, `mean` and `forward` refuse.
     """
+    check_model(model)
+    if not callable(loss):
+        raise ValueError(f"loss is {described(loss)}; pass a function of (output, target) that gives a loss for each image")
     check_counts(passes=passes)
     check_positive("learning_rate", learning_rate)
     read = _read(batches)
@@ -183,11 +187,11 @@ def _mean_loss(model: ViT, edits: Edits, at: str, values: Array, batches: list[_
 def _read(batches: Iterable[Sequence[Any]]) -> list[_Batch]:
     """The batches with a valid image; example ids count through all of them."""
     read, seen = [], 0
-    for batch in batches:
-        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            raise ValueError("a batch is (images, valid) or (images, valid, target); wrap images: [(images, None)]")
-        images, valid, target = (*batch, None)[:3]
-        valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
+    for batch in as_batches(batches):
+        images, valid = as_pair(batch[:2] if isinstance(batch, tuple | list) else batch)
+        target = batch[2] if len(batch) > 2 else None
+        check_images(images, valid)
+        valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(per_image("valid", valid, len(images)))
         if valid.any():
             read.append(_Batch(jnp.asarray(images), jnp.arange(seen, seen + len(images)), valid, target))
         seen += len(images)

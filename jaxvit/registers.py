@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jaxvit.calls import as_config, check_model
 from jaxvit.checks import check_counts
 from jaxvit.config import ViTConfig
 from jaxvit.ops import BlockContext
@@ -31,6 +32,7 @@ def with_registers(model: ViT, count: int) -> ViT:
     Raises:
         ValueError: count is not positive, or the model has registers.
     """
+    check_model(model)
     check_counts(count=count)
     if model.config.registers:
         raise ValueError(
@@ -45,7 +47,7 @@ def with_registers(model: ViT, count: int) -> ViT:
     return extended
 
 
-def neuron_mask(model: ViT | ViTConfig, neurons: Mapping[int, Sequence[int]]) -> Bool[np.ndarray, "layers mlp_dim"]:
+def neuron_mask(model: ViT | ViTConfig | str, neurons: Mapping[int, Sequence[int]]) -> Bool[np.ndarray, "layers mlp_dim"]:
     """True at chosen neurons of the feed-forward layers: `arrays["neurons"]` of the shifts.
 
     Args:
@@ -54,7 +56,7 @@ def neuron_mask(model: ViT | ViTConfig, neurons: Mapping[int, Sequence[int]]) ->
     Raises:
         ValueError: there is no such block or neuron.
     """
-    config = model.config if isinstance(model, ViT) else model
+    config = as_config(model)
     mask = np.zeros((config.depth, config.mlp_dim), bool)
     for block, numbers in neurons.items():
         for number, name, limit in ((block, "block", config.depth), *((n, "neuron", config.mlp_dim) for n in numbers)):

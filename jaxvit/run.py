@@ -99,16 +99,9 @@ def begin(
 
 
 def prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: Any, valid: Any, groups: Any) -> Edits | None:
-    """The edits of the ablation, after all checks that need no traced values."""
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be [batch, height, width, 3], got {tuple(images.shape)}")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be normalised floats, got {images.dtype}; use jaxvit.normalise(images, model.config)")
+    """The edits of the ablation, after all checks that need no traced values (those of `jaxvit.calls.checked_run` came before)."""
     batch, size = images.shape[0], (images.shape[1], images.shape[2])
     layout = TokenLayout.of(model.config, size)
-    for name, array in (("example_ids", ids), ("valid", valid), ("groups", groups)):
-        if array is not None and tuple(array.shape) != (batch,):
-            raise ValueError(f"{name} must have one entry per image ({batch}), got shape {tuple(array.shape)}")
     if ablation is None:
         return None
     edits = lower(ablation, model, size) if isinstance(ablation, Ablation) else ablation

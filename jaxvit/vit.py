@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxvit.attention import attend
+from jaxvit.calls import as_config, check_pixels, check_seed, described
 from jaxvit.config import MODELS, ViTConfig
 from jaxvit.cuts import Cuts
 from jaxvit.position import resize_table, rope_angles, rope_periods, rotate
@@ -225,8 +226,9 @@ def create(model: str | ViTConfig, seed: int = 0) -> ViT:
     """A model with random weights: Xavier-uniform matrices, normal(0.1) tokens and positions, LayerScale 0.5, float32.
 
     Raises:
-        ValueError: the name is not in `MODELS`.
+        ValueError: the name is not in `MODELS`, or the seed is no whole number.
     """
+    check_seed(seed)
     created: ViT = _create(config_of(model), jax.random.key(seed))
     return created
 
@@ -267,24 +269,25 @@ def config_of(model: str | ViTConfig) -> ViTConfig:
     Raises:
         ValueError: the name is unknown.
     """
-    if isinstance(model, ViTConfig):
-        return model
-    if model not in MODELS:
-        raise ValueError(f'unknown model "{model}"; known are {", ".join(MODELS)}')
-    return MODELS[model]
+    if not isinstance(model, str | ViTConfig):
+        raise ValueError(f"{described(model)} is no config; give a ViTConfig, such as model.config, or a name among {', '.join(MODELS)}")
+    return as_config(model)
 
 
-def normalise(images: UInt8[np.ndarray, "*batch height width 3"] | Array, config: ViTConfig) -> Float[Array, "*batch height width 3"]:
+def normalise(
+    images: UInt8[np.ndarray, "*batch height width 3"] | Array, config: ViTConfig | ViT | str
+) -> Float[Array, "*batch height width 3"]:
     """Pixels normalised as the model expects them, float32: (x / 255 - pixel_mean) / pixel_std. The only normalisation there is.
 
+    Args:
+        config: of the model, or the model, or the name of a released one.
+
     Raises:
-        ValueError: not uint8, or the last axis is not RGB.
+        ValueError: not uint8, or the last axis is not RGB; an unknown name.
     """
-    if images.dtype != np.uint8:
-        raise ValueError(f"normalise takes uint8 images in 0..255, got {images.dtype}; floats may already be normalised")
-    if images.ndim < 3 or images.shape[-1] != 3:
-        raise ValueError(f"normalise takes images [..., height, width, 3], got shape {tuple(images.shape)}")
-    mean, std = (jnp.asarray(v, jnp.float32) for v in (config.pixel_mean, config.pixel_std))
+    check_pixels("images", images, any_batch=True)
+    pixels = as_config(config)
+    mean, std = (jnp.asarray(v, jnp.float32) for v in (pixels.pixel_mean, pixels.pixel_std))
     return (jnp.asarray(images).astype(jnp.float32) / 255 - mean) / std
 
 

@@ -97,7 +97,7 @@ def test_batches_may_have_targets_and_heads_be_chosen():
     [
         ({"batches": []}, "no valid image"),
         ({"batches": [(BATCHES[0][0], np.zeros(4, bool))]}, "no valid image"),
-        ({"batches": [BATCHES[0][0]]}, r"wrap images: \[\(images, None\)\]"),
+        ({"batches": [BATCHES[0][0]]}, r"such as \(images, None\)"),
         ({"passes": 0}, "passes is 0"),
         ({"learning_rate": 0}, "learning_rate is 0"),
         ({"loss": one_number}, "one number for each"),
