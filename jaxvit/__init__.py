@@ -1,5 +1,9 @@
 """jaxvit: ablations and read-outs of the tokens of vision transformers, in pure JAX. Arrays in, arrays out."""
 
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
 from jaxvit.ablation import Ablation, constant, cut, mean, noise, random_patches, shuffle, zero
 from jaxvit.calibration import calibrate
 from jaxvit.checkpoint import load, save
@@ -54,3 +58,18 @@ __all__ = [
     "with_registers",
     "zero",
 ]
+
+if not TYPE_CHECKING:  # which would then believe in every name
+
+    def __getattr__(name: str) -> Any:
+        """A module of the library that nothing has imported yet, such as `jaxvit.metrics`."""
+        if name in _module_names():
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_module_names()})
+
+
+def _module_names() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(__path__)}

@@ -107,13 +107,11 @@ def check_ablation(ablation: Any, edits: bool = True, stacked: bool = True) -> N
     if hasattr(ablation, "replacements"):
         return
     if hasattr(ablation, "ops"):
-        conditions = [op.mask.shape[:-2] for ops in ablation.ops.values() for op in ops]
-        conditions += [cut.renormalise.shape[:-1] for cut in ablation.cuts]
         if not edits:
             raise ValueError("these are edits, lowered already; pass them to jaxvit.forward as they are")
-        if not stacked and any(conditions):
+        if not stacked and ablation.conditions:
             raise ValueError(
-                f"these edits are {max(conditions)[0]} conditions (jaxvit.stack); run all: "
+                f"these edits are {ablation.conditions[0]} conditions (jaxvit.stack); run all: "
                 "jax.vmap(lambda edits: jaxvit.forward(model, images, edits))(edits), or pass one ablation"
             )
         return

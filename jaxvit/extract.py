@@ -22,6 +22,7 @@ from jaxvit.checks import check_counts
 from jaxvit.forward import Captures, Output, forward
 from jaxvit.lowering import lower
 from jaxvit.ops import Edits
+from jaxvit.printing import captured_in_words, layout_in_words, named_shapes
 from jaxvit.sharding import Batch, mesh_of, replicate
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT, normalise
@@ -54,6 +55,10 @@ class Extracted:
     captured: dict[str, Any]
     layout: TokenLayout
     example_ids: Int[np.ndarray, "images"]
+
+    def __repr__(self) -> str:
+        kept = f"{named_shapes(self.arrays) or 'nothing'}: {layout_in_words(self.layout)}{captured_in_words(self.captured)}"
+        return f"Extracted({len(self.example_ids)} images, {kept})"
 
     @property
     def tokens(self) -> Float[np.ndarray, "images tokens width"]:

@@ -16,6 +16,7 @@ from jaxvit.calls import checked_run
 from jaxvit.capture import CAPTURES, CONTRASTS, FUSED_DIVERGENCE, FUSED_GROUPS, Capture, CaptureSpec, group_columns, resolve
 from jaxvit.cuts import Cuts
 from jaxvit.ops import Edits
+from jaxvit.printing import captured_in_words, layout_in_words, shape_in_words
 from jaxvit.run import LayerEdits, begin, by_layer, prepare
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import Block, ViT, attend_only
@@ -40,6 +41,9 @@ class Output:
     layout: TokenLayout
     captured: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Output(tokens {shape_in_words(self.tokens)}: {layout_in_words(self.layout)}{captured_in_words(self.captured)})"
+
     @property
     def cls(self) -> Float[Array, "*batch width"]:
         return self.tokens[..., 0, :]
@@ -61,6 +65,9 @@ class Pair:
     clean: Output
     ablated: Output
     captured: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Pair(clean {self.clean!r}, ablated {self.ablated!r}{captured_in_words(self.captured)})"
 
 
 @checked_run

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from jaxvit.printing import named_shapes
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -25,3 +27,7 @@ class Moments:
     variance: dict[str, Float[np.ndarray, "layers slots width"]]
     examples: int
     image_size: tuple[int, int]
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.image_size))
+        return f"Moments({named_shapes(self.mean)}: blocks, slots, width; over {self.examples} images of {size})"

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jaxtyping import Array, Bool, Int
 
+from jaxvit.printing import layout_in_words
 from jaxvit.tokens import TokenLayout
 
 
@@ -99,6 +100,18 @@ class Edits:
     ops: dict[str, tuple[EditOp, ...]]
     layout: TokenLayout
     cuts: tuple[CutOp, ...] = ()
+
+    def __repr__(self) -> str:
+        """Kinds of ops by site, and how many conditions are stacked."""
+        parts = [f"{count} conditions" for count in self.conditions]
+        parts += [f"{', '.join(op.kind for op in ops)} at {site}" for site, ops in self.ops.items()] + ["cuts"] * bool(self.cuts)
+        return f"Edits({'; '.join(parts) or 'nothing'}: {layout_in_words(self.layout)})"
+
+    @property
+    def conditions(self) -> tuple[int, ...]:
+        """The axes in front of the layers' own: the number of conditions that are stacked (`jaxvit.stack`), or none."""
+        axes = [getattr(op.mask, "shape", ())[:-2] for ops in self.ops.values() for op in ops]
+        return max(axes + [getattr(cut.renormalise, "shape", ())[:-1] for cut in self.cuts], default=())
 
     @property
     def shuffles(self) -> bool:

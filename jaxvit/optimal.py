@@ -21,6 +21,7 @@ from jaxvit.forward import Output, forward
 from jaxvit.lowering import lower
 from jaxvit.moments import Moments
 from jaxvit.ops import Edits
+from jaxvit.printing import shape_in_words
 from jaxvit.specs import Layers, RandomPatches
 from jaxvit.tokens import Selector, TokenLayout
 from jaxvit.vit import ViT
@@ -52,6 +53,10 @@ class Optimal(NamedTuple):
     start_loss: float
     zero_loss: float
     losses: Float[np.ndarray, "passes batches"]
+
+    def __repr__(self) -> str:
+        costs = f"loss {self.loss:.4g}, at the start {self.start_loss:.4g}, of zeros {self.zero_loss:.4g}"
+        return f"Optimal({self.ablation}; {costs}; vectors {shape_in_words(self.vectors)})"
 
 
 class _Batch(NamedTuple):

@@ -19,6 +19,7 @@ from jaxvit.calls import as_config, check_pixels, check_seed, described
 from jaxvit.config import MODELS, ViTConfig
 from jaxvit.cuts import Cuts
 from jaxvit.position import resize_table, rope_angles, rope_periods, rotate
+from jaxvit.printing import weights_in_words
 
 Rope = tuple[Float[Array, "patches head_width"], Float[Array, "patches head_width"]]
 _xavier = nnx.initializers.xavier_uniform()
@@ -186,6 +187,14 @@ class ViT(nnx.Module):
         self.blocks = jax.vmap(lambda k: Block(config, nnx.Rngs(k)))(jax.random.split(block_key, config.depth))
         self.norm = _norm(config, rngs)
         self.prefix_norm = _norm(config, rngs) if config.untied_norm else None
+
+    def __repr__(self) -> str:
+        config = self.config
+        registers = f", {config.registers} registers" if config.registers else ""
+        shape = f"width {config.width}, {config.depth} blocks of {config.heads} heads{registers}, patches of {config.patch_size} pixels"
+        return f"ViT({shape}; {weights_in_words(self)})"
+
+    __str__ = __repr__  # not that of nnx
 
     def embed_patches(self, images: Float[Array, "*batch height width 3"]) -> Float[Array, "*batch patches width"]:
         """The linear embedding of every patch, row by row, without positions.

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = (
     ("config",),
-    ("sites", "tokens", "moments", "geometry", "sharding", "checks", "calls"),
+    ("sites", "tokens", "moments", "geometry", "sharding", "checks", "calls", "printing"),
     ("position", "cuts", "attention", "vit"),
     ("specs", "serial", "ablation"),
     ("ops", "apply", "cut_lowering", "lowering"),
