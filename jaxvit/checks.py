@@ -281,6 +281,17 @@ def check_positive(name: str, numbers: Any) -> None:
         raise ValueError(f"{name} {verb} {numbers}; {remedy}")
 
 
+def check_listed(**settings: Any) -> None:
+    """Check settings of which there may be several.
+
+    Raises:
+        ValueError: one is a single number.
+    """
+    for name, setting in settings.items():
+        if getattr(setting, "ndim", 1) == 0 or isinstance(setting, float | int | str):
+            raise ValueError(f"{name} is {setting!r}; give a tuple, also of one: {name}=({setting!r},)")
+
+
 def check_counts(**counts: Any) -> None:
     """Check settings that count something.
 
@@ -320,7 +331,9 @@ def check_array(name: str, array: Any, dims: str) -> None:
         ValueError: it is no array, has other axes, or one of them is empty.
     """
     if not isinstance(array, np.ndarray | jax.Array):
-        raise ValueError(f"{name} is a {type(array).__name__}, not an array; give a NumPy or JAX array: np.asarray({name})")
+        torch = type(array).__module__.partition(".")[0] == "torch"
+        remedy = f"{name}.detach().cpu().numpy()" if torch else f"np.asarray({name})"
+        raise ValueError(f"{name} is a {type(array).__name__}, not an array; give a NumPy or JAX array: {remedy}")
     axes = dims.split()
     if array.ndim != len(axes):
         raise ValueError(f"{name} has the shape {array.shape}, not ({', '.join(axes)}); reshape it to these axes")

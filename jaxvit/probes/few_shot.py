@@ -81,6 +81,7 @@ def few_shot(
             positive; several penalties without a validation split; or see `selection.check_splits`.
     """
     checks.check_splits(_splits(train, train_labels, validation, validation_labels, test, test_labels), classes)
+    checks.check_listed(shots=shots, seeds=seeds, penalties=penalties)
     checks.check_positive("penalties", penalties)
     if not shots or not seeds or min(shots) < 1:
         raise ValueError(f"shots are {tuple(shots)} and seeds {tuple(seeds)}; give at least one of each, and shots of at least 1")

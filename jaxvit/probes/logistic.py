@@ -68,6 +68,7 @@ def _check_fit(features: Any, targets: Any, penalty: Any, weights: Any, iteratio
 
 def _check_fit_path(features: Any, targets: Any, penalties: Any, weights: Any, iterations: int, tolerance: float) -> None:
     checks.check_targets(features, targets, weights)
+    checks.check_listed(penalties=penalties)
     checks.check_positive("penalties", penalties)
     _check_iteration(iterations, tolerance)
 
@@ -214,6 +215,7 @@ def probe(
     Raises:
         ValueError: no C is given, or one is not positive; or see `fit` and `selection.check_splits`.
     """
+    checks.check_listed(cs=cs)
     checks.check_positive("cs", cs)
     rows = jnp.maximum((train_labels >= 0).sum(), 1)
     order = np.argsort(cs, kind="stable")  # the largest penalty first

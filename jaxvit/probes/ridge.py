@@ -107,6 +107,7 @@ def fit(
         ValueError: no lambda is given, or one is not positive; features, targets or weights do not belong together, or hold NaN; or the
             targets are of one class.
     """
+    checks.check_listed(lambdas=lambdas)
     checks.check_positive("lambdas", lambdas)
     row_weights = normalised_weights(len(features), weights)
     mean, scale = standardisation(features, weights)

@@ -10,6 +10,7 @@ import torch
 
 import jaxvit
 from jaxvit.forward import sweep_layers
+from jaxvit.probes import few_shot, logistic, ridge
 from tests.jaxvit import tiny
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, *tiny.SIZE, 3), np.uint8)
@@ -93,6 +94,7 @@ def test_a_transformed_call_has_no_values_to_look_at():
 
 
 MODEL = tiny.model()
+SPLITS = 3 * (np.eye(4, 3, dtype=np.float32), np.array([0, 1, 0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -137,6 +139,11 @@ MODEL = tiny.model()
         (lambda: jaxvit.zero(None), "None selects no token"),
         (lambda: jaxvit.zero(np.array([True, False])), r"np.flatnonzero\(mask\)"),
         (lambda: ZERO & "registers", 'the string "registers"'),
+        (lambda: ridge.probe(*SPLITS, classes=2, lambdas=1.0), r"lambdas=\(1.0,\)"),
+        (lambda: logistic.probe(*SPLITS, classes=2, cs=1.0), r"cs=\(1.0,\)"),
+        (lambda: few_shot.few_shot(*SPLITS[:2], *SPLITS[4:], classes=2, shots=1), r"shots=\(1,\)"),
+        (lambda: few_shot.few_shot(*SPLITS[:2], *SPLITS[4:], classes=2, seeds=0), r"seeds=\(0,\)"),
+        (lambda: ridge.probe(torch.ones(4, 3), *SPLITS[1:], classes=2), r"train.detach\(\).cpu\(\).numpy\(\)"),
         (lambda: jaxvit.extract(MODEL, PIXELS, [ZERO]), "a & b"),
         (lambda: jaxvit.extract(MODEL, PIXELS, STACKED), "3 conditions"),
         (lambda: jaxvit.extract(tiny.CONFIG, PIXELS), r"jaxvit.create\(config\)"),
