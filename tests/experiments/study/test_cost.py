@@ -31,11 +31,11 @@ def test_a_study_that_does_not_fit_is_refused_before_it_starts():
 
 
 def test_conditions_of_one_structure_are_one_program(tmp_path):
-    """Full, constants at block outputs, random patches, noise, shuffle, constants at block inputs: six for fifteen conditions."""
+    """Full, constants at block outputs, random patches, noise, shuffle, constants at block inputs, cuts: seven for seventeen conditions."""
     target, _ = targets(save_models(tmp_path))
     jobs = list(grid.jobs(target))
     assert {kind for kind, _ in programs(target, jobs)} == {"scores"}
-    assert len(programs(target, jobs)) == 6
+    assert len(programs(target, jobs)) == 7
     few = list(grid.jobs(target, ("zero_cls", "zero_r1", "mean_cls")))
     assert len(programs(target, few)) == 2, "full and one program of constants"
 
