@@ -10,12 +10,15 @@ from jaxvit.checkpoint import load, save
 from jaxvit.config import MODELS, ViTConfig
 from jaxvit.extract import Extracted, extract
 from jaxvit.forward import Output, Pair, contrast, forward
+from jaxvit.given import per_layer
+from jaxvit.interventions import add, custom, patch, scale, swap
 from jaxvit.lowering import lower, stack
 from jaxvit.moments import Moments
 from jaxvit.ops import Edits
 from jaxvit.optimal import Optimal, optimal
 from jaxvit.registers import with_registers
 from jaxvit.rollout import rollout
+from jaxvit.specs import Positions
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT, create, normalise
 
@@ -33,14 +36,17 @@ __all__ = [
     "Optimal",
     "Output",
     "Pair",
+    "Positions",
     "Statistics",
     "TokenLayout",
     "ViT",
     "ViTConfig",
+    "add",
     "calibrate",
     "constant",
     "contrast",
     "create",
+    "custom",
     "cut",
     "extract",
     "forward",
@@ -50,11 +56,15 @@ __all__ = [
     "noise",
     "normalise",
     "optimal",
+    "patch",
+    "per_layer",
     "random_patches",
     "rollout",
     "save",
+    "scale",
     "shuffle",
     "stack",
+    "swap",
     "with_registers",
     "zero",
 ]

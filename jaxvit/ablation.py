@@ -1,16 +1,19 @@
 """`Ablation` and its constructors. An ablation is data, not a hook: composed with `&`, compared, hashed, written to JSON.
 
-Every constructor takes `layers` in one of the forms of `jaxvit.specs.Layers`: "all", [6, 7, 8] or "6-8". List and string of the same
-blocks give equal ablations. `at` is one of `jaxvit.sites.SITES`.
+Every constructor takes `layers` in one of the forms of `jaxvit.specs.Layers`: "all", 6, [6, 7, 8] or "6-8". List and string of the
+same blocks give equal ablations; -1 is the last block of whatever model it is lowered for. `at` is one of `jaxvit.sites.SITES`.
 
 `heads=[3]` leaves all but some heads as they are, where heads are apart ("query", "key", "value", "head_output"); `channels=[287]` all but
 some channels elsewhere: of the stream, or neurons at "mlp_hidden".
+
+`norm="own"` rescales what a token becomes to the norm that it had, in float32: over the channels that are replaced, and where heads are
+apart in each head. What is zero, or replaces zero, is zero. So `noise(..., norm="own")` is a random direction at the token's own length.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +22,7 @@ import numpy as np
 from jaxvit import serial
 from jaxvit.calls import check_ablation, check_moments, check_selector
 from jaxvit.moments import Moments
-from jaxvit.specs import Cut, Edit, Kind, Layers, RandomPatches, Replacement, StoredArray, Tokens
+from jaxvit.specs import Cut, Edit, Kind, Layers, Norm, Positions, RandomPatches, Replacement, Selection, StoredArray
 from jaxvit.tokens import Selector
 
 
@@ -46,34 +49,42 @@ class Ablation:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array of the ablation by its SHA-256, as `from_json` takes them."""
-        replacements = [r for r in self.replacements if isinstance(r, Replacement)]
-        stored = [a for r in replacements for a in (r.value, r.deviation) if a is not None]
-        return {a.sha256: a.array for a in stored}
+        return {a.sha256: a.array for r in self.replacements if isinstance(r, Replacement) for a in r.stored}
+
+    @property
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """Every function of the ablation by its name, as `from_json` takes them."""
+        functions = [r.function for r in self.replacements if isinstance(r, Replacement) and r.function is not None]
+        return {function.name: function.function for function in functions}
 
     def to_json(self) -> str:
         """The ablation as one line of JSON, which names arrays by their hash."""
         return serial.to_json(self.replacements)
 
     @classmethod
-    def from_json(cls, text: str, arrays: Mapping[str, np.ndarray] | None = None) -> Ablation:
+    def from_json(
+        cls, text: str, arrays: Mapping[str, np.ndarray] | None = None, functions: Mapping[str, Callable[..., Any]] | None = None
+    ) -> Ablation:
         """The ablation that `to_json` wrote.
 
         Args:
             arrays: SHA-256 -> array, for every array that the text names (`Ablation.arrays`).
+            functions: name -> function, for every function that the text names (`Ablation.functions`); nothing is imported.
 
         Raises:
-            ValueError: not such a text, or an array is missing or is not the one that the hash names.
+            ValueError: not such a text, or an array or a function is missing or is not the one that the hash names.
         """
-        return cls(serial.from_json(text, arrays or {}))
+        return cls(serial.from_json(text, arrays or {}, functions or {}))
 
 
 def zero(
-    tokens: Selector | RandomPatches,
+    tokens: Selection,
     layers: Layers = "all",
     at: str = "block_output",
     *,
     heads: Sequence[int] | None = None,
     channels: Sequence[int] | None = None,
+    norm: Norm = None,
 ) -> Ablation:
     """Replace tokens by zero. A zeroed token still takes part in attention: LayerNorm maps it to its bias.
 
@@ -81,27 +92,28 @@ def zero(
         ValueError: as every constructor, where `layers` has none of its forms, no model has such tokens, `at` is no site, or the site has
             no such heads or channels.
     """
-    return _single("zero", tokens, layers, at, heads, channels)
+    return single("zero", tokens, layers, at, heads, channels, norm=norm)
 
 
 def constant(
-    tokens: Selector | RandomPatches,
+    tokens: Selection,
     vector: Any,
     layers: Layers = "all",
     at: str = "block_output",
     *,
     heads: Sequence[int] | None = None,
     channels: Sequence[int] | None = None,
+    norm: Norm = None,
 ) -> Ablation:
     """Replace tokens by a vector [C], by one vector per selected token [n, C] in order of position, or by those of each block [L, n, C].
 
     C is the width of the site, whatever heads or channels are chosen: at a site of heads that of all heads, one after the other.
     """
-    return _single("constant", tokens, layers, at, heads, channels, value=StoredArray.of(vector))
+    return single("constant", tokens, layers, at, heads, channels, norm=norm, value=StoredArray.of(vector))
 
 
 def mean(
-    tokens: Selector | RandomPatches,
+    tokens: Selection,
     statistics: Moments,
     layers: Layers = "all",
     at: str = "block_output",
@@ -109,6 +121,7 @@ def mean(
     *,
     heads: Sequence[int] | None = None,
     channels: Sequence[int] | None = None,
+    norm: Norm = None,
 ) -> Ablation:
     """Replace tokens by their dataset mean per layer and slot (all patches share one slot).
 
@@ -122,11 +135,11 @@ def mean(
         ValueError: the statistics lack the site.
     """
     value, _, size = _moments_at(statistics, at, any_size)
-    return _single("mean", tokens, layers, at, heads, channels, value=value, image_size=size)
+    return single("mean", tokens, layers, at, heads, channels, norm=norm, value=value, image_size=size)
 
 
 def noise(
-    tokens: Selector | RandomPatches,
+    tokens: Selection,
     statistics: Moments,
     seed: int = 0,
     layers: Layers = "all",
@@ -135,6 +148,7 @@ def noise(
     *,
     heads: Sequence[int] | None = None,
     channels: Sequence[int] | None = None,
+    norm: Norm = None,
 ) -> Ablation:
     """Replace tokens by Gaussian noise with their mean and variance per layer, slot and channel.
 
@@ -142,11 +156,11 @@ def noise(
     one. Arguments and errors as for `mean`.
     """
     value, deviation, size = _moments_at(statistics, at, any_size)
-    return _single("noise", tokens, layers, at, heads, channels, seed=seed, value=value, deviation=deviation, image_size=size)
+    return single("noise", tokens, layers, at, heads, channels, norm=norm, seed=seed, value=value, deviation=deviation, image_size=size)
 
 
 def shuffle(
-    tokens: Selector | RandomPatches,
+    tokens: Selection,
     seed: int = 0,
     layers: Layers = "all",
     at: str = "block_output",
@@ -154,6 +168,7 @@ def shuffle(
     *,
     heads: Sequence[int] | None = None,
     channels: Sequence[int] | None = None,
+    norm: Norm = None,
 ) -> Ablation:
     """Replace tokens by those of another valid example of the same group (`forward(..., groups=...)`), by default of the batch.
 
@@ -163,7 +178,7 @@ def shuffle(
         same_donor: draw one cycle from (seed, example ids) for all layers, so that an example's tokens come from one other example.
             Otherwise every layer has its own donors, and the streams are a mix of images that no run ever saw together.
     """
-    return _single("shuffle", tokens, layers, at, heads, channels, seed=seed, same_donor=same_donor)
+    return single("shuffle", tokens, layers, at, heads, channels, norm=norm, seed=seed, same_donor=same_donor)
 
 
 def cut(
@@ -189,10 +204,10 @@ def cut(
     Raises:
         ValueError: as `zero`. `lower` refuses receivers among the keys, and renormalised rows without any key left.
     """
-    receivers = _selector(mass)
+    receivers = selector_of(mass)
     if isinstance(receivers, RandomPatches):
         raise ValueError('mass is "renormalise", "lost" or a selector of receivers; random patches receive nothing')
-    return Ablation((Cut(_selector(queries), _selector(keys), _blocks(layers), _numbers("heads", heads), receivers, itself),))
+    return Ablation((Cut(selector_of(queries), selector_of(keys), _blocks(layers), _numbers("heads", heads), receivers, itself),))
 
 
 def random_patches(count: int, seed: int = 0) -> RandomPatches:
@@ -206,9 +221,9 @@ def random_patches(count: int, seed: int = 0) -> RandomPatches:
     return RandomPatches(count, seed)
 
 
-def _single(
+def single(
     kind: Kind,
-    tokens: Selector | RandomPatches,
+    tokens: Selection,
     layers: Layers,
     at: str,
     heads: Sequence[int] | None,
@@ -217,7 +232,7 @@ def _single(
 ) -> Ablation:
     """The ablation of one replacement, with its arguments in hashable form."""
     fields |= {"heads": _numbers("heads", heads), "channels": _numbers("channels", channels)}
-    return Ablation((Replacement(kind, _selector(tokens), _blocks(layers), at, **fields),))
+    return Ablation((Replacement(kind, selector_of(tokens), _blocks(layers), at, **fields),))
 
 
 def _numbers(name: str, numbers: Any) -> tuple[int, ...] | None:
@@ -239,7 +254,14 @@ def _is_number(entry: Any) -> bool:
 def _blocks(layers: Layers) -> Literal["all"] | tuple[int, ...]:
     """Block numbers in order, each once, or "all"."""
     if not isinstance(layers, str):
-        return tuple(sorted({int(layer) for layer in layers}))
+        entries = layers.tolist() if hasattr(layers, "tolist") else layers
+        numbers = list(entries) if isinstance(entries, Iterable) else [entries]
+        if not all(map(_is_number, numbers)):
+            text = " ".join(repr(layers).split())
+            raise ValueError(
+                f'layers is "all", a block number, -1 for the last, a list of them, or a string such as "6-11"; got {text:.60}'
+            )
+        return tuple(sorted({int(number) for number in numbers}))
     if layers.strip() == "all":
         return "all"
     return tuple(sorted({block for entry in layers.split(",") for block in _range(entry.strip(), layers)}))
@@ -252,15 +274,15 @@ def _range(entry: str, layers: str) -> range:
     if last < first:
         where = "" if entry == layers else f", where {entry!r} " + ("runs backwards" if match else "is no number and no range")
         raise ValueError(
-            'layers is "all", a list of block numbers, or a string of numbers from 0 to 9999 and ranges, low to high, such as '
+            'layers is "all", a block number or a list of them, or a string of numbers from 0 to 9999 and ranges, low to high, such as '
             f'"0-2,5,8-11"; got {layers!r}{where}'
         )
     return range(first, last + 1)
 
 
-def _selector(tokens: Any) -> Tokens:
+def selector_of(tokens: Any) -> Any:
     """A selector without NumPy types and lists."""
-    if isinstance(tokens, (str, RandomPatches)):
+    if isinstance(tokens, (str, RandomPatches, Positions)):
         return tokens
     if isinstance(tokens, (int, np.integer)):
         return int(tokens)

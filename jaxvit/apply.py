@@ -1,8 +1,7 @@
 """Ops applied to the tokens at a site: `(1 - mask) * tokens + mask * target`.
 
-That is exact where the mask is 0 or 1, and differentiable in between. Where heads are apart, at neurons, and where some channels of a
-token are replaced, it also keeps what is not finite and not used away from results and gradients; whole-token edits of the stream are the
-bare expression.
+That is exact where the mask is 0 or 1, and differentiable in between. It also keeps what is not finite and not used away from results
+and gradients; only whole-token edits of the stream by what an ablation stores are the bare expression.
 """
 
 from __future__ import annotations
@@ -12,31 +11,48 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxvit.cuts import Cuts, Stage
+from jaxvit.given import positions_mask, rows_at_positions
 from jaxvit.ops import BlockContext, CutOp, Drawn, EditOp
 from jaxvit.sites import HEAD_SITES, NOISE_NUMBERS, STREAM_SITES
 
 
 def apply(
-    ops: tuple[EditOp, ...], x: Float[Array, "batch tokens *width"], context: BlockContext, site: str = "block_output"
+    ops: tuple[EditOp, ...],
+    x: Float[Array, "batch tokens *width"],
+    context: BlockContext,
+    site: str = "block_output",
+    clean: Float[Array, "batch tokens *width"] | None = None,
 ) -> Float[Array, "batch tokens *width"]:
     """The tokens after the ops of one site, which are those of one layer (without the layer axis).
 
     At a site where heads are apart `x` is [B, T, heads, head width], and its last two axes count as one axis of channels.
+
+    Args:
+        clean: the same tokens in a run without edits, where one goes along.
     """
     shape = x.shape
+    heads = shape[2] if site in HEAD_SITES else 1
     if site in HEAD_SITES:
         x = x.reshape(*shape[:2], -1)
+        clean = None if clean is None else clean.reshape(x.shape)
     for op in ops:
+        if op.kind == "custom":
+            x = _custom(op, x.reshape(shape), context, site).reshape(x.shape)
+            continue
         mask = op.mask[None, :, None]
         if op.patches is not None:
             mask = mask * _drawn_patches(op.patches, op.patch_seed, context)[:, :, None]
+        if op.positions is not None:
+            mask = mask * _at_positions(op, x, context)
         if op.channels is not None:
             mask = mask * op.channels[op.index][None]
         mask = mask.astype(x.dtype)
-        if site in STREAM_SITES and op.channels is None:
-            x = (1 - mask) * x + mask * _target(op, x, context, site)
+        if site in STREAM_SITES and op.is_plain and op.channels is None:
+            x = (1 - mask) * x + mask * _target(op, x, context, site, clean)
         else:
-            target = _finite_where(mask == 0, _target(op, x, context, site))
+            target = _finite_where(mask == 0, _target(op, x, context, site, clean))
+            if op.own_norm:
+                target = _with_own_norm(target, x, mask, op, heads)
             x = (1 - mask) * _finite_where(mask == 1, x) + mask * target
     return x.reshape(shape)
 
@@ -74,16 +90,85 @@ def _finite_where(unused: Bool[Array, "..."], x: Array) -> Array:
     return jnp.where(unused & ~jnp.isfinite(x), 0, x)
 
 
-def _target(op: EditOp, x: Array, context: BlockContext, site: str) -> Array:
+def _target(op: EditOp, x: Array, context: BlockContext, site: str, clean: Array | None) -> Array:
     """What tokens are replaced by where the mask is 1, [1 or batch, T, C]."""
     if op.kind == "shuffle":
         return x[_donors(op, x.shape[0], context)]
+    if op.kind == "swap":
+        return x[:, op.partner]
+    if op.kind == "clean":
+        assert clean is not None
+        return clean
+    if op.kind == "given":
+        return _given(op, x, context)
     target: Array = op.values[op.index][None]
     if op.kind == "noise":
         keys = _example_keys(op.seed, context, context.layer, NOISE_NUMBERS.get(site))
         draws = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
         target = target + op.deviations[op.index][None] * draws
+    if op.kind in ("add", "scale"):
+        target = x + target if op.kind == "add" else x * target
     return target.astype(x.dtype)
+
+
+def _custom(op: EditOp, x: Float[Array, "batch tokens *width"], context: BlockContext, site: str) -> Float[Array, "batch tokens *width"]:
+    """The tokens after the op's function, which is run where it is active alone: of a result that is not used, gradients may be NaN."""
+    assert op.function is not None
+    function = op.function
+
+    def changed(x: Array) -> Array:
+        result = function(x, context, op.arrays)
+        if jnp.shape(result) != x.shape:
+            raise ValueError(
+                f'{getattr(function, "__qualname__", function)} returned shape {list(jnp.shape(result))} at "{site}", where x has '
+                f"{list(x.shape)}; a custom function returns tokens of the shape that it is given"
+            )
+        mask = op.mask.reshape(1, -1, *[1] * (x.ndim - 2)).astype(x.dtype)
+        target = _finite_where(mask == 0, jnp.asarray(result).astype(x.dtype))
+        mixed: Array = (1 - mask) * _finite_where(mask == 1, x) + mask * target
+        return mixed
+
+    edited: Array = jax.lax.cond(op.active > 0, changed, lambda x: x, x)
+    return edited
+
+
+def _with_own_norm(target: Array, x: Float[Array, "batch tokens channels"], mask: Array, op: EditOp, heads: int) -> Array:
+    """The target rescaled to the norm of x, over the channels that the op replaces, in each head; 0 where either is 0."""
+    chosen = True if op.channels is None else op.channels[op.index][None] > 0
+
+    def by_head(x: Array) -> Float[Array, "batch tokens heads width"]:
+        return jnp.where(chosen, x, 0).astype(jnp.float32).reshape(*x.shape[:2], heads, -1)
+
+    old, new = _norm(by_head(_finite_where(mask == 0, x))), _norm(by_head(target))
+    rescaled = by_head(target) / jnp.where(new > 0, new, 1) * old
+    return rescaled.reshape(x.shape).astype(x.dtype)
+
+
+def _norm(x: Float[Array, "*batch width"]) -> Float[Array, "*batch 1"]:
+    """The Euclidean norm, with a gradient of 0 where it is 0. Squares neither overflow nor vanish: they are those of shares of the
+    largest channel."""
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=-1, keepdims=True))
+    largest = jnp.where(largest > 0, largest, 1)
+    squares = ((x / largest) ** 2).sum(axis=-1, keepdims=True)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) * largest
+
+
+def _given(op: EditOp, x: Float[Array, "batch tokens channels"], context: BlockContext) -> Array:
+    """The row of the op's given array for each token."""
+    assert op.given is not None
+    batch, tokens, width = x.shape
+    given = context.given[op.given]
+    if op.positions is None:
+        return given.reshape(*given.shape[:2], width)[:, op.row].astype(x.dtype)
+    rows = jnp.swapaxes(rows_at_positions(op, context.given, tokens), 1, 2)
+    by_head = given.reshape(*given.shape[:2], rows.shape[-1], -1)
+    return jnp.take_along_axis(by_head, rows[..., None], axis=1).reshape(batch, tokens, width).astype(x.dtype)
+
+
+def _at_positions(op: EditOp, x: Float[Array, "batch tokens channels"], context: BlockContext) -> Bool[Array, "batch tokens #channels"]:
+    """True on the tokens that the op's positions select; where they differ between heads, on the channels of those heads."""
+    by_head = jnp.swapaxes(positions_mask(op, context.given, x.shape[1]), 1, 2)
+    return by_head if by_head.shape[-1] == 1 else jnp.repeat(by_head, x.shape[-1] // by_head.shape[-1], axis=-1)
 
 
 def _example_keys(seed: Array, context: BlockContext, draw: Array | None = None, site: int | None = None) -> Array:

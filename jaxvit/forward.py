@@ -15,6 +15,7 @@ from jaxvit.attention import attention_with_divergence, attention_with_groups
 from jaxvit.calls import checked_run
 from jaxvit.capture import CAPTURES, CONTRASTS, FUSED_DIVERGENCE, FUSED_GROUPS, Capture, CaptureSpec, group_columns, resolve
 from jaxvit.cuts import Cuts
+from jaxvit.given import Given
 from jaxvit.ops import Edits
 from jaxvit.printing import captured_in_words, layout_in_words, shape_in_words
 from jaxvit.run import LayerEdits, begin, by_layer, prepare
@@ -79,6 +80,7 @@ def forward(
     example_ids: Int[Array, "batch"] | None = None,
     valid: Bool[Array, "batch"] | None = None,
     groups: Int[Array, "batch"] | None = None,
+    given: Given | None = None,
 ) -> Output:
     """Run a model, with tokens replaced by an ablation and activations read out by captures.
 
@@ -91,12 +93,14 @@ def forward(
         example_ids: one integer per image, from which its random draws are made; required by noise, shuffle and random patches.
         valid: which examples are not padding; padding never donates in a shuffle.
         groups: a number per image; a shuffle exchanges tokens among images of one number, by default in the whole batch.
+        given: the arrays that the ablation names (`jaxvit.patch`, `jaxvit.Positions`), each led by the batch; by the blocks and the
+            batch in `jaxvit.per_layer(array)`.
 
     Raises:
-        ValueError: images, ablation, captures or ids do not fit the model or one another.
+        ValueError: images, ablation, captures, ids or given arrays do not fit the model or one another.
     """
-    edits = prepare(model, images, ablation, example_ids, valid, groups)
-    output: Output = _forward(model, images, edits, _ids(example_ids), valid, _ids(groups), resolve(capture, CAPTURES))
+    edits, arrays = prepare(model, images, ablation, example_ids, valid, groups, given)
+    output: Output = _forward(model, images, edits, _ids(example_ids), valid, _ids(groups), resolve(capture, CAPTURES), arrays)
     return output
 
 
@@ -109,13 +113,15 @@ def contrast(
     example_ids: Int[Array, "batch"] | None = None,
     valid: Bool[Array, "batch"] | None = None,
     groups: Int[Array, "batch"] | None = None,
+    given: Given | None = None,
 ) -> Pair:
     """Run the clean and the ablated model together in one scan; captures are functions of (clean state, ablated state) of each block.
 
-    Arguments and errors as for `forward`; the named captures are those of `jaxvit.capture.CONTRASTS`.
+    Arguments and errors as for `forward`; the named captures are those of `jaxvit.capture.CONTRASTS`. Here `jaxvit.patch(tokens, "clean")`
+    takes the clean stream's tokens: at "query" and "key" of all tokens it holds attention while the streams differ.
     """
-    edits = prepare(model, images, ablation, example_ids, valid, groups)
-    pair: Pair = _contrast(model, images, edits, _ids(example_ids), valid, _ids(groups), resolve(capture, CONTRASTS))
+    edits, arrays = prepare(model, images, ablation, example_ids, valid, groups, given, has_clean=True)
+    pair: Pair = _contrast(model, images, edits, _ids(example_ids), valid, _ids(groups), resolve(capture, CONTRASTS), arrays)
     return pair
 
 
@@ -127,6 +133,7 @@ def sweep_layers(
     example_ids: Int[Array, "batch"] | None = None,
     valid: Bool[Array, "batch"] | None = None,
     groups: Int[Array, "batch"] | None = None,
+    given: Given | None = None,
 ) -> Output:
     """Run an ablation at one block at a time, for every block.
 
@@ -135,8 +142,8 @@ def sweep_layers(
     (from block l + 1 where only block outputs are edited): about L (L + 1) / 2 blocks instead of L^2. One compiled program serves
     all l; its loops have no reverse-mode gradient. Arguments and errors as for `forward`.
     """
-    edits = prepare(model, images, ablation, example_ids, valid, groups)
-    output: Output = _sweep_layers(model, images, edits, _ids(example_ids), valid, _ids(groups))
+    edits, arrays = prepare(model, images, ablation, example_ids, valid, groups, given)
+    output: Output = _sweep_layers(model, images, edits, _ids(example_ids), valid, _ids(groups), arrays)
     return output
 
 
@@ -149,8 +156,9 @@ def _forward(
     valid: Array | None,
     groups: Array | None,
     captures: Captures,
+    given: dict[str, Any] | None = None,
 ) -> Output:
-    x, run = begin(model, images, ids, valid, groups)
+    x, run = begin(model, images, ids, valid, groups, given)
     columns = group_columns(run.layout)
 
     def with_groups(q: Array, k: Array, v: Array, attention_mask: Array | None, cuts: Cuts) -> tuple[Array, dict[str, Array]]:
@@ -163,15 +171,22 @@ def _forward(
         state = run.step(x, *scanned, attention)
         return state.stream_out, {name: function(state) for name, function in captures}
 
-    x, captured = jax.lax.scan(step, x, (model.blocks, by_layer(model, edits)))
+    x, captured = jax.lax.scan(step, x, (model.blocks, by_layer(model, edits, given)))
     return Output(model.final_norm(x), x, run.layout, captured)
 
 
 @functools.partial(jax.jit, static_argnames="captures")
 def _contrast(
-    model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, groups: Array | None, captures: Captures
+    model: ViT,
+    images: Array,
+    edits: Edits,
+    ids: Array | None,
+    valid: Array | None,
+    groups: Array | None,
+    captures: Captures,
+    given: dict[str, Any] | None = None,
 ) -> Pair:
-    x, run = begin(model, images, ids, valid, groups)
+    x, run = begin(model, images, ids, valid, groups, given)
 
     def with_divergence(q: Array, k: Array, v: Array, attention_mask: Array | None, cuts: Cuts) -> tuple[Array, dict[str, Array]]:
         values, divergence = attention_with_divergence(q, k, v, attention_mask, cuts)
@@ -185,14 +200,22 @@ def _contrast(
         return both.stream_out, {name: function(clean, ablated) for name, function in captures}
 
     # Both streams go through the same kernels as one batch: they differ by the ablation alone, not by rounding.
-    streams, captured = jax.lax.scan(step, jnp.stack([x, x]), (model.blocks, by_layer(model, edits)))
+    streams, captured = jax.lax.scan(step, jnp.stack([x, x]), (model.blocks, by_layer(model, edits, given)))
     tokens = model.final_norm(streams)
     return Pair(Output(tokens[0], streams[0], run.layout), Output(tokens[1], streams[1], run.layout), captured)
 
 
 @jax.jit
-def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, valid: Array | None, groups: Array | None) -> Output:
-    x, run = begin(model, images, ids, valid, groups)
+def _sweep_layers(
+    model: ViT,
+    images: Array,
+    edits: Edits,
+    ids: Array | None,
+    valid: Array | None,
+    groups: Array | None,
+    given: dict[str, Any] | None = None,
+) -> Output:
+    x, run = begin(model, images, ids, valid, groups, given)
     outputs_only = set(edits.ops) <= {"block_output"} and not edits.cuts
 
     def clean(x: Array, block: Block) -> tuple[Array, Array]:
@@ -210,7 +233,7 @@ def _sweep_layers(model: ViT, images: Array, edits: Edits, ids: Array | None, va
         return last
 
     _, starts = jax.lax.scan(clean, x, model.blocks)
-    last = jax.lax.map(edited_at, (starts, by_layer(model, edits)))
+    last = jax.lax.map(edited_at, (starts, by_layer(model, edits, given)))
     return Output(model.final_norm(last), last, run.layout)
 
 

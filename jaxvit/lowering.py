@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Hashable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,10 @@ from jaxvit.ablation import Ablation
 from jaxvit.calls import as_config, as_image_size, check_ablation, check_several
 from jaxvit.config import ViTConfig
 from jaxvit.cut_lowering import lower_cuts, stack_cuts
-from jaxvit.ops import EditOp, Edits
+from jaxvit.ops import EditOp, Edits, OpKind
 from jaxvit.sites import HEAD_SITES, SITES, width_at
-from jaxvit.specs import Cut, Kind, RandomPatches, Replacement, blocks_of, check_count
+from jaxvit.sources import with_function, with_partners, with_rows
+from jaxvit.specs import Cut, Kind, Positions, RandomPatches, Replacement, blocks_of, check_count
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT
 
@@ -30,12 +31,17 @@ _TABLES = ("values", "deviations", "channels")
 _EVERY_LAYER = 2**32 - 1
 """What a shuffle with one donor for all layers folds into its seed, instead of the number of a layer."""
 
-_OP_KINDS: dict[Kind, Literal["fixed", "noise", "shuffle"]] = {
+_OP_KINDS: dict[Kind, OpKind] = {
     "zero": "fixed",
     "constant": "fixed",
     "mean": "fixed",
     "noise": "noise",
     "shuffle": "shuffle",
+    "patch": "given",
+    "add": "add",
+    "scale": "scale",
+    "swap": "swap",
+    "custom": "custom",
 }
 
 
@@ -60,7 +66,7 @@ def lower(ablation: Ablation, model: ViT | ViTConfig | str, image_size: int | tu
         _check(replacement, config, layout, (height, width))
         site_ops = ops.setdefault(replacement.at, [])
         op = _lower_one(replacement, config, layout)
-        if site_ops and op.signature == site_ops[-1].signature == ("fixed", False):
+        if site_ops and op.merges and site_ops[-1].merges:
             site_ops[-1] = _merge(site_ops[-1], op)
         else:
             site_ops.append(op)
@@ -92,8 +98,8 @@ def stack(ablations: Iterable[Ablation | Edits], model: ViT | ViTConfig | str, i
 
 def _check(replacement: Replacement, config: ViTConfig, layout: TokenLayout, size: tuple[int, int]) -> None:
     """Refuse a replacement that does not fit the model or the image size."""
-    tokens, value, layers, at = replacement.tokens, replacement.value, replacement.layers, replacement.at
-    blocks_of(layers, config.depth)
+    tokens, value, at = replacement.tokens, replacement.value, replacement.at
+    blocks_of(replacement.layers, config.depth)
     check_count(tokens, layout.patches)
     for name, chosen, count in (("head", replacement.heads, config.heads), ("channel", replacement.channels, width_at(at, config))):
         if chosen and max(chosen) >= count:
@@ -120,7 +126,7 @@ def _check_rotation(replacement: Replacement, config: ViTConfig, layout: TokenLa
     if config.position != "rope" or replacement.at not in ("query", "key"):
         return
     tokens = replacement.tokens
-    if isinstance(tokens, RandomPatches) or max(layout.positions(tokens), default=0) >= layout.prefix:
+    if isinstance(tokens, (RandomPatches, Positions)) or max(layout.positions(tokens), default=0) >= layout.prefix:
         raise ValueError(
             f'{replacement.kind} of patches is not possible at "{replacement.at}" of a model with RoPE: patches share one mean, but each '
             'is rotated by its own angles; choose "cls" or "registers", at="value", or zero, constant or shuffle'
@@ -130,25 +136,42 @@ def _check_rotation(replacement: Replacement, config: ViTConfig, layout: TokenLa
 def _lower_one(replacement: Replacement, config: ViTConfig, layout: TokenLayout) -> EditOp:
     """A replacement as an op of NumPy arrays."""
     depth, tokens = config.depth, replacement.tokens
-    positions = list(layout.positions("patches" if isinstance(tokens, RandomPatches) else tokens))
+    positions = _candidates(replacement, layout)
     mask = np.zeros((depth, layout.tokens), np.float32)
     for layer in blocks_of(replacement.layers, depth):
         mask[layer, positions] = 1
-    op = EditOp(_OP_KINDS[replacement.kind], mask)
+    op = EditOp(_OP_KINDS[replacement.kind], mask, own_norm=replacement.norm == "own")
     if isinstance(tokens, RandomPatches):
         patches, patch_seed = (np.full(depth, number, np.uint32) for number in (tokens.count, tokens.seed))
         op = dataclasses.replace(op, patches=patches, patch_seed=patch_seed)
+    if isinstance(tokens, Positions):
+        op = dataclasses.replace(op, positions=tokens)
     if replacement.kind in ("noise", "shuffle"):
         op = dataclasses.replace(op, seed=np.full(depth, replacement.seed, np.uint32))
     if replacement.kind == "shuffle":
         draw = np.full(depth, _EVERY_LAYER) if replacement.same_donor else np.arange(depth)
         op = dataclasses.replace(op, draw=draw.astype(np.uint32))
+    elif replacement.kind == "patch":
+        op = with_rows(op, replacement, layout)
+    elif replacement.kind == "swap":
+        op = with_partners(op, replacement, layout)
+    elif replacement.kind == "custom":
+        op = with_function(op, replacement, config.depth)
     else:
         index, values = _values(replacement, positions, config, layout)
         deviations = None if replacement.deviation is None else replacement.deviation.array
         op = dataclasses.replace(op, index=np.broadcast_to(index, mask.shape), values=values, deviations=deviations)
     chosen = _chosen_channels(replacement, config)
     return op if chosen is None else _with_channels(op, chosen)
+
+
+def _candidates(replacement: Replacement, layout: TokenLayout) -> list[int]:
+    """The positions of tokens that are replaced in any example."""
+    tokens, partners = replacement.tokens, replacement.partners
+    if isinstance(tokens, Positions):
+        return list(range(layout.tokens))
+    positions = layout.positions("patches" if isinstance(tokens, RandomPatches) else tokens)
+    return list(positions if partners is None else positions + layout.positions(partners))
 
 
 def _chosen_channels(replacement: Replacement, config: ViTConfig) -> Float[np.ndarray, "width"] | None:
@@ -176,20 +199,22 @@ def _values(
 ) -> tuple[Int[np.ndarray, "tokens"], Float[np.ndarray, "layers rows width"]]:
     """For every token the row of its value, and the table of values of each layer."""
     index, width = np.zeros(layout.tokens, np.int32), width_at(replacement.at, config)
-    if replacement.kind == "zero":
-        return index, np.zeros((config.depth, 1, width), np.float32)
+    if replacement.kind in ("zero", "scale"):
+        return index, np.full((config.depth, 1, width), 0 if replacement.kind == "zero" else replacement.factor, np.float32)
     assert replacement.value is not None
-    if replacement.kind != "constant":
+    if replacement.kind in ("mean", "noise"):
         return layout.group_of().astype(np.int32), replacement.value.array
     vectors = np.atleast_2d(replacement.value.array)
-    allowed = (1,) if isinstance(replacement.tokens, RandomPatches) else (1, len(positions))
+    allowed = (1,) if isinstance(replacement.tokens, (RandomPatches, Positions)) else (1, len(positions))
     layers = (config.depth,) if vectors.ndim == 3 else ()
     if vectors.shape not in [(*layers, rows, width) for rows in allowed]:
+        what = "an added vector" if replacement.kind == "add" else "a constant"
         raise ValueError(
-            f"a constant of shape {replacement.value.array.shape} does not fit {len(positions)} tokens of width {width} at "
+            f"{what} of shape {replacement.value.array.shape} does not fit {len(positions)} tokens of width {width} at "
             f'"{replacement.at}"; pass [{width}], [tokens, {width}] or [{config.depth} blocks, tokens, {width}]'
         )
     index[positions] = np.arange(len(positions)) if vectors.shape[-2] > 1 else 0
+    vectors = vectors * np.float32(replacement.factor)
     return index, np.broadcast_to(vectors, (config.depth, *vectors.shape[-2:]))
 
 
@@ -239,7 +264,7 @@ def _compact_values(op: EditOp) -> EditOp:
 
 def _align(conditions: list[tuple[EditOp, ...]]) -> list[list[EditOp]]:
     """The ops of several conditions as columns, one op per condition and all of one signature; missing ops get a mask of 0."""
-    signatures: list[tuple[str, bool]] = []
+    signatures: list[Hashable] = []
     for ops in conditions:  # signatures in an order that is also that of every condition's ops
         position = 0
         for op in ops:

@@ -1,5 +1,7 @@
 """Ablations as arrays: `Edits`, a pytree whose leaves have a leading layer axis, made by `lowering` and applied by `apply`.
 
+Arrays of a call (`forward(..., given=...)`) are no part of it: ops hold their names.
+
 Values stand in a short table per layer, and each token has an index into it: memory grows with the number of tokens, not with
 tokens x width, and all constant-valued conditions share one compiled program.
 """
@@ -7,20 +9,38 @@ tokens x width, and all constant-valued conditions share one compiled program.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Int
 
 from jaxvit.printing import layout_in_words
+from jaxvit.specs import Positions
 from jaxvit.tokens import TokenLayout
+
+OpKind = Literal["fixed", "noise", "shuffle", "given", "clean", "add", "scale", "swap", "custom"]
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["mask", "seed", "draw", "patches", "patch_seed", "index", "values", "deviations", "channels"],
-    meta_fields=["kind"],
+    data_fields=[
+        "mask",
+        "seed",
+        "draw",
+        "patches",
+        "patch_seed",
+        "index",
+        "values",
+        "deviations",
+        "channels",
+        "row",
+        "partner",
+        "active",
+        "arrays",
+    ],
+    meta_fields=["kind", "given", "count", "positions", "own_norm", "function"],
 )
 @dataclass(frozen=True)
 class EditOp:
@@ -28,7 +48,9 @@ class EditOp:
 
     Attributes:
         kind: what a token becomes: "fixed" (a row of `values`), "noise" (that row plus a random draw) or "shuffle" (the same token
-            of another example of the group).
+            of another example of the group), "given" (a row of an array of the call), "clean" (itself in the clean stream of `contrast`),
+            "add" (itself and a row), "scale" (itself times a row), "swap" (another token of the example) or "custom" (what a
+            function makes of it).
         mask: [L, T] 1 where a token is replaced.
         seed: [L] of the draws of noise and shuffle.
         draw: [L] number of a shuffle's draw, which is folded into its seed: that of the layer, or one for all.
@@ -37,9 +59,17 @@ class EditOp:
         values, deviations: [L, rows, C], tables of what tokens become.
         channels: [L, rows, C] 1 where a token that has this row is replaced; None where all channels are. A mask [L, T, C] would take
             540 MB for a ViT-L at 518 px; this takes as much as the values.
+        row: [L, T] row of the given array for each token, where no `positions` say it.
+        partner: [L, T] the token that each becomes, in a swap.
+        active: [L] whether a function runs at all.
+        arrays: [L, ...] the function's, by name.
+        function: (x, context, arrays) -> x, of a custom op.
+        given, count: name of the array of the call, and its number of tokens, None where that is the number of `positions`.
+        positions: which tokens of each example the mask is restricted to, by the name of an array of the call.
+        own_norm: whether what a token becomes has the norm of what it was.
     """
 
-    kind: Literal["fixed", "noise", "shuffle"]
+    kind: OpKind
     mask: Any
     seed: Any = None
     draw: Any = None
@@ -49,11 +79,43 @@ class EditOp:
     values: Any = None
     deviations: Any = None
     channels: Any = None
+    row: Any = None
+    partner: Any = None
+    active: Any = None
+    arrays: Any = None
+    given: str | None = None
+    count: int | None = None
+    positions: Positions | None = None
+    own_norm: bool = False
+    function: Callable[..., Any] | None = None
 
     @property
-    def signature(self) -> tuple[str, bool]:
-        """Kind, and whether patches are drawn: ops with equal signatures have the same fields."""
-        return self.kind, self.patches is not None
+    def signature(self) -> tuple[Hashable, ...]:
+        """What ops must have in common to stand for one another in a program: kind, whether patches are drawn, what is read
+        of a call, the function."""
+        shapes = None if self.arrays is None else tuple((name, array.shape) for name, array in sorted(self.arrays.items()))
+        return self.kind, self.patches is not None, self.given, self.count, self.positions, self.own_norm, self.function, shapes
+
+    @property
+    def merges(self) -> bool:
+        """Whether the op and another one like it can be one: what it writes depends on its tables alone."""
+        return self.kind == "fixed" and self.patches is None and self.positions is None and not self.own_norm
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether whole tokens of the stream are edited by the bare expression, as when there were no other ops: nothing is read of a
+        call, and what a token becomes does not depend on the token."""
+        return self.kind in ("fixed", "noise", "shuffle") and self.positions is None and not self.own_norm
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether nothing of a token's own is left in what it becomes."""
+        return self.kind not in ("add", "scale", "custom")
+
+    @property
+    def draws(self) -> bool:
+        """Whether the op draws by example id."""
+        return self.kind in ("noise", "shuffle") or self.patches is not None
 
 
 class Drawn(NamedTuple):
@@ -119,13 +181,27 @@ class Edits:
         return any(op.kind == "shuffle" for ops in self.ops.values() for op in ops)
 
     @property
+    def given_names(self) -> tuple[str, ...]:
+        """Names of the arrays of a call that ops read, each once."""
+        ops = [op for site_ops in self.ops.values() for op in site_ops]
+        names = (name for op in ops for name in (op.positions.name if op.positions else None, op.given))
+        return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def reads_clean(self) -> bool:
+        """Whether any op reads the clean stream, which only `contrast` has."""
+        return any(op.kind == "clean" for ops in self.ops.values() for op in ops)
+
+    @property
     def needs_example_ids(self) -> bool:
         """Whether any op draws by example id: noise, shuffle and random patches do."""
-        drawn = any(op.kind != "fixed" or op.patches is not None for ops in self.ops.values() for op in ops)
+        drawn = any(op.draws for ops in self.ops.values() for op in ops)
         return drawn or any(cut.draws for cut in self.cuts)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["layer", "example_ids", "valid", "groups"], meta_fields=["layout"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["layer", "example_ids", "valid", "groups", "given"], meta_fields=["layout"]
+)
 @dataclass(frozen=True)
 class BlockContext:
     """The block and the examples that ops are applied to."""
@@ -135,3 +211,4 @@ class BlockContext:
     valid: Bool[Array, "batch"] | None
     groups: Int[Array, "batch"] | None
     layout: TokenLayout
+    given: dict[str, Array] = field(default_factory=dict)  # arrays of the call, of this layer

@@ -17,6 +17,7 @@ from jaxvit.ablation import Ablation
 from jaxvit.apply import apply, cuts_of
 from jaxvit.capture import BlockState
 from jaxvit.cuts import Cuts, both_streams
+from jaxvit.given import Given, checked, split
 from jaxvit.lowering import lower
 from jaxvit.ops import BlockContext, CutOp, EditOp, Edits
 from jaxvit.tokens import TokenLayout
@@ -30,28 +31,31 @@ class LayerEdits(NamedTuple):
         ops: what is done to tokens, by site.
         cuts: what is done to attention.
         layer: number of the block, from 0.
+        given: arrays of the call that differ between layers.
     """
 
     ops: dict[str, tuple[EditOp, ...]]
     cuts: tuple[CutOp, ...]
     layer: Array
+    given: dict[str, Array]
 
 
-def by_layer(model: ViT, edits: Edits | None) -> LayerEdits:
+def by_layer(model: ViT, edits: Edits | None, given: Given | None = None) -> LayerEdits:
     """The edits of all blocks, for `jax.lax.scan` beside `model.blocks`; None changes nothing."""
     ops, cuts = ({}, ()) if edits is None else (edits.ops, edits.cuts)
-    return LayerEdits(ops, cuts, jnp.arange(model.config.depth))
+    return LayerEdits(ops, cuts, jnp.arange(model.config.depth), split(given)[1])
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is the same in every block of a run: rotary angles, the token layout, and the examples (`jaxvit.forward`)."""
+    """What is the same in every block of a run: rotary angles, the token layout, the examples and given arrays (`jaxvit.forward`)."""
 
     rope: Rope | None
     layout: TokenLayout
     example_ids: Array | None
     valid: Array | None
     groups: Array | None
+    given: dict[str, Array]
 
     def step(
         self,
@@ -72,7 +76,7 @@ class Run:
         def edit(site: str, x: Array) -> Array:
             if edits is None or site not in edits.ops:  # the program has nothing there
                 return x
-            return jnp.stack([x[0], self.edited(site, x[1], edits)]) if clean_first else self.edited(site, x, edits)
+            return jnp.stack([x[0], self.edited(site, x[1], edits, x[0])]) if clean_first else self.edited(site, x, edits)
 
         context = self._context(edits)
         cuts: Cuts = () if edits is None else cuts_of(edits.cuts, context, x.shape[-3])
@@ -80,30 +84,50 @@ class Run:
             cuts = tuple(both_streams(stage) for stage in cuts)
         return BlockState(block(x, self.rope, edit, attention=attention, cuts=cuts), context)
 
-    def edited(self, site: str, x: Float[Array, "batch tokens *width"], edits: LayerEdits) -> Float[Array, "batch tokens *width"]:
-        """The tokens at a site that has edits, after them."""
-        return apply(edits.ops[site], x, self._context(edits), site)
+    def edited(
+        self, site: str, x: Float[Array, "batch tokens *width"], edits: LayerEdits, clean: Array | None = None
+    ) -> Float[Array, "batch tokens *width"]:
+        """The tokens at a site that has edits, after them; `clean` are those of a clean stream that goes along."""
+        return apply(edits.ops[site], x, self._context(edits), site, clean)
 
     def _context(self, edits: LayerEdits | None) -> BlockContext:
-        layer = jnp.asarray(-1) if edits is None else edits.layer
-        return BlockContext(layer, self.example_ids, self.valid, self.groups, self.layout)
+        layer, given = (jnp.asarray(-1), {}) if edits is None else (edits.layer, edits.given)
+        return BlockContext(layer, self.example_ids, self.valid, self.groups, self.layout, self.given | given)
 
 
 def begin(
-    model: ViT, images: Float[Array, "batch height width 3"], example_ids: Array | None, valid: Array | None, groups: Array | None
+    model: ViT,
+    images: Float[Array, "batch height width 3"],
+    example_ids: Array | None,
+    valid: Array | None,
+    groups: Array | None,
+    given: Given | None = None,
 ) -> tuple[Float[Array, "batch tokens width"], Run]:
     """The input of block 0, and what every block of the run is given."""
     grid = model.config.grid(images.shape[-3], images.shape[-2])
     x = model.add_prefix(model.embed_patches(images), grid)
-    return x, Run(model.rope(grid), TokenLayout(model.config.registers, *grid), example_ids, valid, groups)
+    return x, Run(model.rope(grid), TokenLayout(model.config.registers, *grid), example_ids, valid, groups, split(given)[0])
 
 
-def prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: Any, valid: Any, groups: Any) -> Edits | None:
-    """The edits of the ablation, after all checks that need no traced values (those of `jaxvit.calls.checked_run` came before)."""
+def prepare(
+    model: ViT,
+    images: Array,
+    ablation: Ablation | Edits | None,
+    ids: Any,
+    valid: Any,
+    groups: Any,
+    given: Given | None = None,
+    has_clean: bool = False,
+) -> tuple[Edits | None, dict[str, Any]]:
+    """The edits of the ablation and the given arrays that they read, after all checks that need no traced values (those of
+    `jaxvit.calls.checked_run` came before).
+
+    `has_clean` says that a clean stream goes along.
+    """
     batch, size = images.shape[0], (images.shape[1], images.shape[2])
     layout = TokenLayout.of(model.config, size)
     if ablation is None:
-        return None
+        return None, checked(given, None, model.config, batch)
     edits = lower(ablation, model, size) if isinstance(ablation, Ablation) else ablation
     if edits.layout != layout:
         raise ValueError(
@@ -112,9 +136,14 @@ def prepare(model: ViT, images: Array, ablation: Ablation | Edits | None, ids: A
         )
     if edits.needs_example_ids and ids is None:
         raise ValueError("noise, shuffle and random patches are drawn per example: pass example_ids, one integer per image")
+    if edits.reads_clean and not has_clean:
+        raise ValueError(
+            'patch(..., "clean") reads the clean stream, which only contrast runs along; call jaxvit.contrast(model, images, ablation), or '
+            'name an array: patch(tokens, "donor") and given={"donor": array}'
+        )
     if edits.shuffles:
         _check_donors(batch, valid, groups)
-    return edits
+    return edits, checked(given, edits, model.config, batch)
 
 
 def _check_donors(batch: int, valid: Any, groups: Any) -> None:

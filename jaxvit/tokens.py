@@ -73,6 +73,21 @@ class TokenLayout:
             return (int(selector),)
         return tuple(sorted({position for entry in selector for position in self.positions(entry)}))
 
+    def in_order(self, selector: Selector) -> tuple[int, ...]:
+        """The positions that a selector names, in the order in which it names them.
+
+        Raises:
+            ValueError: as `positions`, or a position is named twice.
+        """
+        if isinstance(selector, (str, int, np.integer)):
+            return self.positions(selector)
+        ordered = [position for entry in selector for position in self.positions(entry)]
+        if twice := [position for position in ordered if ordered.count(position) > 1]:
+            raise ValueError(
+                f"position {twice[0]} is selected twice in {list(selector)}; the order says which value is whose: name it once"
+            )
+        return tuple(ordered)
+
     def _named(self, name: str) -> tuple[int, ...]:
         group, number = split_name(name)
         start, count = {"cls": (0, 1), "registers": (1, self.registers), "patches": (self.prefix, self.patches)}[group]

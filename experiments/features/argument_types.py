@@ -6,8 +6,10 @@ import types
 from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from jaxvit.specs import RandomPatches
+from jaxvit.specs import Positions, RandomPatches
 
+_UNWRITABLE = (types.NoneType, Positions)
+"""Types that no expression has values of: there is no None in it, and nothing is given at call time."""
 _WORDS: dict[Any, tuple[str, str]] = {
     str: ("a string", "strings"),
     int: ("an integer", "integers"),
@@ -35,7 +37,7 @@ def in_words(hint: Any, plural: bool = False) -> str:
     """A type for people, such as "a string, an integer or a list of integers"."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        *first, last = [in_words(part, plural) for part in parts if part is not types.NoneType]  # None cannot be written
+        *first, last = [in_words(part, plural) for part in parts if part not in _UNWRITABLE]
         return f"{', '.join(first)} or {last}" if first else last
     if origin is Literal:
         return " or ".join(f'"{part}"' for part in parts)

@@ -33,11 +33,21 @@ FUNCTIONS: dict[str, Callable[..., Ablation | RandomPatches]] = {
     "mean": jaxvit.mean,
     "noise": jaxvit.noise,
     "shuffle": jaxvit.shuffle,
+    "add": jaxvit.add,
+    "scale": jaxvit.scale,
+    "swap": jaxvit.swap,
     "cut": jaxvit.cut,
     "random_patches": jaxvit.random_patches,
 }
 """What an expression may call: constructors of ablations, and of selectors of tokens. Their argument `statistics` is the study's, `seed`
 too unless it is given."""
+
+_PYTHON_ONLY = {
+    "custom": "it takes a Python function; put the condition into a file and pass that with --plugin",
+    "patch": "it takes an array at call time, which a study has not; call jaxvit.forward(..., given=...) from Python",
+    "Positions": "it reads an array at call time, which a study has not; call jaxvit.forward(..., given=...) from Python",
+}
+"""Why constructors cannot stand in an expression."""
 
 _FORM = f'an expression is calls of {", ".join(FUNCTIONS)} joined by &, such as zero("cls") & mean("registers", layers="6-11")'
 _TRIAL = ViTConfig(patch_size=8, width=4, depth=64, heads=1, mlp_dim=4, registers=4, image_size=64)
@@ -101,9 +111,13 @@ def inapplicable(ablation: Ablation, config: ViTConfig, image_size: int | tuple[
     size = image_size or next(calibrated, config.image_size)
     jaxvit.TokenLayout.of(config, size)
     try:
-        jaxvit.lower(ablation, config, size)
+        edits = jaxvit.lower(ablation, config, size)
     except ValueError as error:
         return _one_line(_reason(str(error), config))
+    if edits.reads_clean:
+        return "the condition reads the clean stream of jaxvit.contrast, which the tasks of a study have not"
+    if edits.given_names:
+        return _one_line(f'the condition reads "{edits.given_names[0]}" at call time, which a study has not; run it with jaxvit.forward')
     return ""
 
 
@@ -197,6 +211,8 @@ def _number(number: float) -> float:
 
 def _call(name: str, positional: Sequence[ast.expr], keywords: Sequence[ast.keyword], study: _Study) -> Ablation | RandomPatches:
     """The result of a function with the arguments of the expression and those of the study."""
+    if name in _PYTHON_ONLY:
+        raise ValueError(f"{name} is not possible here: {_PYTHON_ONLY[name]}; possible here are {', '.join(FUNCTIONS)}")
     if name not in FUNCTIONS:
         raise ValueError(f"there is no {_quote(name)}{_nearest(name, FUNCTIONS)}; possible are {', '.join(FUNCTIONS)}")
     function = FUNCTIONS[name]

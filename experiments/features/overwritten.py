@@ -27,7 +27,9 @@ def overwritten_patches(
     """
     edits = jaxvit.lower(ablation, config, image_size)
     prefix, last = edits.layout.prefix, config.depth - 1
-    markers = tuple(_marker(op, last) for op in edits.ops.get("block_output", ()) if np.asarray(_whole(op, last))[prefix:].any())
+    markers = tuple(
+        _marker(op, last) for op in edits.ops.get("block_output", ()) if op.overwrites and np.asarray(_whole(op, last))[prefix:].any()
+    )
     if not markers:
         return None
     context = BlockContext(jnp.asarray(last), jnp.asarray(example_ids), None, None, edits.layout)

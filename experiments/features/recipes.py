@@ -21,7 +21,7 @@ from experiments.rows import token_name
 from jaxvit import Ablation, Moments, ViTConfig
 from jaxvit.serial import block_ranges
 from jaxvit.sites import SITES, STREAM_SITES, width_at
-from jaxvit.specs import Cut, Edit, RandomPatches, StoredArray
+from jaxvit.specs import Cut, Edit, Positions, RandomPatches, StoredArray
 from jaxvit.tokens import TokenLayout
 
 
@@ -82,7 +82,7 @@ def recipe_of(condition: Condition, config: ViTConfig, image_size: tuple[int, in
             if origin := names.get(replacement.get(name)):
                 replacement[name] = {"calibration": calibration, **origin}
     text = json.dumps(entry, sort_keys=True, separators=(",", ":"))
-    return Recipe(text, tokens_in_words(ablation), window_of(ablation), sites.read)
+    return Recipe(text, tokens_in_words(ablation), window_of(ablation, config.depth), sites.read)
 
 
 def is_random(condition: Condition, config: ViTConfig, image_size: tuple[int, int]) -> bool:
@@ -127,14 +127,18 @@ def _token_groups(names: Sequence[str | int]) -> set[str]:
 
 def tokens_in_words(ablation: Ablation) -> str:
     """The tokens that an ablation ablates: "registers", "r1 to r3", "cls & registers", "random patches"; "CLS -> registers" where it cuts
-    attention; "" for none."""
+    attention, or the function that edits all of them; "" for none."""
     return " & ".join(dict.fromkeys(_tokens_of(part) for part in ablation.replacements))
 
 
-def window_of(ablation: Ablation) -> str | None:
-    """The blocks at which an ablation acts: "all", or numbers and ranges such as "0-2,5"; of several parts each, joined by " & ". None
-    for an empty one."""
-    return " & ".join(dict.fromkeys(block_ranges(r.layers) for r in ablation.replacements)) or None
+def window_of(ablation: Ablation, depth: int) -> str | None:
+    """The blocks at which an ablation acts in a model of some depth: "all", or numbers and ranges such as "0-2,5"; of several parts each,
+    joined by " & ". None for an empty one."""
+
+    def blocks(layers: str | Sequence[int]) -> str:
+        return layers if isinstance(layers, str) else block_ranges(sorted({n + depth if -depth <= n < 0 else n for n in layers}))
+
+    return " & ".join(dict.fromkeys(blocks(r.layers) for r in ablation.replacements)) or None
 
 
 class _Reads:
@@ -190,12 +194,17 @@ def _origins(config: ViTConfig, image_size: tuple[int, int]) -> dict[str, dict[s
 def _tokens_of(part: Edit) -> str:
     if isinstance(part, Cut):
         return f"{_selector_in_words(part.queries)} -> {_selector_in_words(part.keys)}"
-    return _selector_in_words(part.tokens)
+    if part.function is not None:
+        return part.function.name
+    partners = () if part.partners is None else (part.partners,)
+    return " & ".join(dict.fromkeys(map(_selector_in_words, (part.tokens, *partners))))
 
 
-def _selector_in_words(selector: str | int | Sequence[str | int] | RandomPatches) -> str:
+def _selector_in_words(selector: str | int | Sequence[str | int] | RandomPatches | Positions) -> str:
     if isinstance(selector, RandomPatches):
         return "random patches"
+    if isinstance(selector, Positions):
+        return f"tokens of {selector.name}"
     if isinstance(selector, int):
         return f"token {selector}"
     if isinstance(selector, str):

@@ -133,7 +133,7 @@ def test_constant_valued_conditions_of_different_sizes_share_one_compile():
         (lambda: jaxvit.lower(jaxvit.zero("cls"), tiny.CONFIG, 16).layout.positions("register"), "unknown token name"),
         (lambda: jaxvit.lower(jaxvit.zero([99]), tiny.CONFIG, 16), "position 99"),
         (lambda: jaxvit.lower(jaxvit.zero("cls", [3]), tiny.CONFIG, 16), "blocks 0 to 2"),
-        (lambda: jaxvit.zero("cls", "last"), "list of block numbers"),
+        (lambda: jaxvit.zero("cls", "last"), "a block number or a list of them"),
         (lambda: jaxvit.zero("cls", at="output"), "unknown site"),
         (lambda: jaxvit.lower(jaxvit.constant("cls", np.ones(5)), tiny.CONFIG, 16), "does not fit"),
         (lambda: jaxvit.lower(jaxvit.constant("cls", np.ones(24), at="mlp_hidden"), tiny.CONFIG, 16), r"pass \[48\]"),
@@ -200,6 +200,30 @@ def test_a_string_of_layers_equals_the_list(text, blocks):
         assert from_text == from_list
         assert hash(from_text) == hash(from_list)
         assert from_text.to_json() == from_list.to_json()
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks"), [(1, [1]), (-1, [2]), ([-1], [2]), ([-3, 1], [0, 1]), ([2, -1], [2]), (np.int64(-2), [1]), (np.arange(2), [0, 1])]
+)
+def test_a_bare_number_is_that_block_and_negative_ones_count_from_the_end(layers, blocks):
+    ablation, want = (jaxvit.lower(jaxvit.zero("cls", layers=numbers), tiny.CONFIG, 16) for numbers in (layers, blocks))
+    jax.tree.map(np.testing.assert_array_equal, ablation, want)
+    made = jaxvit.zero("cls", layers=layers)
+    assert jaxvit.Ablation.from_json(made.to_json()) == made
+
+
+def test_blocks_that_count_from_the_end_are_resolved_by_the_model_and_printed_as_written():
+    last = jaxvit.zero("cls", layers=-1) & jaxvit.zero("cls", layers=[-1, -2, 0])
+    assert str(last) == "zero(cls) at block_output of block -1 & zero(cls) at block_output of blocks -2,-1,0"
+    with pytest.raises(ValueError, match="layer -4 does not exist; this model has blocks 0 to 2, or -3 to -1 from its end"):
+        jaxvit.lower(jaxvit.zero("cls", layers=-4), tiny.CONFIG, 16)
+
+
+@pytest.mark.parametrize("layers", [1.5, [1.5], True, [True], None, [[1]], ["1"]])
+def test_layers_that_are_no_blocks_are_refused_in_one_line(layers):
+    with pytest.raises(ValueError, match='layers is "all", a block number, -1 for the last, a list of them, or a string') as error:
+        jaxvit.zero("cls", layers=layers)
+    assert "\n" not in str(error.value)
 
 
 @given(st.sets(st.integers(0, 9999), min_size=1, max_size=5))

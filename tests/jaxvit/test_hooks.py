@@ -206,6 +206,90 @@ def test_every_kind_at_every_site_is_a_hook(name, partly, pairs, record_parity):
         record_parity(name, f"{site}, {'some channels' if partly else 'whole tokens'}", error, TOLERANCE)
 
 
+def more_conditions(config, size, partly):
+    """Kinds that read what is given or what stands there, at every site: (ablation, given arrays, what a hook makes of (x, layer))."""
+    layout = jaxvit.TokenLayout.of(config, size)
+    rng = np.random.default_rng(2)
+    sink = np.array([[layout.prefix + 3, 1], [layout.prefix + 5, -1]], np.int32)
+    tokens, positions = ["patches[5]", "registers[1]", "cls"], [layout.prefix + 5, 2, 0]
+    found = {}
+    for site in SITES:
+        width, head = width_at(site, config), config.width // config.heads
+        chosen, where = np.arange(width), {"layers": [0, config.depth - 1], "at": site}
+        if partly and site in HEAD_SITES:
+            where["heads"], chosen = [1], chosen[head : 2 * head]
+        elif partly:
+            where["channels"], chosen = [1, width - 2], chosen[[1, width - 2]]
+        donor = np.float32(rng.normal(size=(2, 3, width)))
+
+        def put(x, rows, columns, new, chosen=chosen):
+            x[np.asarray(rows)[..., None], np.asarray(columns)[..., None], chosen] = new[..., chosen]
+            return x
+
+        def patched(x, layer, put=put, donor=donor):
+            return put(x, [[0] * 3, [1] * 3], [positions] * 2, donor)
+
+        def patched_at_sinks(x, layer, put=put, donor=donor):
+            return put(x, [0, 0, 1], [sink[0, 0], sink[0, 1], sink[1, 0]], donor[[0, 0, 1], [0, 1, 0]])
+
+        vector = np.float32(rng.normal(size=width))
+
+        def own_norm(x, layer, put=put, vector=vector, chosen=chosen, heads=config.heads if site in HEAD_SITES else 1):
+            before = x[:, positions].reshape(2, 3, heads, -1)
+            new = np.where(np.isin(np.arange(len(vector)), chosen), vector, 0).reshape(heads, -1)
+            before = np.where(new == 0, 0, before)
+            lengths = [np.linalg.norm(a, axis=-1, keepdims=True) for a in (before, new)]
+            new = (new * lengths[0] / np.where(lengths[1] > 0, lengths[1], 1)).reshape(2, 3, -1)
+            return put(x, [[0] * 3, [1] * 3], [positions] * 2, new)
+
+        def touched(x, change, put=put):
+            return put(x, [[0] * 3, [1] * 3], [positions] * 2, change(x[:, positions]))
+
+        given = {f"donor at {site}": donor, f"two at {site}": donor[:, :2], "sink": sink}
+        found |= {
+            (site, "patch"): (jaxvit.patch(tokens, f"donor at {site}", **where), given, patched),
+            (site, "own"): (jaxvit.constant(tokens, vector, norm="own", **where), {}, own_norm),
+            (site, "add"): (
+                jaxvit.add(tokens, vector, -2, **where),
+                {},
+                lambda x, layer, v=vector, touched=touched: touched(x, lambda y: y - 2 * v),
+            ),
+            (site, "scale"): (
+                jaxvit.scale(tokens, 3, **where),
+                {},
+                lambda x, layer, touched=touched: touched(x, lambda y: 3 * y),
+            ),
+            (site, "swap"): (  # at one block: to exchange two tokens twice is to exchange nothing
+                jaxvit.swap(tokens[0], tokens[1], **(where | {"layers": [0]})),
+                {},
+                lambda x, layer, touched=touched: x if layer else touched(x, lambda y: y[:, [1, 0, 2]]),
+            ),
+            (site, "positions"): (jaxvit.patch(jaxvit.Positions("sink"), f"two at {site}", **where), given, patched_at_sinks),
+        }
+    return found
+
+
+@pytest.mark.parametrize(("name", "partly"), [("dinov2_reg_p14", False), ("dinov3_plus_p16", True)])
+def test_every_kind_that_reads_what_is_given_or_what_stands_there_is_a_hook(name, partly, pairs, record_parity):
+    ours, theirs, images = pairs(name)
+    table = more_conditions(ours.config, GOLDEN[name], partly)
+    edits = jaxvit.stack([ablation for ablation, *_ in table.values()], ours, GOLDEN[name])
+    given, clean = {name: array for _, arrays, _ in table.values() for name, array in arrays.items()}, theirs(images, unedited)
+    with jax.default_matmul_precision("highest"):
+        tokens = jax.vmap(lambda e: jaxvit.forward(ours, images, e, given=given).tokens)(edits)
+    worst = 0.0
+    for got, ((site, kind), (_, _, changed)) in zip(np.asarray(tokens), table.items(), strict=True):
+
+        def edit(layer, here, x, site=site, changed=changed):
+            return torch.from_numpy(changed(x.numpy().copy(), layer)) if here == site and layer in (0, ours.config.depth - 1) else x
+
+        want = theirs(images, edit)
+        assert np.abs(want - clean).max() > 1e-3, f"the hook does nothing: {kind} at {site}"
+        worst = max(worst, error := float(np.abs(got - want).max() / max(1, np.abs(want).max())))
+        assert error <= TOLERANCE, f"{kind} at {site}"
+    record_parity(name, f"given, {'some channels' if partly else 'whole tokens'}", worst, TOLERANCE)
+
+
 def cuts(config, size):
     """Cuts, and what transformers' eager attention or a plain statement in torch gives in their place, by name."""
     layout, last = jaxvit.TokenLayout.of(config, size), config.depth - 1

@@ -31,8 +31,15 @@ def test_heads_and_channels_are_written_only_where_they_are_chosen():
     assert jaxvit.Ablation.from_json(partly.to_json()) == partly
     assert len({plain, jaxvit.zero("cls", at="key", heads=[0, 2]), jaxvit.zero("cls", at="key", heads=[0]), jaxvit.zero("cls")}) == 4
     assert jaxvit.zero("cls", at="key", heads=np.array([2, 0, 2])) == jaxvit.zero("cls", at="key", heads=range(0, 3, 2))
-    with pytest.raises(ValueError, match="reads formats 1 to 4"):
-        jaxvit.Ablation.from_json(partly.to_json().replace('"format": 3', '"format": 5'))
+    with pytest.raises(ValueError, match="reads formats 1 to 5"):
+        jaxvit.Ablation.from_json(partly.to_json().replace('"format": 3', '"format": 6'))
+
+
+def test_new_kinds_and_cuts_stand_in_one_text():
+    ablation = jaxvit.cut("cls", "registers", layers=-1) & jaxvit.scale("cls", 2) & jaxvit.zero("cls", heads=[1], at="value")
+    assert json.loads(ablation.to_json())["format"] == 5
+    assert jaxvit.Ablation.from_json(ablation.to_json()) == ablation
+    assert str(ablation).startswith("cut(cls -> registers) of block -1 & scale(cls, factor=2) at block_output of all blocks & zero(")
 
 
 def test_json_names_arrays_and_checks_them():

@@ -50,6 +50,8 @@ def refusal(argument: str) -> str:
     ("expression", "call"),
     [
         ('zero("cls")', lambda: jaxvit.zero("cls")),
+        ('zero("cls", layers=-1)', lambda: jaxvit.zero("cls", layers=-1)),
+        ('zero("cls", layers=[5, -1])', lambda: jaxvit.zero("cls", layers=[5, -1])),
         ('zero("registers", layers="6-11")', lambda: jaxvit.zero("registers", layers=range(6, 12))),
         ("zero('registers', '0-2, 5')", lambda: jaxvit.zero("registers", [0, 1, 2, 5])),
         ('zero("cls", [3, 1], "mlp_output")', lambda: jaxvit.zero("cls", [1, 3], "mlp_output")),
@@ -77,6 +79,11 @@ def refusal(argument: str) -> str:
         ('noise("registers", at="query", heads=[1])', lambda: jaxvit.noise("registers", MOMENTS, SEED, at="query", heads=[1])),
         ('shuffle("cls", at="value", heads=[1])', lambda: jaxvit.shuffle("cls", SEED, at="value", heads=[1])),
         ("constant(0, [[[1, 2]], [[3, 4]]])", lambda: jaxvit.constant(0, [[[1, 2]], [[3, 4]]])),
+        ('add("cls", 0.5, strength=-2)', lambda: jaxvit.add("cls", np.full(24, 0.5), -2)),
+        ('add("patches", [[1, 2]], 3, "6-11", norm="own")', lambda: jaxvit.add("patches", [[1, 2]], 3, range(6, 12), norm="own")),
+        ('scale("registers", 0, at="value", heads=[1])', lambda: jaxvit.scale("registers", 0, at="value", heads=[1])),
+        ('swap(["cls", 5], ["registers[1]", 9], "3")', lambda: jaxvit.swap(["cls", 5], ["registers[1]", 9], [3])),
+        ('noise("registers", norm="own")', lambda: jaxvit.noise("registers", MOMENTS, SEED, norm="own")),
         ('shuffle("registers", seed=0, layers=[2])', lambda: jaxvit.shuffle("registers", 0, [2])),
         ("mean(random_patches(4))", lambda: jaxvit.mean(jaxvit.random_patches(4, SEED), MOMENTS)),
     ],
@@ -188,8 +195,11 @@ def test_a_new_constructor_is_one_entry_in_the_table_and_its_arguments_are_read_
     [
         (
             'zeros("cls")',
-            'there is no "zeros" (did you mean "zero"?); possible are zero, constant, mean, noise, shuffle, cut, random_patches',
+            'there is no "zeros" (did you mean "zero"?); possible are zero, constant, mean, noise, shuffle, add, scale, swap, cut, random_',
         ),
+        ('patch("cls", "donor")', "patch is not possible here: it takes an array at call time, which a study has not; call jaxvit.forward"),
+        ('zero(Positions("sink"))', "Positions is not possible here: it reads an array at call time"),
+        ('custom("f")', "custom is not possible here: it takes a Python function; put the condition into a file and pass that with"),
         ('eval("1")', 'there is no "eval"; possible are zero'),
         ("zero(cls)", '"cls" stands alone; put words in double quotes'),
         ("zero", '"zero" stands alone; write zero(...)'),
@@ -205,7 +215,7 @@ def test_a_new_constructor_is_one_entry_in_the_table_and_its_arguments_are_read_
         ('zero(**{"tokens": "cls"})', "no argument with **"),
         ('zero(*["cls"])', "\"*['cls']\" is not possible"),
         ('zero("cls", layers="11-6")', "got '11-6'"),
-        ('zero("cls", layers=6)', 'zero cannot take "6" as layers; layers is a string or a list of integers'),
+        ('zero("cls", layers=6.5)', 'zero cannot take "6.5" as layers; layers is a string, an integer or a list of integers'),
         ('zero("register")', 'unknown token name "register"; use "cls", "registers"'),
         ('zero("cls\\n\\x1b[0m")', "unknown token name"),
         ('zero("cls", at="output")', 'unknown site "output"; at is one of block_input'),
@@ -218,6 +228,10 @@ def test_a_new_constructor_is_one_entry_in_the_table_and_its_arguments_are_read_
         ('constant("cls", 1, at="output")', 'unknown site "output"'),
         ('noise("cls", seed=-1)', "seed -1 is out of range"),
         ('noise("cls", seed=1.5)', "seed is an integer"),
+        ('zero("cls", norm="own")', "zero has no direction"),
+        ('scale("cls", factor="2")', "factor is a number"),
+        ('swap("cls", random_patches(2))', 'swap cannot take "random_patches(2)" as b; b is a string, an integer or a list of strings or'),
+        ('mean("cls", norm=1)', 'norm is "own"'),
         ("zero(random_patches(0))", "random_patches needs a positive count, got 0"),
         ("random_patches(3)", "selects tokens and does nothing to them; write for example zero(random_patches(3))"),
         ('zero(zero("cls"))', "tokens is a string, an integer, a list of strings or integers or random_patches(count)"),
@@ -386,6 +400,7 @@ CONSTANT_OF_TWO = (
         ('zero("registers")', PLAIN, "it has no registers"),
         ('zero("cls") & mean("registers[0]")', PLAIN, "it has no registers"),
         ('zero("cls", layers="10-14")', CONFIG, "it has blocks 0 to 11, not 12"),
+        ('zero("cls", layers=[-13])', CONFIG, "it has blocks 0 to 11, not -13"),
         ('zero("cls", layers=[14])', CONFIG, "it has blocks 0 to 11, not 14"),
         ('zero("registers[4]")', CONFIG, "it has registers 1 to 4, written registers[0] to registers[3]"),
         ('zero("registers[1]")', dataclasses.replace(CONFIG, registers=1), "it has one register, registers[0]"),
@@ -400,6 +415,11 @@ CONSTANT_OF_TWO = (
 def test_why_a_model_cannot_run_a_condition(expression, config, reason):
     ablation = parse_condition(f"x={expression}").build(config, made_up_moments(config, (config.image_size, config.image_size)), SEED)
     assert inapplicable(ablation, config) == reason
+
+
+def test_a_condition_that_reads_what_a_study_does_not_give_is_no_condition_of_a_study():
+    reason = inapplicable(jaxvit.patch("cls", "donor"), CONFIG)
+    assert reason == 'the condition reads "donor" at call time, which a study has not; run it with jaxvit.forward'
 
 
 def test_patches_and_moments_are_compared_with_the_images_of_the_study():

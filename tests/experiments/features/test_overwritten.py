@@ -51,6 +51,13 @@ def test_a_patch_that_keeps_channels_is_not_overwritten():
     np.testing.assert_array_equal(found, np.isin(np.arange(PATCHES), [4, 5])[None].repeat(len(IDS), 0))
 
 
+def test_a_patch_that_is_added_to_or_scaled_is_not_overwritten_and_one_that_changes_places_is():
+    steered = jaxvit.add("patches", MARK) & jaxvit.scale("patches[4]", 2)
+    assert overwritten_patches(steered, tiny.CONFIG, SIZE, IDS) is None
+    found = overwritten_patches(steered & jaxvit.swap("patches[2]", "patches[9]"), tiny.CONFIG, SIZE, IDS)
+    np.testing.assert_array_equal(found, np.isin(np.arange(PATCHES), [2, 9])[None].repeat(len(IDS), 0))
+
+
 @pytest.mark.parametrize("kind", ["mean", "noise", "shuffle", "zero", "joined"])
 def test_whatever_they_are_overwritten_with(kind):
     moments = made_up_moments(tiny.CONFIG, SIZE)

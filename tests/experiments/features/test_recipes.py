@@ -208,10 +208,11 @@ def test_tokens_are_named_in_words(ablation, words):
         (jaxvit.zero("cls") & jaxvit.zero("registers"), "all"),
         (jaxvit.zero("cls", layers="0-3") & jaxvit.zero("registers", layers=[11]), "0-3 & 11"),
         (jaxvit.zero("cls", layers="0-3") & jaxvit.zero("registers", layers=[0, 1, 2, 3]), "0-3"),
+        (jaxvit.zero("cls", layers=-1) & jaxvit.zero("registers", layers=[-3, 10, -1]), "11 & 9-11"),
     ],
 )
 def test_the_window_is_the_blocks_at_which_an_ablation_acts(ablation, window):
-    assert window_of(ablation) == window
+    assert window_of(ablation, depth=12) == window
 
 
 def test_made_up_moments_fit_the_model_and_are_the_same_everywhere():
