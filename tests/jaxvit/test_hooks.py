@@ -290,6 +290,33 @@ def test_every_kind_that_reads_what_is_given_or_what_stands_there_is_a_hook(name
     record_parity(name, f"given, {'some channels' if partly else 'whole tokens'}", worst, TOLERANCE)
 
 
+def test_a_patch_from_the_clean_stream_is_a_hook_that_puts_back_what_a_clean_run_had(pairs, record_parity):
+    name = "dinov2_reg_p14"
+    ours, theirs, images = pairs(name)
+    last, positions, clean = ours.config.depth - 1, [8, 2, 0], {}
+    theirs(images, lambda layer, site, x: (clean.setdefault((layer, site), x.clone()), x)[1])
+    zeroed, tokens = jaxvit.zero("registers", [0]), ["patches[3]", "registers[1]", "cls"]
+    assert list(jaxvit.TokenLayout.of(ours.config, GOLDEN[name]).in_order(tokens)) == positions
+    edits = jaxvit.stack([zeroed & jaxvit.patch(tokens, "clean", [last], site) for site in SITES], ours, GOLDEN[name])
+    with jax.default_matmul_precision("highest"):
+        ablated = jax.vmap(lambda e: jaxvit.contrast(ours, images, e).ablated.tokens)(edits)
+    worst = 0.0
+    for got, site in zip(np.asarray(ablated), SITES, strict=True):
+
+        def edit(layer, here, x, site=site):
+            x = x.clone()
+            if (layer, here) == (0, "block_output"):
+                x[:, 1 : 1 + ours.config.registers] = 0
+            if (layer, here) == (last, site):
+                x[:, positions] = clean[layer, site][:, positions]
+            return x
+
+        want = theirs(images, edit)
+        worst = max(worst, error := float(np.abs(got - want).max() / max(1, np.abs(want).max())))
+        assert error <= TOLERANCE, site
+    record_parity(name, "patch from the clean stream", worst, TOLERANCE)
+
+
 def cuts(config, size):
     """Cuts, and what transformers' eager attention or a plain statement in torch gives in their place, by name."""
     layout, last = jaxvit.TokenLayout.of(config, size), config.depth - 1
