@@ -5,11 +5,12 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from jaxvit.ablation import Ablation, constant, cut, mean, noise, random_patches, shuffle, zero
+from jaxvit.attribution import attribution
 from jaxvit.calibration import calibrate
 from jaxvit.checkpoint import load, save
 from jaxvit.config import MODELS, ViTConfig
 from jaxvit.extract import Extracted, extract
-from jaxvit.forward import Output, Pair, contrast, forward
+from jaxvit.forward import Output, Pair, contrast, forward, sweep_layers
 from jaxvit.given import per_layer
 from jaxvit.interventions import add, custom, patch, scale, swap
 from jaxvit.lowering import lower, stack
@@ -17,6 +18,7 @@ from jaxvit.moments import Moments
 from jaxvit.ops import Edits
 from jaxvit.optimal import Optimal, optimal
 from jaxvit.registers import with_registers
+from jaxvit.resume import resume
 from jaxvit.rollout import rollout
 from jaxvit.specs import Positions
 from jaxvit.tokens import TokenLayout
@@ -42,6 +44,7 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "add",
+    "attribution",
     "calibrate",
     "constant",
     "contrast",
@@ -59,12 +62,14 @@ __all__ = [
     "patch",
     "per_layer",
     "random_patches",
+    "resume",
     "rollout",
     "save",
     "scale",
     "shuffle",
     "stack",
     "swap",
+    "sweep_layers",
     "with_registers",
     "zero",
 ]

@@ -40,6 +40,8 @@ def apply(
             x = _custom(op, x.reshape(shape), context, site).reshape(x.shape)
             continue
         mask = op.mask[None, :, None]
+        if op.strength is not None:
+            mask = mask * _by_channel(op.strength, x)
         if op.patches is not None:
             mask = mask * _drawn_patches(op.patches, op.patch_seed, context)[:, :, None]
         if op.positions is not None:
@@ -66,11 +68,15 @@ def _stage(op: CutOp, context: BlockContext, batch: int) -> Stage:
     queries_BTF, keys_BHSF = (jnp.broadcast_to(x, (batch, *x.shape)) for x in (op.queries, op.keys))
     if op.drawn_queries is not None:
         queries_BTF = queries_BTF * _restriction(op.drawn_queries, context)
+    queries_BHTF = queries_BTF[:, None]  # the same for all heads
+    if op.strength is not None:
+        by_head_BHT = op.strength[:, None] if op.strength.ndim == 2 else jnp.moveaxis(op.strength, -1, 1)
+        queries_BHTF = queries_BHTF * by_head_BHT[..., None]
     if op.drawn_keys is not None:
         keys_BHSF = keys_BHSF * _restriction(op.drawn_keys, context)[:, None]
     ones = (batch, 1, 1)
     receivers, renormalise = jnp.broadcast_to(op.receivers, (*ones, *op.receivers.shape)), jnp.broadcast_to(op.renormalise, (*ones, 1))
-    stage = Stage(queries_BTF[:, None], keys_BHSF, receivers, renormalise)
+    stage = Stage(queries_BHTF, keys_BHSF, receivers, renormalise)
     if op.spares is None:
         return stage
     numbers = jnp.arange(context.layout.tokens)[:, None]
@@ -124,6 +130,8 @@ def _custom(op: EditOp, x: Float[Array, "batch tokens *width"], context: BlockCo
                 f"{list(x.shape)}; a custom function returns tokens of the shape that it is given"
             )
         mask = op.mask.reshape(1, -1, *[1] * (x.ndim - 2)).astype(x.dtype)
+        if op.strength is not None:
+            mask = mask * op.strength.reshape(*op.strength.shape, *[1] * (x.ndim - op.strength.ndim))
         target = _finite_where(mask == 0, jnp.asarray(result).astype(x.dtype))
         mixed: Array = (1 - mask) * _finite_where(mask == 1, x) + mask * target
         return mixed
@@ -169,6 +177,11 @@ def _at_positions(op: EditOp, x: Float[Array, "batch tokens channels"], context:
     """True on the tokens that the op's positions select; where they differ between heads, on the channels of those heads."""
     by_head = jnp.swapaxes(positions_mask(op, context.given, x.shape[1]), 1, 2)
     return by_head if by_head.shape[-1] == 1 else jnp.repeat(by_head, x.shape[-1] // by_head.shape[-1], axis=-1)
+
+
+def _by_channel(strength: Float[Array, "batch tokens *heads"], x: Float[Array, "batch tokens channels"]) -> Array:
+    """The strength of an edit on every channel, or on all of a token together."""
+    return strength[..., None] if strength.ndim == 2 else jnp.repeat(strength, x.shape[-1] // strength.shape[-1], axis=-1)
 
 
 def _example_keys(seed: Array, context: BlockContext, draw: Array | None = None, site: int | None = None) -> Array:

@@ -25,7 +25,7 @@ class Stage(NamedTuple):
     """Cuts that act together, as arrays with the batch axes of the attention that they edit.
 
     Attributes:
-        queries: [*batch, 1, T, F] how far each factor's cut acts on a query, 0 to 1.
+        queries: [*batch, 1 or H, T, F] how far each factor's cut acts on a query, 0 to 1.
         keys: [*batch, H, S, F] how far it takes a key away, for each head.
         receivers: [*batch, 1, 1, S] shares of the cut weight that keys receive; 0 everywhere where it is spread or lost.
         renormalise: [*batch, 1, 1, 1] 1 where a row is scaled to the sum it had, 0 where what is cut goes to receivers or is lost.

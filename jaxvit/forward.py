@@ -18,7 +18,7 @@ from jaxvit.cuts import Cuts
 from jaxvit.given import Given
 from jaxvit.ops import Edits
 from jaxvit.printing import captured_in_words, layout_in_words, shape_in_words
-from jaxvit.run import LayerEdits, begin, by_layer, prepare
+from jaxvit.run import LayerEdits, Run, begin, by_layer, prepare
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import Block, ViT, attend_only
 
@@ -99,7 +99,7 @@ def forward(
     Raises:
         ValueError: images, ablation, captures, ids or given arrays do not fit the model or one another.
     """
-    edits, arrays = prepare(model, images, ablation, example_ids, valid, groups, given)
+    edits, arrays = prepare(model, images.shape, ablation, example_ids, valid, groups, given)
     output: Output = _forward(model, images, edits, _ids(example_ids), valid, _ids(groups), resolve(capture, CAPTURES), arrays)
     return output
 
@@ -120,7 +120,7 @@ def contrast(
     Arguments and errors as for `forward`; the named captures are those of `jaxvit.capture.CONTRASTS`. Here `jaxvit.patch(tokens, "clean")`
     takes the clean stream's tokens: at "query" and "key" of all tokens it holds attention while the streams differ.
     """
-    edits, arrays = prepare(model, images, ablation, example_ids, valid, groups, given, has_clean=True)
+    edits, arrays = prepare(model, images.shape, ablation, example_ids, valid, groups, given, has_clean=True)
     pair: Pair = _contrast(model, images, edits, _ids(example_ids), valid, _ids(groups), resolve(capture, CONTRASTS), arrays)
     return pair
 
@@ -142,7 +142,7 @@ def sweep_layers(
     (from block l + 1 where only block outputs are edited): about L (L + 1) / 2 blocks instead of L^2. One compiled program serves
     all l; its loops have no reverse-mode gradient. Arguments and errors as for `forward`.
     """
-    edits, arrays = prepare(model, images, ablation, example_ids, valid, groups, given)
+    edits, arrays = prepare(model, images.shape, ablation, example_ids, valid, groups, given)
     output: Output = _sweep_layers(model, images, edits, _ids(example_ids), valid, _ids(groups), arrays)
     return output
 
@@ -159,6 +159,24 @@ def _forward(
     given: dict[str, Any] | None = None,
 ) -> Output:
     x, run = begin(model, images, ids, valid, groups, given)
+    return through(model, x, run, edits, given, captures)
+
+
+def through(
+    model: ViT,
+    x: Float[Array, "batch tokens width"],
+    run: Run,
+    edits: Edits | None,
+    given: dict[str, Any] | None,
+    captures: Captures,
+    start: int = 0,
+    keep_inputs_only: bool = False,
+) -> Output:
+    """The residual stream through the blocks from `start` on with their edits, and the final norm.
+
+    Args:
+        keep_inputs_only: a gradient computes what happens inside a block again, rather than keep it.
+    """
     columns = group_columns(run.layout)
 
     def with_groups(q: Array, k: Array, v: Array, attention_mask: Array | None, cuts: Cuts) -> tuple[Array, dict[str, Array]]:
@@ -171,7 +189,10 @@ def _forward(
         state = run.step(x, *scanned, attention)
         return state.stream_out, {name: function(state) for name, function in captures}
 
-    x, captured = jax.lax.scan(step, x, (model.blocks, by_layer(model, edits, given)))
+    blocks = model.blocks, by_layer(model, edits, given)
+    if start:
+        blocks = jax.tree.map(lambda leaf: leaf[start:], blocks)
+    x, captured = jax.lax.scan(jax.checkpoint(step) if keep_inputs_only else step, x, blocks)
     return Output(model.final_norm(x), x, run.layout, captured)
 
 

@@ -8,13 +8,14 @@ tokens x width, and all constant-valued conditions share one compiled program.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxvit.printing import layout_in_words
 from jaxvit.specs import Positions
@@ -27,6 +28,7 @@ OpKind = Literal["fixed", "noise", "shuffle", "given", "clean", "add", "scale", 
     jax.tree_util.register_dataclass,
     data_fields=[
         "mask",
+        "strength",
         "seed",
         "draw",
         "patches",
@@ -52,6 +54,7 @@ class EditOp:
             "add" (itself and a row), "scale" (itself times a row), "swap" (another token of the example) or "custom" (what a
             function makes of it).
         mask: [L, T] 1 where a token is replaced.
+        strength: [L, B, T] or, where heads are apart, [L, B, T, H], which the mask is multiplied by in each example; None for 1.
         seed: [L] of the draws of noise and shuffle.
         draw: [L] number of a shuffle's draw, which is folded into its seed: that of the layer, or one for all.
         patches, patch_seed: [L] number and seed of randomly drawn patches, to which the mask is restricted.
@@ -82,6 +85,7 @@ class EditOp:
     row: Any = None
     partner: Any = None
     active: Any = None
+    strength: Any = None
     arrays: Any = None
     given: str | None = None
     count: int | None = None
@@ -137,6 +141,7 @@ class CutOp(NamedTuple):
         renormalise: [L] 1 where rows keep their sum by scaling.
         spares: [L, F] 1 where a query may read itself, or None where none may.
         drawn_queries, drawn_keys: random patches, or None.
+        strength: [L, B, T] or [L, B, T, H], which the queries are multiplied by in each example, and head; None for 1.
     """
 
     queries: Any
@@ -146,6 +151,7 @@ class CutOp(NamedTuple):
     spares: Any = None
     drawn_queries: Drawn | None = None
     drawn_keys: Drawn | None = None
+    strength: Any = None
 
     @property
     def draws(self) -> bool:
@@ -174,6 +180,41 @@ class Edits:
         """The axes in front of the layers' own: the number of conditions that are stacked (`jaxvit.stack`), or none."""
         axes = [getattr(op.mask, "shape", ())[:-2] for ops in self.ops.values() for op in ops]
         return max(axes + [getattr(cut.renormalise, "shape", ())[:-1] for cut in self.cuts], default=())
+
+    @property
+    def masks(self) -> dict[str, tuple[Array, ...]]:
+        """How far each edit acts, 0 to 1: [L, T] for those of each site, and under "attention" [L, T, F] for the queries of cuts.
+
+        They are 0 or 1 as lowered. Change them by `with_masks` or `scaled`, differentiate through that; values between mix what a token
+        is with what it becomes.
+        """
+        masks = {site: tuple(op.mask for op in ops) for site, ops in self.ops.items()}
+        return masks | ({"attention": tuple(cut.queries for cut in self.cuts)} if self.cuts else {})
+
+    def with_masks(self, masks: Mapping[str, Sequence[Array]]) -> Edits:
+        """The edits with other `masks`, as many as there are.
+
+        Raises:
+            ValueError: a site or an edit lacks its mask, or there are too many.
+        """
+        counts, own = ({place: len(entries) for place, entries in each.items()} for each in (masks, self.masks))
+        if counts != own:
+            raise ValueError(f"these edits have masks {own}, got {counts}; pass as many, in the form of Edits.masks")
+        ops = {
+            site: tuple(dataclasses.replace(op, mask=mask) for op, mask in zip(ops, masks[site], strict=True))
+            for site, ops in self.ops.items()
+        }
+        cuts = tuple(cut._replace(queries=mask) for cut, mask in zip(self.cuts, masks.get("attention", ()), strict=True))
+        return dataclasses.replace(self, ops=ops, cuts=cuts)
+
+    def scaled(self, strength: float | Array) -> Edits:
+        """The edits with all masks times a number: half an ablation is `scaled(0.5)`."""
+        return self.with_masks({place: tuple(mask * strength for mask in masks) for place, masks in self.masks.items()})
+
+    def with_strengths(self, strengths: Float[Array, "layers batch tokens *heads"]) -> Edits:
+        """The edits with masks that are multiplied by strengths of every example, and head; in a cut those of the query."""
+        ops = {site: tuple(dataclasses.replace(op, strength=strengths) for op in ops) for site, ops in self.ops.items()}
+        return dataclasses.replace(self, ops=ops, cuts=tuple(cut._replace(strength=strengths) for cut in self.cuts))
 
     @property
     def shuffles(self) -> bool:

@@ -106,12 +106,19 @@ def begin(
     """The input of block 0, and what every block of the run is given."""
     grid = model.config.grid(images.shape[-3], images.shape[-2])
     x = model.add_prefix(model.embed_patches(images), grid)
-    return x, Run(model.rope(grid), TokenLayout(model.config.registers, *grid), example_ids, valid, groups, split(given)[0])
+    return x, run_of(model, grid, example_ids, valid, groups, given)
+
+
+def run_of(
+    model: ViT, grid: tuple[int, int], example_ids: Array | None, valid: Array | None, groups: Array | None, given: Given | None = None
+) -> Run:
+    """What every block of a run on a grid of patches is given."""
+    return Run(model.rope(grid), TokenLayout(model.config.registers, *grid), example_ids, valid, groups, split(given)[0])
 
 
 def prepare(
     model: ViT,
-    images: Array,
+    images: tuple[int, ...],
     ablation: Ablation | Edits | None,
     ids: Any,
     valid: Any,
@@ -122,9 +129,11 @@ def prepare(
     """The edits of the ablation and the given arrays that they read, after all checks that need no traced values (those of
     `jaxvit.calls.checked_run` came before).
 
-    `has_clean` says that a clean stream goes along.
+    Args:
+        images: number, height and width of the images.
+        has_clean: a clean stream goes along.
     """
-    batch, size = images.shape[0], (images.shape[1], images.shape[2])
+    batch, size = images[0], (images[1], images[2])
     layout = TokenLayout.of(model.config, size)
     if ablation is None:
         return None, checked(given, None, model.config, batch)

@@ -15,7 +15,7 @@ LIBRARY = (
     ("position", "cuts", "attention", "vit"),
     ("functions", "specs", "serial", "ablation"),
     ("ops", "given", "apply", "interventions", "sources", "cut_lowering", "lowering"),
-    ("capture", "run", "forward"),
+    ("capture", "run", "forward", "resume", "attribution"),
     ("calibration", "batching", "extract"),
     ("optimal", "registers", "rollout"),
     ("neighbours", "metrics", "probes"),
