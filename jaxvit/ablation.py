@@ -182,8 +182,8 @@ def shuffle(
 
 
 def cut(
-    queries: Selector | RandomPatches,
-    keys: Selector | RandomPatches,
+    queries: Selection,
+    keys: Selection,
     layers: Layers = "all",
     heads: Sequence[int] | None = None,
     mass: Selector = "renormalise",
@@ -195,7 +195,8 @@ def cut(
 
     Args:
         queries: the tokens that read.
-        keys: the tokens that they no longer read.
+        keys: the tokens that they no longer read. `jaxvit.Positions` reads both from arrays of the call: the sink of every image, say,
+            or with per="head" that of every head. A receiver that is among them gets its share.
         heads: numbers of the heads; all of them by default.
         mass: what becomes of the weight. "renormalise": a row is scaled to the sum it had, which is minus infinity before the softmax.
             "lost": the other weights stay, and rows sum to less than 1. A selector, such as "cls": these tokens receive it in equal parts.
@@ -205,8 +206,8 @@ def cut(
         ValueError: as `zero`. `lower` refuses receivers among the keys, and renormalised rows without any key left.
     """
     receivers = selector_of(mass)
-    if isinstance(receivers, RandomPatches):
-        raise ValueError('mass is "renormalise", "lost" or a selector of receivers; random patches receive nothing')
+    if isinstance(receivers, RandomPatches | Positions):
+        raise ValueError('mass is "renormalise", "lost" or a selector of receivers, names and positions; random patches receive nothing')
     return Ablation((Cut(selector_of(queries), selector_of(keys), _blocks(layers), _numbers("heads", heads), receivers, itself),))
 
 

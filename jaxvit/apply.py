@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxvit.cuts import Cuts, Stage
-from jaxvit.given import positions_mask, rows_at_positions
+from jaxvit.given import rows_at_positions, selected_by_head
 from jaxvit.ops import BlockContext, CutOp, Drawn, EditOp
 from jaxvit.sites import HEAD_SITES, NOISE_NUMBERS, STREAM_SITES
 
@@ -69,6 +69,9 @@ def _stage(op: CutOp, context: BlockContext, batch: int) -> Stage:
     if op.drawn_queries is not None:
         queries_BTF = queries_BTF * _restriction(op.drawn_queries, context)
     queries_BHTF = queries_BTF[:, None]  # the same for all heads
+    of_queries, of_keys = (None if p is None else selected_by_head(p, context.given, context.layout.tokens) for p in op.positions)
+    queries_BHTF = queries_BHTF if of_queries is None else queries_BHTF * of_queries[..., None]
+    keys_BHSF = keys_BHSF if of_keys is None else keys_BHSF * of_keys[..., None]
     if op.strength is not None:
         by_head_BHT = op.strength[:, None] if op.strength.ndim == 2 else jnp.moveaxis(op.strength, -1, 1)
         queries_BHTF = queries_BHTF * by_head_BHT[..., None]
@@ -175,7 +178,8 @@ def _given(op: EditOp, x: Float[Array, "batch tokens channels"], context: BlockC
 
 def _at_positions(op: EditOp, x: Float[Array, "batch tokens channels"], context: BlockContext) -> Bool[Array, "batch tokens #channels"]:
     """True on the tokens that the op's positions select; where they differ between heads, on the channels of those heads."""
-    by_head = jnp.swapaxes(positions_mask(op, context.given, x.shape[1]), 1, 2)
+    assert op.positions is not None
+    by_head = jnp.swapaxes(selected_by_head(op.positions, context.given, x.shape[1]), 1, 2)
     return by_head if by_head.shape[-1] == 1 else jnp.repeat(by_head, x.shape[-1] // by_head.shape[-1], axis=-1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxvit.config import ViTConfig
-from jaxvit.ops import CutOp, Drawn
-from jaxvit.specs import Cut, RandomPatches, Tokens, blocks_of, check_count
+from jaxvit.ops import CutOp, Drawn, columns_of
+from jaxvit.specs import Cut, Positions, RandomPatches, Tokens, blocks_of, check_count
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT
 
@@ -29,7 +30,9 @@ def lower_cuts(cuts: Sequence[Cut], config: ViTConfig, layout: TokenLayout) -> t
     ops = []
     for mass, group in itertools.groupby(cuts, key=lambda cut: cut.mass):
         together = list(group)
-        kept_apart = mass not in ("renormalise", "lost")
+        kept_apart = mass not in ("renormalise", "lost") or any(
+            isinstance(t, Positions) for cut in together for t in (cut.queries, cut.keys)
+        )
         ops += [_lower(part, config, layout) for part in ([[cut] for cut in together] if kept_apart else [together])]
     _check_rows(ops)
     on_device: tuple[CutOp, ...] = jax.tree.map(jnp.asarray, tuple(ops))
@@ -39,9 +42,13 @@ def lower_cuts(cuts: Sequence[Cut], config: ViTConfig, layout: TokenLayout) -> t
 def stack_cuts(conditions: Sequence[tuple[CutOp, ...]], model: ViT | ViTConfig, layout: TokenLayout) -> tuple[CutOp, ...]:
     """The cuts of several conditions with a leading condition axis; where one has fewer, its other ones cut nothing."""
     config = model.config if isinstance(model, ViT) else model
-    count, nothing = max(map(len, conditions)), _nothing(config.depth, config.heads, layout)
-    columns = zip(*[(*cuts, *[nothing] * (count - len(cuts))) for cuts in conditions], strict=True)
-    return tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *_alike(column, layout)) for column in columns)
+    nothing = _nothing(config.depth, config.heads, layout)
+    stacked = []
+    for column in columns_of(conditions):
+        positions = next(op.positions for op in column if op is not None)
+        filled = [dataclasses.replace(nothing, positions=positions) if op is None else op for op in column]
+        stacked.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *_alike(filled, layout)))
+    return tuple(stacked)
 
 
 def _alike(ops: Sequence[CutOp], layout: TokenLayout) -> list[CutOp]:
@@ -53,13 +60,13 @@ def _alike(ops: Sequence[CutOp], layout: TokenLayout) -> list[CutOp]:
 
     def complete(op: CutOp) -> CutOp:
         none = np.zeros((len(op.queries), 0))
-        op = op._replace(queries=padded(op.queries), keys=padded(op.keys))
+        op = dataclasses.replace(op, queries=padded(op.queries), keys=padded(op.keys))
         if any(o.spares is not None for o in ops):
-            op = op._replace(spares=padded(np.float32(none) if op.spares is None else op.spares))
+            op = dataclasses.replace(op, spares=padded(np.float32(none) if op.spares is None else op.spares))
         for name in ("drawn_queries", "drawn_keys"):
             if any(getattr(o, name) is not None for o in ops):
                 patches, seed = getattr(op, name) or (np.uint32(none), np.uint32(none))
-                op = op._replace(**{name: Drawn(padded(patches, layout.patches), padded(seed))})
+                op = dataclasses.replace(op, **{name: Drawn(padded(patches, layout.patches), padded(seed))})
         return op
 
     return [complete(op) for op in ops]
@@ -81,17 +88,18 @@ def _lower(cuts: Sequence[Cut], config: ViTConfig, layout: TokenLayout) -> CutOp
         heads = np.ones(config.heads) if cut.heads is None else np.isin(np.arange(config.heads), cut.heads)
         queries[..., factor] = np.outer(layers, _tokens(cut.queries, layout))
         keys[..., factor] = np.outer(heads, _tokens(cut.keys, layout))
-    op = _nothing(depth, config.heads, layout)._replace(queries=queries, keys=keys)
+    op = dataclasses.replace(_nothing(depth, config.heads, layout), queries=queries, keys=keys)
     if first.mass == "renormalise":
-        op = op._replace(renormalise=np.ones(depth, np.float32))
+        op = dataclasses.replace(op, renormalise=np.ones(depth, np.float32))
     elif first.mass != "lost":
-        op = op._replace(receivers=np.broadcast_to(_shares(first, layout), op.receivers.shape))
+        op = dataclasses.replace(op, receivers=np.broadcast_to(_shares(first, layout), op.receivers.shape))
     if not all(cut.itself for cut in cuts):
-        op = op._replace(spares=np.broadcast_to(np.array([not cut.itself for cut in cuts], np.float32), (depth, len(cuts))))
+        op = dataclasses.replace(op, spares=np.broadcast_to(np.array([not cut.itself for cut in cuts], np.float32), (depth, len(cuts))))
     drawn: dict[str, Drawn | None] = {
         f"drawn_{side}": _drawn([getattr(cut, side) for cut in cuts], depth, layout) for side in ("queries", "keys")
     }
-    return op._replace(**drawn)
+    positions = [tokens if isinstance(tokens, Positions) else None for tokens in (first.queries, first.keys)]
+    return dataclasses.replace(op, **drawn, positions=(positions[0], positions[1]))
 
 
 def _check(cut: Cut, config: ViTConfig, layout: TokenLayout) -> None:
@@ -99,17 +107,20 @@ def _check(cut: Cut, config: ViTConfig, layout: TokenLayout) -> None:
     if cut.heads and max(cut.heads) >= config.heads:
         raise ValueError(f"head {max(cut.heads)} does not exist; this model has heads 0 to {config.heads - 1}")
     for selector in (cut.queries, cut.keys):
-        check_count(selector, layout.patches)
+        if isinstance(selector, RandomPatches):
+            check_count(selector, layout.patches)
 
 
-def _tokens(selector: Tokens, layout: TokenLayout) -> Float[np.ndarray, "tokens"]:
-    """1 on the tokens that a selector may choose: on all patches where it draws some of them."""
+def _tokens(selector: Tokens | Positions, layout: TokenLayout) -> Float[np.ndarray, "tokens"]:
+    """1 on the tokens that a selector may choose: on all patches where it draws some of them, on all where a call says which."""
+    if isinstance(selector, Positions):
+        return np.ones(layout.tokens, np.float32)
     chosen = np.zeros(layout.tokens, np.float32)
     chosen[list(layout.positions("patches" if isinstance(selector, RandomPatches) else selector))] = 1
     return chosen
 
 
-def _drawn(selectors: Sequence[Tokens], depth: int, layout: TokenLayout) -> Drawn | None:
+def _drawn(selectors: Sequence[Tokens | Positions], depth: int, layout: TokenLayout) -> Drawn | None:
     """The draws of the factors whose tokens are random patches; None where none are."""
     if not any(isinstance(selector, RandomPatches) for selector in selectors):
         return None
@@ -122,7 +133,7 @@ def _shares(cut: Cut, layout: TokenLayout) -> Float[np.ndarray, "tokens"]:
     """What each key receives of the weight that is cut."""
     assert not isinstance(cut.mass, RandomPatches)
     shares, keys = _tokens(cut.mass, layout), _tokens(cut.keys, layout)
-    if (shares * keys).any():
+    if (shares * keys).any() and not isinstance(cut.keys, Positions):
         raise ValueError(
             f"cut gives the weight to {cut.mass!r}, which is among the keys {cut.keys!r} that it cuts; "
             'choose other receivers, or mass="renormalise" or "lost"'
@@ -133,7 +144,7 @@ def _shares(cut: Cut, layout: TokenLayout) -> Float[np.ndarray, "tokens"]:
 
 def _check_rows(ops: Sequence[CutOp]) -> None:
     """Refuse cuts after which a query has no key left to give its weight to, as far as that is known before there are images."""
-    known, seen = [op for op in ops if not op.draws], set()
+    known, seen = [op for op in ops if op.is_known], set()
     for layer, head in np.ndindex(*known[0].keys.shape[:2]) if known else ():
         pattern = [(op.queries[layer], op.keys[layer, head], op.receivers[layer], op.renormalise[layer]) for op in known]
         key = b"".join(part.tobytes() for parts in pattern for part in parts)

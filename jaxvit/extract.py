@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxvit.ablation import Ablation
@@ -20,6 +20,7 @@ from jaxvit.calls import check_ablation, check_model, per_image
 from jaxvit.capture import CAPTURES, CaptureSpec, resolve
 from jaxvit.checks import check_counts
 from jaxvit.forward import Captures, Output, forward
+from jaxvit.given import Given, PerLayer, checked
 from jaxvit.lowering import lower
 from jaxvit.ops import Edits
 from jaxvit.printing import captured_in_words, layout_in_words, named_shapes
@@ -102,6 +103,7 @@ def extract(
     *,
     leading: Mapping[str, int] | None = None,
     example_ids: Int[np.ndarray, "images"] | None = None,
+    given: Given | None = None,
     ahead: int = 2,
     progress: Progress | None = None,
 ) -> Extracted:
@@ -126,6 +128,7 @@ def extract(
             in the place of the captures. What it does not return is never stored or fetched.
         leading: of what is kept under a name, only that many leading images stay.
         example_ids: one number per image, from which its random draws are made; by default 0, 1, 2, ...
+        given: the arrays that the ablation names, as for `forward`, each with all images on its axis of the batch.
         ahead: batches under way while one is fetched.
         progress: called after every batch with the number of images done and of all (None where it is not known).
 
@@ -153,12 +156,17 @@ def extract(
     order = None if seed is None else group_order(len(first), seed)
     steps = batches_of(itertools.chain([first], chunks), share, mesh, ids, order, total)
 
+    of_all = checked(given, edits, model.config, _count(given) if total is None else total)
+
     def start(batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         results: tuple[dict[str, Any], dict[str, Any]]
-        results = run_batch(model, batch.rows, edits, batch.example_ids, batch.valid, kept, captures, mesh)
+        arrays = {name: _rows(array, batch.source, mesh) for name, array in of_all.items()}
+        results = run_batch(model, batch.rows, edits, batch.example_ids, batch.valid, kept, captures, mesh, arrays or None)
         return results
 
     arrays, captured, count = gather(start, steps, ahead, total, leading, progress)
+    if of_all and count != (known := _count(given)):
+        raise ValueError(f"given has arrays of {known} images, and there were {count}; give one entry for each")
     if unknown := set(leading or ()) - {*arrays, *captured}:
         raise ValueError(f'leading names "{unknown.pop()}", which is not kept; kept are {", ".join({**arrays, **captured})}')
     return Extracted(arrays, captured, TokenLayout.of(model.config, size), np.arange(count) if ids is None else ids)
@@ -174,13 +182,16 @@ def run_batch(
     keep: Keep,
     captures: Captures,
     mesh: Mesh,
+    given: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """What is kept of one batch, from pixels on in one program: work outside of it would wait for the batch before. Each device works on
     its share of the batch alone."""
 
-    def on_share(model: ViT, images: Array, edits: Edits | None, ids: Array, valid: Array) -> tuple[dict[str, Array], dict[str, Any]]:
+    def on_share(
+        model: ViT, images: Array, edits: Edits | None, ids: Array, valid: Array, given: dict[str, Any] | None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
         pixels = normalise(images, model.config)
-        output = forward(model, pixels, edits, dict(captures), ids, valid, groups=shuffle_groups(len(images)))
+        output = forward(model, pixels, edits, dict(captures), ids, valid, groups=shuffle_groups(len(images)), given=given)
         results = keep(model, output)
         for axis, by_name in enumerate(results):
             for name, leaf in ((name, leaf) for name, tree in by_name.items() for leaf in jax.tree.leaves(tree)):
@@ -189,9 +200,10 @@ def run_batch(
                     raise ValueError(f'"{name}" is {leaf.shape} for a batch of {len(images)}, not [{axes}, ...]; keep an axis of images')
         return results
 
-    in_specs = (_EVERYWHERE, _BY_IMAGE, _EVERYWHERE, _BY_IMAGE, _BY_IMAGE)
+    of_given = {name: PerLayer(_BY_LAYER) if isinstance(array, PerLayer) else _BY_IMAGE for name, array in (given or {}).items()}
+    in_specs = (_EVERYWHERE, _BY_IMAGE, _EVERYWHERE, _BY_IMAGE, _BY_IMAGE, None if given is None else of_given)
     on_shares = jax.shard_map(on_share, mesh=mesh, in_specs=in_specs, out_specs=(_BY_IMAGE, _BY_LAYER), check_vma=False)
-    results: tuple[dict[str, Array], dict[str, Any]] = on_shares(model, images, edits, ids, valid)
+    results: tuple[dict[str, Array], dict[str, Any]] = on_shares(model, images, edits, ids, valid, given)
     return results
 
 
@@ -215,6 +227,23 @@ def _keep(keep: str | Sequence[str] | Keep) -> Keep:
         if name not in _KEPT:
             raise ValueError(f'"{name}" is nothing to keep; choose among {", ".join(_KEPT)}, or pass a function of (model, output)')
     return _Named(names)
+
+
+def _count(given: Given | None) -> int:
+    """The number of images that given arrays are for."""
+    for value in (given or {}).values():
+        array, axis = (value.array, 1) if isinstance(value, PerLayer) else (value, 0)
+        if np.ndim(array) > axis:
+            return int(np.shape(array)[axis])
+    return 0
+
+
+def _rows(value: Any, source: Int[np.ndarray, "places"], mesh: Mesh) -> Any:
+    """The entries of a given array for the images of a batch, each on its device; any entry for padding."""
+    places = np.maximum(source, 0)
+    if isinstance(value, PerLayer):
+        return PerLayer(jax.device_put(np.asarray(value.array)[:, places], NamedSharding(mesh, _BY_LAYER)))
+    return jax.device_put(np.asarray(value)[places], NamedSharding(mesh, _BY_IMAGE))
 
 
 def _edits(ablation: Ablation | Edits | None, model: ViT, size: tuple[int, int], mesh: Mesh) -> Edits | None:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Int
 from jaxvit.config import ViTConfig
 from jaxvit.ops import EditOp, Edits
 from jaxvit.sites import HEAD_SITES, width_at
+from jaxvit.specs import Positions
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=[])
@@ -95,11 +96,16 @@ class _Use(NamedTuple):
 
 def _uses(edits: Edits, config: ViTConfig, batch: int) -> Iterator[_Use]:
     """Every reading of an array of the call by edits."""
+
+    def numbers(positions: Positions, where: str) -> _Use:
+        heads = (("heads", config.heads),) if positions.per else ()
+        return _Use(positions.name, f"Positions {where}", ((("batch", batch), *heads, ("tokens", None)),), True)
+
+    yield from (numbers(positions, "of a cut") for cut in edits.cuts for positions in cut.positions if positions is not None)
     for site, ops in edits.ops.items():
         for op in ops:
             if op.positions is not None:
-                heads = (("heads", config.heads),) if op.positions.per else ()
-                yield _Use(op.positions.name, f'Positions at "{site}"', ((("batch", batch), *heads, ("tokens", None)),), True)
+                yield numbers(op.positions, f'at "{site}"')
             if op.given is not None:
                 width = width_at(site, config)
                 widths: list[tuple[tuple[str, int], ...]] = [(("channels", width),)]
@@ -135,15 +141,18 @@ def _check(use: _Use, value: Any, depth: int) -> None:
 
 def _check_numbers(edits: Edits, arrays: Mapping[str, Any]) -> None:
     """Refuse numbers of tokens that no image has, as far as they are known, and another count of them than of the donor's tokens."""
+    names = [positions.name for cut in edits.cuts for positions in cut.positions if positions is not None]
     for site, op in ((site, op) for site, ops in edits.ops.items() for op in ops if op.positions is not None):
         assert op.positions is not None
-        name = op.positions.name
-        numbers = _values(arrays[name])
-        if op.given is not None and (donors := _values(arrays[op.given]).shape[_token_axis(arrays[op.given])]) != numbers.shape[-1]:
+        names.append(name := op.positions.name)
+        count = _values(arrays[name]).shape[-1]
+        if op.given is not None and (donors := _values(arrays[op.given]).shape[_token_axis(arrays[op.given])]) != count:
             raise ValueError(
-                f'given["{op.given}"] has {donors} tokens, given["{name}"] {numbers.shape[-1]} numbers; patch at "{site}" puts one token '
+                f'given["{op.given}"] has {donors} tokens, given["{name}"] {count} numbers; patch at "{site}" puts one token '
                 "at each: pass as many"
             )
+    for name in names:
+        numbers = _values(arrays[name])
         if isinstance(numbers, jax.core.Tracer) or not numbers.is_fully_addressable:
             continue
         low, high = int(np.min(numbers)), int(np.max(numbers))
@@ -167,19 +176,17 @@ def _quoted(names: Any) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
 
-def positions_mask(op: EditOp, given: Mapping[str, Array], tokens: int) -> Bool[Array, "batch heads tokens"]:
-    """Which tokens an op's `positions` select in one layer, of every example and head; of one head that stands for all without
-    `per="head"`."""
-    assert op.positions is not None
-    return selected(_by_head(op, given), tokens)
+def selected_by_head(positions: Positions, given: Mapping[str, Array], tokens: int) -> Bool[Array, "batch heads tokens"]:
+    """Which tokens are selected in one layer, of every example and head; of one head that stands for all without `per="head"`."""
+    return selected(_by_head(positions, given), tokens)
 
 
 def rows_at_positions(op: EditOp, given: Mapping[str, Array], tokens: int) -> Int[Array, "batch heads tokens"]:
     """Which row of its given array an op puts at each token, where `positions` say it."""
-    return row_of(_by_head(op, given), tokens)
-
-
-def _by_head(op: EditOp, given: Mapping[str, Array]) -> Int[Array, "batch heads n"]:
     assert op.positions is not None
-    numbers = given[op.positions.name]
-    return numbers if op.positions.per else numbers[:, None]
+    return row_of(_by_head(op.positions, given), tokens)
+
+
+def _by_head(positions: Positions, given: Mapping[str, Array]) -> Int[Array, "batch heads n"]:
+    numbers = given[positions.name]
+    return numbers if positions.per else numbers[:, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jaxvit.ablation import Ablation
 from jaxvit.calls import as_config, as_image_size, check_ablation, check_several
 from jaxvit.config import ViTConfig
 from jaxvit.cut_lowering import lower_cuts, stack_cuts
-from jaxvit.ops import EditOp, Edits, OpKind
+from jaxvit.ops import EditOp, Edits, OpKind, columns_of
 from jaxvit.sites import HEAD_SITES, SITES, width_at
 from jaxvit.sources import with_function, with_partners, with_rows
 from jaxvit.specs import Cut, Kind, Positions, RandomPatches, Replacement, blocks_of, check_count
@@ -90,7 +90,7 @@ def stack(ablations: Iterable[Ablation | Edits], model: ViT | ViTConfig | str, i
         raise ValueError(f"these edits are for different layouts: {', '.join(map(str, layouts))}; lower them for one size")
     ops = {}
     for site in SITES:
-        columns = _align([edits.ops.get(site, ()) for edits in lowered])
+        columns = [_complete(column) for column in columns_of([edits.ops.get(site, ()) for edits in lowered])]
         if columns:
             ops[site] = tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *column) for column in columns)
     return Edits(ops, layouts[0], stack_cuts([edits.cuts for edits in lowered], as_config(model), layouts[0]))
@@ -260,26 +260,6 @@ def _compact_values(op: EditOp) -> EditOp:
         op = dataclasses.replace(op, index=index, **tables)
     on_device: EditOp = jax.tree.map(jnp.asarray, op)
     return on_device
-
-
-def _align(conditions: list[tuple[EditOp, ...]]) -> list[list[EditOp]]:
-    """The ops of several conditions as columns, one op per condition and all of one signature; missing ops get a mask of 0."""
-    signatures: list[Hashable] = []
-    for ops in conditions:  # signatures in an order that is also that of every condition's ops
-        position = 0
-        for op in ops:
-            if op.signature in signatures[position:]:
-                position = signatures.index(op.signature, position) + 1
-            else:
-                signatures.insert(position, op.signature)
-                position += 1
-    columns: list[list[EditOp | None]] = [[] for _ in signatures]
-    for ops in conditions:
-        remaining = list(ops)
-        for column, signature in zip(columns, signatures, strict=True):
-            column.append(remaining.pop(0) if remaining and remaining[0].signature == signature else None)
-        assert not remaining
-    return [_complete(column) for column in columns]
 
 
 def _complete(column: list[EditOp | None]) -> list[EditOp]:

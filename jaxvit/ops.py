@@ -129,7 +129,13 @@ class Drawn(NamedTuple):
     seed: Any
 
 
-class CutOp(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["queries", "keys", "receivers", "renormalise", "spares", "drawn_queries", "drawn_keys", "strength"],
+    meta_fields=["positions"],
+)
+@dataclass(frozen=True)
+class CutOp:
     """Attention cuts that act together, as arrays (NumPy while lowering) with a leading layer axis. F counts the cuts.
 
     What is cut of the weight of query t on key s in head h is 1 - prod_f (1 - queries[t, f] keys[h, s, f]).
@@ -142,6 +148,7 @@ class CutOp(NamedTuple):
         spares: [L, F] 1 where a query may read itself, or None where none may.
         drawn_queries, drawn_keys: random patches, or None.
         strength: [L, B, T] or [L, B, T, H], which the queries are multiplied by in each example, and head; None for 1.
+        positions: which tokens of each example queries and keys are restricted to, by the names of arrays of the call.
     """
 
     queries: Any
@@ -152,6 +159,17 @@ class CutOp(NamedTuple):
     drawn_queries: Drawn | None = None
     drawn_keys: Drawn | None = None
     strength: Any = None
+    positions: tuple[Positions | None, Positions | None] = (None, None)
+
+    @property
+    def signature(self) -> Hashable:
+        """What cuts must have in common to stand for one another in a program."""
+        return self.positions
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its tokens are the same in every example."""
+        return not self.draws and self.positions == (None, None)
 
     @property
     def draws(self) -> bool:
@@ -204,7 +222,7 @@ class Edits:
             site: tuple(dataclasses.replace(op, mask=mask) for op, mask in zip(ops, masks[site], strict=True))
             for site, ops in self.ops.items()
         }
-        cuts = tuple(cut._replace(queries=mask) for cut, mask in zip(self.cuts, masks.get("attention", ()), strict=True))
+        cuts = tuple(dataclasses.replace(cut, queries=mask) for cut, mask in zip(self.cuts, masks.get("attention", ()), strict=True))
         return dataclasses.replace(self, ops=ops, cuts=cuts)
 
     def scaled(self, strength: float | Array) -> Edits:
@@ -214,7 +232,7 @@ class Edits:
     def with_strengths(self, strengths: Float[Array, "layers batch tokens *heads"]) -> Edits:
         """The edits with masks that are multiplied by strengths of every example, and head; in a cut those of the query."""
         ops = {site: tuple(dataclasses.replace(op, strength=strengths) for op in ops) for site, ops in self.ops.items()}
-        return dataclasses.replace(self, ops=ops, cuts=tuple(cut._replace(strength=strengths) for cut in self.cuts))
+        return dataclasses.replace(self, ops=ops, cuts=tuple(dataclasses.replace(cut, strength=strengths) for cut in self.cuts))
 
     @property
     def shuffles(self) -> bool:
@@ -225,7 +243,8 @@ class Edits:
     def given_names(self) -> tuple[str, ...]:
         """Names of the arrays of a call that ops read, each once."""
         ops = [op for site_ops in self.ops.values() for op in site_ops]
-        names = (name for op in ops for name in (op.positions.name if op.positions else None, op.given))
+        names = [name for op in ops for name in (op.positions.name if op.positions else None, op.given)]
+        names += [positions.name for cut in self.cuts for positions in cut.positions if positions]
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     @property
@@ -253,3 +272,23 @@ class BlockContext:
     groups: Int[Array, "batch"] | None
     layout: TokenLayout
     given: dict[str, Array] = field(default_factory=dict)  # arrays of the call, of this layer
+
+
+def columns_of(conditions: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """The ops of several conditions as columns, one op for each condition and all of one signature; None where a condition has none."""
+    signatures: list[Hashable] = []
+    for ops in conditions:  # signatures in an order that is also that of every condition's ops
+        position = 0
+        for op in ops:
+            if op.signature in signatures[position:]:
+                position = signatures.index(op.signature, position) + 1
+            else:
+                signatures.insert(position, op.signature)
+                position += 1
+    columns: list[list[Any]] = [[] for _ in signatures]
+    for ops in conditions:
+        remaining = list(ops)
+        for column, signature in zip(columns, signatures, strict=True):
+            column.append(remaining.pop(0) if remaining and remaining[0].signature == signature else None)
+        assert not remaining
+    return columns

@@ -25,7 +25,7 @@ def to_json(replacements: Sequence[Edit]) -> str:
 def _format(r: Edit) -> int:
     """The first format that can hold a part."""
     if isinstance(r, Cut):
-        return 4
+        return 5 if any(isinstance(tokens, Positions) for tokens in (r.queries, r.keys)) else 4
     if r.kind in ("patch", "add", "scale", "swap", "custom") or isinstance(r.tokens, Positions) or r.norm is not None:
         return 5
     return 3 if r.heads is not None or r.channels is not None else 2 if r.same_donor else 1

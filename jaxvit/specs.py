@@ -184,8 +184,8 @@ class Cut:
         ValueError: a token name that no model has, a head below 0, or a seed outside 0 to 2^32 - 1.
     """
 
-    queries: Tokens
-    keys: Tokens
+    queries: Tokens | Positions
+    keys: Tokens | Positions
     layers: Literal["all"] | tuple[int, ...] = "all"
     heads: tuple[int, ...] | None = None
     mass: Mass = "renormalise"
@@ -193,11 +193,8 @@ class Cut:
 
     def __post_init__(self) -> None:
         for tokens in (self.queries, self.keys) + ((self.mass,) if self.mass not in ("renormalise", "lost") else ()):
-            if isinstance(tokens, Positions):
-                raise ValueError(
-                    f'cut takes no Positions("{tokens.name}") yet; select tokens that are the same in every example, or random patches'
-                )
-            _check_tokens(tokens)
+            if not isinstance(tokens, Positions):
+                _check_tokens(tokens)
         if self.heads and min(self.heads) < 0:
             raise ValueError(f"head {min(self.heads)} does not exist; heads are numbered from 0")
 

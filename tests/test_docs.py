@@ -11,6 +11,7 @@ from experiments import open_study
 from experiments.report.tables import rows_table
 from experiments.reproduce import Study, reproduce
 from experiments.rows import SCHEMA
+from jaxvit.sites import SITES, TRANSFORMER_LENS
 from tests.experiments.tiny_study import READOUTS, SIZE, save_models
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -33,6 +34,21 @@ def test_the_example_leads_from_a_number_to_its_scores(tmp_path):
     assert names["value"] == names["row"]["value"]
     assert names["text"].startswith("{")
     assert len(names["numbers"]) == len(names["study"].rows)
+
+
+def test_every_block_of_python_on_interventions_runs():
+    names = {"__name__": "page"}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "interventions.md").read_text(), re.DOTALL):
+        exec(block, names)
+    assert float(names["pair"].captured["attention_divergence"].max()) == 0
+    assert names["joint"].shape == (6, 8, 69)
+
+
+def test_the_table_of_sites_has_all_of_them_and_what_transformer_lens_calls_them():
+    table = re.search(r"<!-- sites: begin -->\n(.*?)<!-- sites: end -->", (DOCS / "interventions.md").read_text(), re.DOTALL)[1]
+    rows = [re.findall(r"`([\w.]+)`", line) for line in table.splitlines()]
+    assert [row[0] for row in rows] == list(SITES)
+    assert {row[0]: row[1] for row in rows} == TRANSFORMER_LENS
 
 
 def test_the_example_of_a_study_of_ones_own_runs(tmp_path):

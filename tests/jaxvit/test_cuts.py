@@ -318,3 +318,34 @@ def test_a_cut_prints_and_goes_through_json():
     )
     assert jaxvit.Ablation.from_json(ablation.to_json()) == ablation
     assert json.loads(ablation.to_json())["format"] == 4
+
+
+@pytest.mark.parametrize("per", [None, "head"])
+def test_positions_of_a_call_are_cut_in_every_example(per):
+    """One key each, -1 for none; by head, by layer and stacked beside another cut."""
+    model, images = tiny.model(), tiny.images(2)
+    shape = (3, 2, HEADS, 2) if per else (3, 2, 2)
+    numbers = np.random.default_rng(0).integers(-1, TOKENS, shape)
+    cut = jaxvit.cut("patches", jaxvit.Positions("sink", per=per), mass="lost", heads=[0, 2])
+    given = {"sink": jaxvit.per_layer(numbers)}
+    run = jaxvit.forward(model, images, cut, capture="attention", given=given)
+    maps = np.asarray(run.captured["attention"])[:, :, :, tiny.LAYOUT.prefix :]  # [L, B, H, patches, S]
+    by_head = numbers if per else np.broadcast_to(numbers[:, :, None], (3, 2, HEADS, 2))
+    want = np.stack([(by_head == s).any(axis=-1) for s in range(TOKENS)], axis=-1) & np.array([True, False, True])[:, None]
+    np.testing.assert_array_equal((maps == 0).all(axis=3), want)
+    assert not (maps == 0).any(axis=3)[~want].any()
+    other = jaxvit.cut("cls", "registers")
+    stacked = jaxvit.stack([cut, other, jaxvit.Ablation()], model, tiny.SIZE)
+    got = jax.vmap(lambda edits: jaxvit.forward(model, images, edits, given=given).tokens)(stacked)
+    for tokens, ablation, arrays in zip(got, (cut, other, jaxvit.Ablation()), (given, None, None), strict=True):
+        np.testing.assert_allclose(tokens, jaxvit.forward(model, images, ablation, given=arrays).tokens, atol=3e-6)
+    assert jaxvit.Ablation.from_json(cut.to_json()) == cut
+    assert json.loads(cut.to_json())["format"] == 5
+
+
+def test_positions_of_a_cut_are_checked():
+    cut = jaxvit.cut(jaxvit.Positions("readers"), "cls")
+    with pytest.raises(ValueError, match='the ablation reads "readers", but nothing was given'):
+        jaxvit.forward(tiny.model(), tiny.images(2), cut)
+    with pytest.raises(ValueError, match="has number 15; tokens are numbered 0 to 14"):
+        jaxvit.forward(tiny.model(), tiny.images(2), cut, given={"readers": [[15], [0]]})

@@ -154,3 +154,17 @@ def test_bad_input_says_what_is_wrong_in_one_line(change, says):
     with pytest.raises(ValueError, match=says) as error:
         jaxvit.extract(**({"model": tiny.model(), "images": PIXELS, "batch_size": 8} | change))
     assert "\n" not in str(error.value)
+
+
+def test_given_arrays_go_with_their_images():
+    """In batches of 3 with padding, per layer and not, also where the number of images is not known."""
+    model, pixels = tiny.model(), np.random.default_rng(0).integers(0, 256, (7, *tiny.SIZE, 3), np.uint8)
+    donor = np.random.default_rng(1).normal(size=(3, 7, 2, 24)).astype(np.float32)
+    numbers = np.arange(7)[:, None] % 3
+    ablation = jaxvit.patch("registers", "donor") & jaxvit.cut("patches", jaxvit.Positions("sink"), mass="lost")
+    given = {"donor": jaxvit.per_layer(donor), "sink": numbers}
+    want = jaxvit.forward(model, jaxvit.normalise(pixels, model.config), ablation, given=given).tokens
+    for images in (pixels, iter([pixels[:2], pixels[2:]])):
+        np.testing.assert_allclose(jaxvit.extract(model, images, ablation, 3, given=given).tokens, want, atol=2e-6)
+    with pytest.raises(ValueError, match="7 images, and there were 5"):
+        jaxvit.extract(model, iter([pixels[:5]]), ablation, 3, given=given)

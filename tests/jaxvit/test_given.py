@@ -240,7 +240,6 @@ PATCH, ZERO = jaxvit.patch(["cls", 3], "donor"), jaxvit.zero(Positions("sink"))
         (lambda: jaxvit.zero(Positions("sink", per="head")), r'not possible at "block_output"; heads are apart at query'),
         (lambda: Positions("sink", per="layer"), 'per="head" reads numbers'),
         (lambda: Positions(["sink"]), "Positions takes the name of an array of the call"),
-        (lambda: jaxvit.cut("cls", Positions("sink")), r'cut takes no Positions\("sink"\) yet; select tokens'),
         (lambda: jaxvit.patch("cls", np.ones((2, 1, 24))), 'patch takes the name of an array of the call, such as "donor"'),
         (lambda: jaxvit.lower(jaxvit.patch(["cls", 0], "donor"), tiny.CONFIG, 16), "position 0 is selected twice"),
         (lambda: jaxvit.lower(jaxvit.patch([], "donor"), tiny.CONFIG, 16), "select at least one token"),
