@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxvit import serial
 from jaxvit.calls import check_ablation, check_moments, check_selector
+from jaxvit.checks import check_counts
 from jaxvit.moments import Moments
 from jaxvit.specs import Cut, Edit, Kind, Layers, Norm, Positions, RandomPatches, Replacement, Selection, StoredArray
 from jaxvit.tokens import Selector
@@ -35,6 +36,10 @@ class Ablation:
     """
 
     replacements: tuple[Edit, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.replacements, tuple) or not all(isinstance(part, Edit) for part in self.replacements):
+            raise ValueError("Ablation() is made by constructors: jaxvit.zero(...) & jaxvit.mean(...), or by Ablation.from_json")
 
     def __str__(self) -> str:
         return serial.in_words(self.replacements)
@@ -215,10 +220,9 @@ def random_patches(count: int, seed: int = 0) -> RandomPatches:
     """A selector of `count` random patches of every example.
 
     Raises:
-        ValueError: count is not positive.
+        ValueError: count is no integer of at least 1.
     """
-    if count < 1:
-        raise ValueError(f"random_patches needs a positive count, got {count}")
+    check_counts(count=count)
     return RandomPatches(count, seed)
 
 
@@ -285,7 +289,7 @@ def selector_of(tokens: Any) -> Any:
     """A selector without NumPy types and lists."""
     if isinstance(tokens, (str, RandomPatches, Positions)):
         return tokens
-    if isinstance(tokens, (int, np.integer)):
+    if isinstance(tokens, (int, np.integer)) and not isinstance(tokens, bool):
         return int(tokens)
     check_selector(tokens)
     return tuple(t if isinstance(t, str) else int(t) for t in tokens)

@@ -75,7 +75,10 @@ class StoredArray:
     @classmethod
     def of(cls, array: Any) -> StoredArray:
         """The array in float32, with its hash."""
-        array = np.ascontiguousarray(array, dtype=np.float32)
+        try:
+            array = np.ascontiguousarray(array, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{' '.join(repr(array).split()):.60} is no array of numbers ({error}); pass numbers of equal rows") from None
         return cls(hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest(), array)
 
 
@@ -197,6 +200,8 @@ class Cut:
                 _check_tokens(tokens)
         if self.heads and min(self.heads) < 0:
             raise ValueError(f"head {min(self.heads)} does not exist; heads are numbered from 0")
+        if not isinstance(self.itself, bool):
+            raise ValueError(f"itself is {self.itself!r:.60}; use False to let every query read itself, or True")
 
 
 Edit = Replacement | Cut
@@ -238,6 +243,8 @@ def _check_tokens(tokens: Tokens | Positions) -> None:
 
 
 def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise ValueError(f"seed is {seed!r:.60}; use a whole number, 0 to 2^32 - 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed {seed} is out of range; use 0 to 2^32 - 1")
 

@@ -153,7 +153,7 @@ def test_constant_valued_conditions_of_different_sizes_share_one_compile():
             lambda: jaxvit.lower(jaxvit.mean(jaxvit.random_patches(1), statistics(), at="key"), tiny.ROPE, tiny.SIZE),
             'choose "cls" or "registers", at="value", or zero, constant or shuffle',
         ),
-        (lambda: jaxvit.random_patches(0), "positive count"),
+        (lambda: jaxvit.random_patches(0), "count is 0; give an integer of at least 1"),
         (lambda: jaxvit.lower(jaxvit.zero(jaxvit.random_patches(99)), tiny.CONFIG, 16), "99 random patches"),
         (lambda: jaxvit.mean("cls", statistics(), at="nowhere"), "no site"),
         (lambda: jaxvit.lower(jaxvit.mean("cls", statistics()), tiny.CONFIG, 16), "statistics were made at 16x12"),

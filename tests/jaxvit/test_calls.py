@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,5 +158,26 @@ SPLITS = 3 * (np.eye(4, 3, dtype=np.float32), np.array([0, 1, 0, 1]))
 )
 def test_bad_input_says_what_is_wrong_in_one_line(make, says):
     with pytest.raises(ValueError, match=says) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: jaxvit.shuffle("cls", seed="1"), "seed is '1'; use a whole number"),
+        (lambda: jaxvit.shuffle("cls", seed=1.5), "seed is 1.5; use a whole number"),
+        (lambda: jaxvit.random_patches("4"), "count is '4'; give an integer of at least 1"),
+        (lambda: jaxvit.random_patches(2.5), "count is 2.5; give an integer of at least 1"),
+        (lambda: jaxvit.Ablation([jaxvit.zero("cls")]), "made by constructors"),
+        (lambda: jaxvit.constant("cls", "a"), "'a' is no array of numbers"),
+        (lambda: jaxvit.constant("cls", [[1, 2], [3]]), "is no array of numbers"),
+        (lambda: jaxvit.zero(True), "True selects no token"),
+        (lambda: jaxvit.cut("cls", "registers", mass=True), "True selects no token"),
+        (lambda: jaxvit.cut("cls", "registers", itself="no"), "itself is 'no'"),
+    ],
+)
+def test_a_constructor_says_what_it_takes(make, says):
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
         make()
     assert "\n" not in str(error.value)

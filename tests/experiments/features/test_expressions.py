@@ -232,7 +232,7 @@ def test_a_new_constructor_is_one_entry_in_the_table_and_its_arguments_are_read_
         ('scale("cls", factor="2")', "factor is a number"),
         ('swap("cls", random_patches(2))', 'swap cannot take "random_patches(2)" as b; b is a string, an integer or a list of strings or'),
         ('mean("cls", norm=1)', 'norm is "own"'),
-        ("zero(random_patches(0))", "random_patches needs a positive count, got 0"),
+        ("zero(random_patches(0))", "count is 0; give an integer of at least 1"),
         ("random_patches(3)", "selects tokens and does nothing to them; write for example zero(random_patches(3))"),
         ('zero(zero("cls"))', "tokens is a string, an integer, a list of strings or integers or random_patches(count)"),
         ('zero(["cls", random_patches(2)])', "as tokens"),
