@@ -195,9 +195,14 @@ class Cut:
     itself: bool = True
 
     def __post_init__(self) -> None:
-        for tokens in (self.queries, self.keys) + ((self.mass,) if self.mass not in ("renormalise", "lost") else ()):
+        for tokens in (self.queries, self.keys):
             if not isinstance(tokens, Positions):
                 _check_tokens(tokens)
+        if self.mass not in ("renormalise", "lost"):
+            try:
+                _check_tokens(self.mass)
+            except ValueError as error:
+                raise ValueError(f'mass is "renormalise", "lost" or the tokens that receive it, got {self.mass!r:.60}: {error}') from None
         if self.heads and min(self.heads) < 0:
             raise ValueError(f"head {min(self.heads)} does not exist; heads are numbered from 0")
         if not isinstance(self.itself, bool):
