@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import subprocess
 import sys
@@ -43,6 +44,11 @@ def op_and_tokens(ablation, site):
 
 def context(**given):
     return BlockContext(jnp.asarray(LAYER), jnp.asarray(tiny.ids(2)), None, None, tiny.LAYOUT, given)
+
+
+@functools.partial(jax.jit, static_argnames="site")
+def applied(ops, x, given, site):
+    return apply(ops, x, context(**given), site)
 
 
 def test_the_input_of_another_run_makes_the_rest_of_it_that_run():
@@ -110,7 +116,7 @@ def test_positions_per_head_are_other_tokens_in_every_head(site):
     for example, head, number in np.ndindex(2, 3, 2):
         if (token := numbers[example, head, number]) >= 0 and token not in numbers[example, head, :number]:
             want[example, token, head] = np.asarray(donor).reshape(2, 2, 3, 8)[example, number, head]
-    got = apply((op,), x, context(sink=jnp.asarray(numbers), donor=donor), site)
+    got = applied((op,), x, {"sink": numbers, "donor": donor}, site)
     np.testing.assert_array_equal(got, want)
 
 
@@ -176,28 +182,32 @@ def test_the_gradient_of_the_mask_of_a_patch_is_donor_minus_token(site, strength
     def loss(mask):
         return (apply((dataclasses.replace(op, mask=mask),), x, context(donor=donor), site) * weight).sum()
 
-    gradient = jax.grad(loss)(op.mask * strength)
+    gradient = np.asarray(jax.jit(jax.grad(loss))(np.asarray(op.mask) * np.float32(strength)))
     flat_x, flat_weight = (np.asarray(a, np.float64).reshape(2, TOKENS, 24)[:, [5, 0]] for a in (x, weight))
     want = (flat_weight * (np.asarray(donor, np.float64) - flat_x)).sum(axis=(0, 2))
-    np.testing.assert_allclose(gradient[np.array([5, 0])], want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradient[[5, 0]], want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("site", ["block_output", "value"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_and_not_used_of_a_donor_reaches_neither_result_nor_gradient(site, bad):
     op, x = op_and_tokens(jaxvit.patch(Positions("sink"), "donor", at=site), site)
-    donor = jnp.ones((2, 2, 24)).at[0, 1].set(bad)  # its number is -1
-    flat = x.reshape(2, TOKENS, 24).at[0, 3].set(bad)
+    donor, flat = np.ones((2, 2, 24), np.float32), np.array(x).reshape(2, TOKENS, 24)
+    donor[0, 1], flat[0, 3] = bad, bad  # the number of that row is -1
 
-    def total(flat, donor):
-        return apply((op,), flat.reshape(x.shape), context(sink=jnp.asarray(SINK), donor=donor), site).sum()
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    def of_sum(flat, donor):
+        y = apply((op,), flat.reshape(x.shape), context(sink=jnp.asarray(SINK), donor=donor), site)
+        return y.sum(), y
 
-    want = flat.at[0, 3].set(1).at[1, jnp.array([14, 0])].set(1)
-    got = apply((op,), flat.reshape(x.shape), context(sink=jnp.asarray(SINK), donor=donor), site).reshape(want.shape)
-    np.testing.assert_array_equal(got, want)
-    to_x, to_donor = jax.grad(total, argnums=(0, 1))(flat, donor)
-    np.testing.assert_array_equal(to_donor, jnp.ones((2, 2, 24)).at[0, 1].set(0))
-    np.testing.assert_array_equal(to_x, jnp.ones_like(flat).at[0, 3].set(0).at[1, jnp.array([14, 0])].set(0))
+    (to_x, to_donor), got = of_sum(flat, donor)
+    want, donor_counts, x_counts = flat.copy(), np.ones_like(donor), np.ones_like(flat)
+    want[0, 3], want[1, [14, 0]] = 1, 1
+    donor_counts[0, 1], x_counts[0, 3], x_counts[1, [14, 0]] = 0, 0, 0
+    np.testing.assert_array_equal(np.asarray(got).reshape(want.shape), want)
+    np.testing.assert_array_equal(to_donor, donor_counts)
+    np.testing.assert_array_equal(to_x, x_counts)
 
 
 def test_json_and_print_name_arrays_and_hold_none():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 
 import jax
@@ -31,6 +32,11 @@ def of_block(ablation, site):
 
 def context(**given):
     return BlockContext(jnp.asarray(LAYER), jnp.asarray(tiny.ids(2)), None, None, tiny.LAYOUT, given)
+
+
+@functools.partial(jax.jit, static_argnames="site")
+def applied(ops, x, site="block_output", given=None):
+    return apply(ops, x, context(**(given or {})), site)
 
 
 def tokens_at(site, seed=3):
@@ -87,38 +93,48 @@ def rescaled(new, x, chosen, heads):
     return y
 
 
+@functools.partial(jax.jit, static_argnames="site")
+def by_strength(ops, strengths, x, weight, site, given):
+    """For every kind of edit, at every strength: the gradient of the mask, and the tokens."""
+
+    def one(strength, op):
+        def loss(mask):
+            y = apply((dataclasses.replace(op, mask=mask),), x, context(**given), site)
+            return (y * weight).sum(), y
+
+        return jax.grad(loss, has_aux=True)(op.mask * strength)
+
+    return {kind: jax.vmap(one, (0, None))(strengths, op) for kind, op in ops.items()}
+
+
 @pytest.mark.parametrize("norm", [None, "own"])
 @pytest.mark.parametrize("site", SITES)
 def test_every_kind_at_every_site_is_numpys_and_so_is_the_gradient_of_its_mask(site, norm):
     x, weight = tokens_at(site), tokens_at(site, seed=4)
     chosen = chosen_at(site, width_at(site, tiny.CONFIG))
     table, given = edits(site, norm)
-    for kind, (ablation, changed) in table.items():
-        (op,) = of_block(ablation, site)
+    ops = {kind: of_block(ablation, site)[0] for kind, (ablation, _) in table.items()}
+    strengths = np.array([0.0, 0.5, 1.0], np.float32)
+    found = by_strength(ops, strengths, x, weight, site, given)
+    for kind, (_, changed) in table.items():
+        touched = np.asarray(ops[kind].mask) > 0
         target = changed(double(x))
         if norm:
             target = rescaled(target, double(x), chosen, 3 if site in HEAD_SITES else 1)
         difference = chosen * (target - double(x))
         slope = (double(weight) * difference).sum(axis=(0, 2))
-
-        def loss(mask, op=op):
-            y = apply((dataclasses.replace(op, mask=mask),), x, context(**given), site)
-            return (y * weight).sum(), y
-
-        for strength in (0.0, 0.5, 1.0):
-            gradient, y = jax.grad(loss, has_aux=True)(op.mask * strength)
-            touched = np.asarray(op.mask) > 0
+        for strength, gradient, y in zip(strengths, *map(np.asarray, found[kind]), strict=True):
             np.testing.assert_allclose(double(y), double(x) + strength * difference, atol=2e-6, err_msg=kind)
             np.testing.assert_allclose(gradient[touched], slope[touched], rtol=1e-4, atol=2e-5, err_msg=kind)
 
 
 def test_noise_of_a_tokens_own_norm_is_another_direction_at_its_length():
     moments, x = statistics(), tokens_at("block_output")
-    drawn = [double(apply(of_block(jaxvit.noise("cls", moments, seed, norm="own"), "block_output"), x, context())) for seed in (1, 2)]
+    drawn = [double(applied(of_block(jaxvit.noise("cls", moments, seed, norm="own"), "block_output"), x)) for seed in (1, 2)]
     for after in drawn:
         np.testing.assert_allclose(np.linalg.norm(after[:, 0], axis=-1), np.linalg.norm(double(x)[:, 0], axis=-1), rtol=1e-5)
         np.testing.assert_array_equal(after[:, 1:], double(x)[:, 1:])
-    plain = double(apply(of_block(jaxvit.noise("cls", moments, 1), "block_output"), x, context()))[:, 0]
+    plain = double(applied(of_block(jaxvit.noise("cls", moments, 1), "block_output"), x))[:, 0]
     cosine = (plain * drawn[0][:, 0]).sum(-1) / np.linalg.norm(plain, axis=-1) / np.linalg.norm(drawn[0][:, 0], axis=-1)
     np.testing.assert_allclose(cosine, 1, rtol=1e-6)
     assert np.abs(drawn[0] - drawn[1]).max() > 0.1
@@ -126,44 +142,53 @@ def test_noise_of_a_tokens_own_norm_is_another_direction_at_its_length():
 
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 def test_norms_are_right_at_any_scale(scale):
-    x = tokens_at("block_output") * scale
-    (op,) = of_block(jaxvit.constant("cls", normal(8, 24), norm="own"), "block_output")
-    want = rescaled(np.broadcast_to(double(normal(8, 24)[None, None].repeat(TOKENS, 1).repeat(2, 0)), (2, TOKENS, 24)), double(x), True, 1)
-    np.testing.assert_allclose(double(apply((op,), x, context()))[:, 0], want[:, 0], rtol=1e-5)
+    x, vector = np.asarray(tokens_at("block_output")) * np.float32(scale), np.asarray(normal(8, 24))
+    ops = of_block(jaxvit.constant("cls", vector, norm="own"), "block_output")
+    want = rescaled(np.broadcast_to(vector.astype(np.float64), (2, TOKENS, 24)), double(x), True, 1)
+    np.testing.assert_allclose(double(applied(ops, x))[:, 0], want[:, 0], rtol=1e-5)
 
 
 def test_what_is_zero_or_replaces_zero_is_zero_with_a_finite_gradient():
-    (op,) = of_block(jaxvit.patch(["cls", "registers[0]"], "donor", norm="own"), "block_output")
-    x, donor = tokens_at("block_output").at[:, 0].set(0), normal(9, 2, 2, 24).at[:, 1].set(0)
+    ops = of_block(jaxvit.patch(["cls", "registers[0]"], "donor", norm="own"), "block_output")
+    x, donor = np.array(tokens_at("block_output")), np.array(normal(9, 2, 2, 24))
+    x[:, 0], donor[:, 1] = 0, 0
 
-    def total(x, donor):
-        return apply((op,), x, context(donor=donor)).sum()
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    def of_sum(x, donor):
+        y = apply(ops, x, context(donor=donor))
+        return y.sum(), y
 
-    np.testing.assert_array_equal(apply((op,), x, context(donor=donor))[:, :2], 0)
-    for gradient in jax.grad(total, argnums=(0, 1))(x, donor):
+    gradients, y = of_sum(x, donor)
+    np.testing.assert_array_equal(y[:, :2], 0)
+    for gradient in gradients:
         assert np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("site", ["block_output", "value"])
 def test_the_gradient_of_a_rescaled_token_is_a_difference_quotient(site):
     (op,) = of_block(jaxvit.patch(ORDER, "donor", at=site, norm="own"), site)
-    arguments, weight = (tokens_at(site), normal(9, 2, 3, 24)), tokens_at(site, seed=4)
+    arguments, weight = (np.asarray(tokens_at(site)), np.asarray(normal(9, 2, 3, 24))), tokens_at(site, seed=4)
 
-    def loss(x, donor):
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def loss_and_gradients(x, donor):
         return (apply((op,), x, context(donor=donor), site) * weight).sum()
 
-    directions = [normal(20 + i, *a.shape) for i, a in enumerate(arguments)]
-    gradients = jax.grad(loss, argnums=(0, 1))(*arguments)
-    up, down = ([a + sign * 1e-2 * d for a, d in zip(arguments, directions, strict=True)] for sign in (1, -1))
-    slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
-    np.testing.assert_allclose(slope, (loss(*up) - loss(*down)) / 2e-2, rtol=0.01)
+    directions = [np.asarray(normal(20 + i, *a.shape)) for i, a in enumerate(arguments)]
+    _, gradients = loss_and_gradients(*arguments)
+    up, down = (
+        loss_and_gradients(*(a + np.float32(step) * d for a, d in zip(arguments, directions, strict=True))) for step in (1e-2, -1e-2)
+    )
+    slope = sum(float((np.asarray(g) * d).sum()) for g, d in zip(gradients, directions, strict=True))
+    np.testing.assert_allclose(slope, (float(up[0]) - float(down[0])) / 2e-2, rtol=0.01)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("norm", [None, "own"])
 def test_what_is_not_finite_and_not_used_reaches_neither_result_nor_gradient(bad, norm):
-    x = tokens_at("block_output").at[:, 0, 0].set(bad)  # a token that is left alone, and a channel that is not chosen
-    donor = jnp.ones((2, 2, 24)).at[:, :, 3].set(bad)
+    x, donor = np.array(tokens_at("block_output")), np.ones((2, 2, 24), np.float32)
+    x[:, 0, 0], donor[:, :, 3] = bad, bad  # a token that is left alone, and a channel that is not chosen
     for ablation in (
         jaxvit.patch(["registers[0]", 4], "donor", channels=[1, 2], norm=norm),
         jaxvit.swap("registers[0]", 4, channels=[1, 2], norm=norm),
@@ -171,12 +196,15 @@ def test_what_is_not_finite_and_not_used_reaches_neither_result_nor_gradient(bad
     ):
         (op,) = of_block(ablation, "block_output")
 
+        @jax.jit
+        @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
         def total(x, donor, mask, op=op):
             y = apply((dataclasses.replace(op, mask=mask),), x, context(donor=donor))
             return y[:, 1:].sum()
 
-        assert np.isfinite(total(x, donor, op.mask))
-        to_x, to_donor, to_mask = jax.grad(total, argnums=(0, 1, 2))(x, donor, op.mask)
+        value, gradients = total(x, donor, op.mask)
+        to_x, to_donor, to_mask = map(np.asarray, gradients)
+        assert np.isfinite(value)
         assert all(np.all(np.isfinite(gradient)) for gradient in (to_x[:, 1:], to_donor, to_mask[1:]))
         assert not to_x[:, 0].any()
 
