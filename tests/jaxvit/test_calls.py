@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -16,11 +17,15 @@ from jaxvit.probes import few_shot, logistic, ridge
 from tests.jaxvit import tiny
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, *tiny.SIZE, 3), np.uint8)
-IMAGES = np.asarray(tiny.images())
+IMAGES = np.random.default_rng(1).normal(size=(4, *tiny.SIZE, 3)).astype(np.float32)
 ZERO = jaxvit.zero("cls")
-STACKED = jaxvit.stack([ZERO, jaxvit.zero("registers"), jaxvit.cut("cls", "registers")], tiny.CONFIG, tiny.SIZE)
-CUTS = jaxvit.stack([jaxvit.cut("cls", "registers")] * 3, tiny.CONFIG, tiny.SIZE)
+CUT = jaxvit.cut("cls", "registers")
 WITH_NAN = np.where(np.arange(4)[:, None, None, None] == 2, np.nan, IMAGES)
+
+
+@functools.cache
+def stacked(*ablations):
+    return jaxvit.stack(ablations or [ZERO, jaxvit.zero("registers"), CUT], tiny.CONFIG, tiny.SIZE)
 
 
 def top(state):
@@ -45,15 +50,15 @@ RUNS = {"forward": jaxvit.forward, "contrast": jaxvit.contrast, "sweep_layers": 
         ({"images": IMAGES[:0]}, "at least one"),
         ({"images": PIXELS}, "jaxvit.normalise"),
         ({"images": PIXELS.astype(np.float32)}, "range from 0 to 255.*jaxvit.normalise"),
-        ({"images": jnp.asarray(PIXELS, jnp.float32)}, "range from 0 to 255"),
+        ({"images": jnp.asarray(PIXELS.astype(np.float32))}, "range from 0 to 255"),
         ({"images": WITH_NAN}, "1 of 4 images, first in image 2; leave"),
         ({"images": WITH_NAN, "valid": [True, True, True, False]}, "first in image 2"),
         ({"ablation": "registers"}, r'jaxvit.zero\("registers"\)'),
         ({"ablation": [ZERO, ZERO]}, "a & b"),
         ({"ablation": jaxvit.zero}, "the function zero; call it"),
         ({"ablation": ("cls",)}, "pass an ablation"),
-        ({"ablation": STACKED}, "3 conditions.*jax.vmap"),
-        ({"ablation": CUTS}, "3 conditions.*jax.vmap"),
+        (lambda: {"ablation": stacked()}, "3 conditions.*jax.vmap"),
+        (lambda: {"ablation": stacked(CUT, CUT, CUT)}, "3 conditions.*jax.vmap"),
         ({"example_ids": np.arange(4.0)}, r"np.arange\(4\)"),
         ({"example_ids": list("abcd")}, "whole numbers"),
         ({"example_ids": [2**40, 0, 1, 2]}, "32 bits, got 1099511627776"),
@@ -65,7 +70,7 @@ RUNS = {"forward": jaxvit.forward, "contrast": jaxvit.contrast, "sweep_layers": 
 def test_what_runs_a_model_refuses_what_it_cannot_run(name, change, says):
     call = {"model": tiny.model(), "images": IMAGES, "ablation": ZERO}
     with pytest.raises(ValueError, match=says) as error:
-        RUNS[name](**(call | change))
+        RUNS[name](**(call | (change() if callable(change) else change)))
     assert "\n" not in str(error.value)
 
 
@@ -92,50 +97,49 @@ def test_padding_may_hold_anything():
 def test_a_transformed_call_has_no_values_to_look_at():
     run = jax.jit(lambda images, ids, valid: jaxvit.forward(tiny.model(), images, jaxvit.shuffle("cls"), (), ids, valid).cls)
     assert run(IMAGES, np.arange(4), np.ones(4, bool)).shape == (4, tiny.CONFIG.width)
-    assert jax.vmap(lambda edits: jaxvit.forward(tiny.model(), IMAGES, edits).cls)(STACKED).shape == (3, 4, tiny.CONFIG.width)
+    assert jax.vmap(lambda edits: jaxvit.forward(tiny.model(), IMAGES, edits).cls)(stacked()).shape == (3, 4, tiny.CONFIG.width)
 
 
-MODEL = tiny.model()
 SPLITS = 3 * (np.eye(4, 3, dtype=np.float32), np.array([0, 1, 0, 1]))
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: jaxvit.contrast(MODEL, IMAGES, None), "ablation is None"),
-        (lambda: jaxvit.forward(MODEL, IMAGES, capture=3), "capture is an int"),
-        (lambda: jaxvit.forward(MODEL, IMAGES, capture={"a": 3}), 'capture "a" is an int'),
-        (lambda: jaxvit.forward(MODEL, IMAGES, capture=[top, top]), 'two captures are called "top"'),
-        (lambda: jaxvit.forward(MODEL, IMAGES, capture="mlp_output"), "lambda state: state.trace.mlp_output"),
-        (lambda: jaxvit.forward(MODEL, IMAGES, capture="patch_cosine"), "contrast has it"),
-        (lambda: jaxvit.lower("cls", MODEL, 16), r'jaxvit.zero\("registers"\)'),
-        (lambda: jaxvit.lower(jaxvit.lower(ZERO, MODEL, 16), MODEL, 16), "lowered already"),
-        (lambda: jaxvit.lower(MODEL, ZERO, 16), "ablation is a ViT"),
+        (lambda: jaxvit.contrast(tiny.model(), IMAGES, None), "ablation is None"),
+        (lambda: jaxvit.forward(tiny.model(), IMAGES, capture=3), "capture is an int"),
+        (lambda: jaxvit.forward(tiny.model(), IMAGES, capture={"a": 3}), 'capture "a" is an int'),
+        (lambda: jaxvit.forward(tiny.model(), IMAGES, capture=[top, top]), 'two captures are called "top"'),
+        (lambda: jaxvit.forward(tiny.model(), IMAGES, capture="mlp_output"), "lambda state: state.trace.mlp_output"),
+        (lambda: jaxvit.forward(tiny.model(), IMAGES, capture="patch_cosine"), "contrast has it"),
+        (lambda: jaxvit.lower("cls", tiny.model(), 16), r'jaxvit.zero\("registers"\)'),
+        (lambda: jaxvit.lower(jaxvit.lower(ZERO, tiny.model(), 16), tiny.model(), 16), "lowered already"),
+        (lambda: jaxvit.lower(tiny.model(), ZERO, 16), "ablation is a ViT"),
         (lambda: jaxvit.lower(ZERO, "dinov2", 16), "known are dino_vits16"),
         (lambda: jaxvit.lower(ZERO, None, 16), "where a model is expected"),
-        (lambda: jaxvit.lower(ZERO, MODEL, 16.0), "image_size is 16.0"),
-        (lambda: jaxvit.lower(ZERO, MODEL, IMAGES), r"images.shape\[1:3\]"),
-        (lambda: jaxvit.lower(ZERO, MODEL, IMAGES.shape), "whole pixels"),
-        (lambda: jaxvit.stack(ZERO, MODEL, 16), r"stack\(\[a, b\], model, image_size\)"),
-        (lambda: jaxvit.stack("cls", MODEL, 16), "several ablations"),
-        (lambda: jaxvit.stack([None], MODEL, 16), r"jaxvit.Ablation\(\) changes nothing"),
-        (lambda: jaxvit.stack([STACKED], MODEL, tiny.SIZE), "3 conditions"),
-        (lambda: jaxvit.calibrate(MODEL, IMAGES), r"\[\(images, None\)\]"),
-        (lambda: jaxvit.calibrate(MODEL, (IMAGES, None)), "this is one batch"),
-        (lambda: jaxvit.calibrate(MODEL, [IMAGES]), r"\(images, None\)"),
+        (lambda: jaxvit.lower(ZERO, tiny.model(), 16.0), "image_size is 16.0"),
+        (lambda: jaxvit.lower(ZERO, tiny.model(), IMAGES), r"images.shape\[1:3\]"),
+        (lambda: jaxvit.lower(ZERO, tiny.model(), IMAGES.shape), "whole pixels"),
+        (lambda: jaxvit.stack(ZERO, tiny.model(), 16), r"stack\(\[a, b\], model, image_size\)"),
+        (lambda: jaxvit.stack("cls", tiny.model(), 16), "several ablations"),
+        (lambda: jaxvit.stack([None], tiny.model(), 16), r"jaxvit.Ablation\(\) changes nothing"),
+        (lambda: jaxvit.stack([stacked()], tiny.model(), tiny.SIZE), "3 conditions"),
+        (lambda: jaxvit.calibrate(tiny.model(), IMAGES), r"\[\(images, None\)\]"),
+        (lambda: jaxvit.calibrate(tiny.model(), (IMAGES, None)), "this is one batch"),
+        (lambda: jaxvit.calibrate(tiny.model(), [IMAGES]), r"\(images, None\)"),
         (lambda: jaxvit.calibrate(tiny.CONFIG, [(IMAGES, None)]), r"jaxvit.create\(config\)"),
-        (lambda: jaxvit.calibrate(MODEL, [(WITH_NAN, None)]), "first in image 2"),
-        (lambda: jaxvit.calibrate(MODEL, [(IMAGES, np.arange(4))]), "no padding"),
+        (lambda: jaxvit.calibrate(tiny.model(), [(WITH_NAN, None)]), "first in image 2"),
+        (lambda: jaxvit.calibrate(tiny.model(), [(IMAGES, np.arange(4))]), "no padding"),
         (lambda: jaxvit.normalise(torch.zeros(4, 4, 3), tiny.CONFIG), "torch tensor"),
         (lambda: jaxvit.normalise(list(PIXELS), tiny.CONFIG), r"np.stack\(images\)"),
         (lambda: jaxvit.normalise(PIXELS.transpose(0, 3, 1, 2), tiny.CONFIG), "transpose"),
         (lambda: jaxvit.normalise(PIXELS.astype(int), tiny.CONFIG), r"images.astype\(np.uint8\)"),
         (lambda: jaxvit.normalise(tiny.CONFIG, PIXELS), "images is a ViTConfig"),
-        (lambda: jaxvit.create(MODEL), "model.config"),
+        (lambda: jaxvit.create(tiny.model()), "model.config"),
         (lambda: jaxvit.create(tiny.CONFIG, 0.5), "seed is 0.5"),
-        (lambda: jaxvit.load(MODEL), "a ViT stands where a path is expected"),
+        (lambda: jaxvit.load(tiny.model()), "a ViT stands where a path is expected"),
         (lambda: jaxvit.load(None), "None stands where a path is expected"),
-        (lambda: jaxvit.save("folder", MODEL), r"jaxvit.save\(model, path\)"),
+        (lambda: jaxvit.save("folder", tiny.model()), r"jaxvit.save\(model, path\)"),
         (lambda: jaxvit.mean(tiny.statistics(), "cls"), "after the tokens"),
         (lambda: jaxvit.noise("cls", None), "statistics is None"),
         (lambda: jaxvit.zero(None), "None selects no token"),
@@ -146,14 +150,14 @@ SPLITS = 3 * (np.eye(4, 3, dtype=np.float32), np.array([0, 1, 0, 1]))
         (lambda: few_shot.few_shot(*SPLITS[:2], *SPLITS[4:], classes=2, shots=1), r"shots=\(1,\)"),
         (lambda: few_shot.few_shot(*SPLITS[:2], *SPLITS[4:], classes=2, seeds=0), r"seeds=\(0,\)"),
         (lambda: ridge.probe(torch.ones(4, 3), *SPLITS[1:], classes=2), r"train.detach\(\).cpu\(\).numpy\(\)"),
-        (lambda: jaxvit.extract(MODEL, PIXELS, [ZERO]), "a & b"),
-        (lambda: jaxvit.extract(MODEL, PIXELS, STACKED), "3 conditions"),
+        (lambda: jaxvit.extract(tiny.model(), PIXELS, [ZERO]), "a & b"),
+        (lambda: jaxvit.extract(tiny.model(), PIXELS, stacked()), "3 conditions"),
         (lambda: jaxvit.extract(tiny.CONFIG, PIXELS), r"jaxvit.create\(config\)"),
-        (lambda: jaxvit.extract(MODEL, PIXELS, leading={"patches": 1}), 'leading names "patches"'),
-        (lambda: jaxvit.extract(MODEL, PIXELS, leading={"tokens": -1}), "at least 0"),
+        (lambda: jaxvit.extract(tiny.model(), PIXELS, leading={"patches": 1}), 'leading names "patches"'),
+        (lambda: jaxvit.extract(tiny.model(), PIXELS, leading={"tokens": -1}), "at least 0"),
         (lambda: jaxvit.with_registers(tiny.PLAIN, 1), r"jaxvit.create\(config\)"),
-        (lambda: jaxvit.optimal(MODEL, IMAGES, "cls", top), "this is one batch"),
-        (lambda: jaxvit.optimal(MODEL, [(IMAGES, None)], "cls", "cls"), "loss is the string"),
+        (lambda: jaxvit.optimal(tiny.model(), IMAGES, "cls", top), "this is one batch"),
+        (lambda: jaxvit.optimal(tiny.model(), [(IMAGES, None)], "cls", "cls"), "loss is the string"),
     ],
 )
 def test_bad_input_says_what_is_wrong_in_one_line(make, says):

@@ -18,7 +18,7 @@ from tests.jaxvit import tiny
 SIZE = (16, 16)
 IDS = 30_000_000 + np.arange(6)
 PATCHES = 16
-MARK = jnp.full(tiny.CONFIG.width, 7.0)
+MARK = np.full(tiny.CONFIG.width, 7.0, np.float32)
 
 
 @pytest.mark.parametrize(
