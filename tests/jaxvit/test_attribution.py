@@ -82,11 +82,12 @@ def test_the_integral_over_strengths_sums_to_the_joint_effect(name):
 
 
 def test_heads_of_a_token_sum_to_the_token():
-    model, images = tiny.model(), tiny.images(2)
-    by_head = jaxvit.attribution(model, images, metric, jaxvit.zero(EVERYONE, at="value"), "heads")
-    np.testing.assert_allclose(
-        by_head.sum(axis=-1), jaxvit.attribution(model, images, metric, jaxvit.zero(EVERYONE, at="value")), atol=1e-5
+    model, images, ids = tiny.model(), tiny.images(2), tiny.ids(2)
+    by_head, by_token = (
+        np.asarray(jaxvit.attribution(model, images, metric, jaxvit.zero(EVERYONE, at="value"), over, example_ids=ids))
+        for over in ("heads", "tokens")
     )
+    np.testing.assert_allclose(by_head.sum(axis=-1), by_token, atol=1e-5)
 
 
 def test_padding_and_tokens_that_are_not_edited_have_no_effect():

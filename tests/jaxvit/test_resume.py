@@ -22,9 +22,8 @@ def test_the_rest_of_a_run_is_that_of_the_whole_run(config, start):
     )
     given = {"donor": np.ones((2, 1, config.width), np.float32)}
     captures = ["block_output", "attention_flow"]
-    whole = jaxvit.forward(model, images, ablation, captures, example_ids=ids, given=given)
-    first = jaxvit.forward(model, images, ablation, {"in": stream_in}, example_ids=ids, given=given).captured["in"]
-    stream = whole.prenorm if start == config.depth else first[start]
+    whole = jaxvit.forward(model, images, ablation, [*captures, stream_in], example_ids=ids, given=given)
+    stream = whole.prenorm if start == config.depth else whole.captured["stream_in"][start]
     rest = jaxvit.resume(model, stream, tiny.SIZE, start, ablation, captures, example_ids=ids, given=given)
     np.testing.assert_allclose(rest.tokens, whole.tokens, atol=1e-6)
     for name in captures:
