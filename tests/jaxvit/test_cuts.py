@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import jaxvit
 from jaxvit import attention
 from jaxvit.apply import cuts_of
-from jaxvit.attention import attend, attention_with_divergence, attention_with_groups, probabilities
+from jaxvit.attention import attend, attention_with_divergence, attention_with_groups
 from jaxvit.cuts import both_streams
 from jaxvit.forward import sweep_layers
 from jaxvit.ops import BlockContext
@@ -32,14 +32,33 @@ TOKENS = tiny.LAYOUT.tokens
 SELECTORS = st.sampled_from(["cls", "registers", "registers[1]", "patches", "patches[3]", ["cls", "registers"], [0, 5], 2])
 
 
-def stages(ablation, batch=2):
+probabilities = jax.jit(attention.probabilities)
+
+
+@jax.jit
+def of_block(cuts):
+    return cuts_of(jax.tree.map(lambda leaf: leaf[LAYER], cuts), CONTEXT, 2)
+
+
+def stages(ablation):
     """The cuts of one block."""
-    edits = jaxvit.lower(ablation, tiny.CONFIG, tiny.SIZE)
-    return cuts_of(jax.tree.map(lambda leaf: leaf[LAYER], edits.cuts), CONTEXT, batch)
+    return of_block(jaxvit.lower(ablation, tiny.CONFIG, tiny.SIZE).cuts)
 
 
-def projected(seed=0, batch=2):
-    return 2 * normal(seed, 3, batch, TOKENS, HEADS, WIDTH)
+@jax.jit
+def slopes(q, k, v, cuts):
+    """Gradients of the squared values, and the values."""
+
+    def loss(q, k, v):
+        values = attend(q, k, v, cuts=cuts)
+        return (values**2).sum(), values
+
+    return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+
+@functools.cache
+def projected():
+    return np.asarray(2 * normal(0, 3, 2, TOKENS, HEADS, WIDTH))
 
 
 def exact(q, k, added=0.0):
@@ -104,29 +123,27 @@ CUTS = {
 @pytest.mark.parametrize("gap", [10, 60, 120, 1000])
 def test_a_sink_far_above_the_other_keys_is_cut_exactly(mass, gap):
     """Against the maximum of all keys the others' exponentials would vanish, from a gap of about 90."""
-    q, k, v = projected()
-    sink = gap * WIDTH**0.5 * jnp.eye(WIDTH)[0]
-    q, k = q.at[..., 0].set(1.0), k.at[..., 0].set(0.0).at[:, 1].set(sink)
+    q, k, v = projected().copy()
+    q[..., 0], k[..., 0], k[:, 1] = 1, 0, gap * WIDTH**0.5 * np.eye(WIDTH)[0]
     cut = jaxvit.cut("patches", "registers[0]", mass=mass)
     added = np.zeros((TOKENS, TOKENS))
     added[tiny.LAYOUT.prefix :, 1] = -np.inf
     want = exact(q, k, added) if mass == "renormalise" else plain(exact(q, k), "patches", "registers[0]", mass=mass)
     np.testing.assert_allclose(probabilities(q, k, cuts=stages(cut)), want, atol=2e-6)
-    gradients = jax.grad(lambda *qkv: (attend(*qkv, cuts=stages(cut)) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    gradients, _ = slopes(q, k, v, stages(cut))
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
 def test_where_every_key_is_cut_rows_are_zero_or_the_receivers():
     q, k, v = projected()
     lost = stages(jaxvit.cut("cls", ["cls", "registers", "patches"], mass="lost"))
-    got, values = np.asarray(probabilities(q, k, cuts=lost)), np.asarray(attend(q, k, v, cuts=lost))
+    got, (gradients, values) = np.asarray(probabilities(q, k, cuts=lost)), slopes(q, k, v, lost)
     assert not got[:, :, 0].any()
-    assert not values[:, 0].any()
+    assert not np.asarray(values)[:, 0].any()
     np.testing.assert_allclose(got[:, :, 1:], exact(q, k)[:, :, 1:], atol=2e-6)
     received = np.asarray(probabilities(q, k, cuts=stages(jaxvit.cut("cls", ["registers", "patches"], mass="cls"))))
     np.testing.assert_allclose(received[:, :, 0, 0], 1, atol=2e-6)
-    gradient = jax.grad(lambda q: (attend(q, k, v, cuts=lost) ** 2).sum())(q)
-    assert np.all(np.isfinite(gradient))
+    assert np.all(np.isfinite(gradients[0]))
 
 
 def test_where_every_key_is_cut_by_one_of_two_cuts_their_shares_are_those_of_the_weights():
@@ -159,26 +176,31 @@ def test_all_orders_of_computation_give_the_same_cut_attention(name, monkeypatch
     """By chunks of queries, a few images at a time, together with group sums or a divergence, in several streams."""
     q, k, v = projected()
     cuts = stages(CUTS[name])
-    maps = probabilities(q, k, cuts=cuts)
-    values = jnp.einsum("bhts,bshd->bthd", maps, v)
-    columns = jax.nn.one_hot(tiny.LAYOUT.group_of(), len(tiny.LAYOUT.groups))
+    clean, maps = np.asarray(probabilities(q, k)), np.asarray(probabilities(q, k, cuts=cuts))
+    values = np.einsum("bhts,bshd->bthd", maps, v)
+    columns = np.eye(len(tiny.LAYOUT.groups), dtype=np.float32)[tiny.LAYOUT.group_of()]
+    streams = [np.stack([x, x]) for x in (q, k, v)]
     monkeypatch.setattr(attention, "QUERY_CHUNK", 4)
-    np.testing.assert_allclose(attend(q, k, v, cuts=cuts), values, atol=2e-6)
-    grouped, sums = attention_with_groups(q, k, v, columns, cuts=cuts)
+
+    @jax.jit
+    def by_chunks():
+        divergence = attention_with_divergence(*streams, cuts=tuple(both_streams(stage) for stage in cuts))
+        return attend(q, k, v, cuts=cuts), attend(q, k, v), attention_with_groups(q, k, v, columns, cuts=cuts), divergence
+
+    alone, uncut, (grouped, sums), (both, divergence) = by_chunks()
+    np.testing.assert_allclose(alone, values, atol=2e-6)
     np.testing.assert_allclose(grouped, values, atol=2e-6)
-    np.testing.assert_allclose(sums, jnp.einsum("bhts,sg->bthg", maps, columns), atol=2e-6)
-    streams = [jnp.stack([x, x]) for x in (q, k, v)]
-    both, divergence = attention_with_divergence(*streams, cuts=tuple(both_streams(stage) for stage in cuts))
+    np.testing.assert_allclose(sums, np.einsum("bhts,sg->bthg", maps, columns), atol=2e-6)
     np.testing.assert_allclose(both[1], values, atol=2e-6)
-    np.testing.assert_allclose(both[0], attend(q, k, v), atol=2e-6)
-    np.testing.assert_allclose(divergence[0], attention.jensen_shannon(probabilities(q, k), maps).mean(axis=-1), atol=2e-6)
+    np.testing.assert_allclose(both[0], uncut, atol=2e-6)
+    np.testing.assert_allclose(divergence[0], np.asarray(attention.jensen_shannon(clean, maps)).mean(axis=-1), atol=2e-6)
 
 
 def test_the_divergence_of_renormalised_attention_is_scipys():
     q, k, v = projected()
     cuts = stages(CUTS["renormalised"])
-    streams = [jnp.stack([x, x]) for x in (q, k, v)]
-    _, got = attention_with_divergence(*streams, cuts=tuple(both_streams(stage) for stage in cuts))
+    streams = [np.stack([x, x]) for x in (q, k, v)]
+    _, got = jax.jit(attention_with_divergence)(*streams, cuts=tuple(both_streams(stage) for stage in cuts))
     maps = [np.asarray(x, np.float64) for x in (probabilities(q, k), probabilities(q, k, cuts=cuts))]
     want = (scipy.spatial.distance.jensenshannon(*maps, base=2, axis=-1) ** 2).mean(axis=-1)
     np.testing.assert_allclose(got[1], want, atol=5e-6)
@@ -189,17 +211,20 @@ def test_the_divergence_of_renormalised_attention_is_scipys():
 def test_the_gradient_of_a_strength_is_a_difference_quotient_in_float64(mass, strength):
     q, k, v = projected()
     (stage,) = stages(jaxvit.cut(["registers", "patches"], "registers[0]", heads=[0, 2], mass=mass))
-    weight = np.asarray(normal(9, *v.shape), np.float64)
-
-    def loss(strength):
-        return (attend(q, k, v, cuts=(stage._replace(queries=stage.queries * strength),)) * weight).sum()
+    weight = np.asarray(normal(9, *v.shape))
 
     def reference(strength):
         maps = plain(exact(q, k), ["registers", "patches"], "registers[0]", [0, 2], mass, strength=strength)
-        return (np.einsum("bhts,bshd->bthd", maps, np.asarray(v, np.float64)) * weight).sum()
+        return (np.einsum("bhts,bshd->bthd", maps, v.astype(np.float64)) * weight).sum()
 
     quotient = (reference(strength + 1e-5) - reference(strength - 1e-5)) / 2e-5
-    np.testing.assert_allclose(jax.grad(loss)(strength), quotient, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(slope_of_strength(strength, stage, q, k, v, weight), quotient, rtol=1e-4, atol=1e-4)
+
+
+@jax.jit
+@jax.grad
+def slope_of_strength(strength, stage, q, k, v, weight):
+    return (attend(q, k, v, cuts=(stage._replace(queries=stage.queries * strength),)) * weight).sum()
 
 
 def test_all_cuts_of_one_count_are_one_program():
@@ -238,9 +263,10 @@ def test_whatever_is_read_off_attention_reports_the_cut(name):
     np.testing.assert_allclose(run.captured["attention_flow"], flow, atol=2e-6)
     clean = jaxvit.forward(model, images, capture="attention").captured["attention"]
     assert np.abs(maps - np.asarray(clean)).max() > 1e-3
-    pair = jaxvit.contrast(
-        model, images, ablation, capture={"divergence": "attention_divergence", "maps": both_maps, "again": divergence_again}
-    )
+    captures = {"divergence": "attention_divergence", "maps": both_maps, "again": divergence_again}
+    pair = jaxvit.contrast(model, images, ablation, capture=captures)
+    uncut = jaxvit.contrast(model, images, jaxvit.Ablation(), capture=captures)
+    np.testing.assert_array_equal(pair.clean.tokens, uncut.clean.tokens, "the clean half is that of a contrast without cuts, bit for bit")
     np.testing.assert_allclose(pair.captured["maps"][1], maps, atol=2e-6)
     want = attention.jensen_shannon(pair.captured["maps"][0], pair.captured["maps"][1]).mean(axis=-1)
     np.testing.assert_allclose(pair.captured["divergence"], want, atol=2e-6)
@@ -249,7 +275,8 @@ def test_whatever_is_read_off_attention_reports_the_cut(name):
     swept = sweep_layers(model, images, ablation)
     for layer in range(tiny.CONFIG.depth):
         alone = jaxvit.Ablation(tuple(dataclasses.replace(part, layers=(layer,)) for part in ablation.replacements))
-        np.testing.assert_allclose(swept.tokens[layer], jaxvit.forward(model, images, alone).tokens, atol=2e-6)
+        tokens = jaxvit.forward(model, images, alone, example_ids=tiny.ids(2)).tokens
+        np.testing.assert_allclose(swept.tokens[layer], tokens, atol=2e-6)
 
 
 def own_group_attention(state):
@@ -262,13 +289,6 @@ def both_maps(clean, ablated):
 
 def divergence_again(clean, ablated):
     return attention.jensen_shannon(clean.attention, ablated.attention).mean(axis=-1)
-
-
-@pytest.mark.parametrize("name", CUTS)
-def test_the_clean_half_of_a_contrast_is_that_of_a_contrast_without_cuts_bit_for_bit(name):
-    model, images = tiny.model(), tiny.images(2)
-    cut = jaxvit.contrast(model, images, CUTS[name], capture="attention_divergence").clean.tokens
-    np.testing.assert_array_equal(cut, jaxvit.contrast(model, images, jaxvit.Ablation(), capture="attention_divergence").clean.tokens)
 
 
 def test_stacked_conditions_are_their_runs_also_where_some_cut_nothing():
