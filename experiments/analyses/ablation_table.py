@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import html
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 import plotly.graph_objects as go
 
 from experiments.demo import label
 from experiments.plotting.columns import Column, ScoreKey, filled, refitted, score_key
-from experiments.plotting.elements import interval_cell, plot
+from experiments.plotting.elements import interval_cell, plot, table
+from experiments.plotting.escape import escaped
 from experiments.plotting.hover import hover, meter_lines, scaled
 from experiments.rows import Row, select
 from experiments.study import grid
@@ -66,7 +67,12 @@ def heat_map(rows: Sequence[Row], shown: Sequence[Column], models: Sequence[str]
     # differences that hold by construction are the largest: a colour scale that spans them would hide all others
     shades = [_shade(r, "delta", largest) for r in scores if r["delta"] is not None and not r["by_construction"]]
     span = max(map(abs, shades), default=0) or 1
-    return _switchable(values, [f"{label(m)} · {c}" for m, c in runs], [column.heading for column in shown], span)
+    return _switchable(values, [escaped(f"{label(m)} · {c}") for m, c in runs], [column.heading for column in shown], span)
+
+
+def _wrapped(heading: str) -> str:
+    """A heading in lines that fit over a column of the heat map."""
+    return "<br>".join(part for line in heading.split("<br>") for part in textwrap.wrap(line, 11, break_long_words=False))
 
 
 def _shade(row: Row, field: str, largest: Mapping[ScoreKey, float]) -> float:
@@ -90,13 +96,13 @@ def _switchable(values: dict[str, list[list]], names: list[str], headings: list[
         {"label": name, "method": "update", "args": [{"visible": [i == k for i in range(2)]}]}
         for k, name in enumerate(("raw", "difference from full"))
     ]
-    position = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 48}}
+    position = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 66}}
     figure.update_layout(
         updatemenus=[{"type": "buttons", "direction": "right", "buttons": buttons, **position}],
-        xaxis={"side": "top", "tickangle": 0, "tickfont": {"size": 9}},
+        xaxis={"side": "top", "tickangle": 0, "tickfont": {"size": 11}, "tickvals": headings, "ticktext": [*map(_wrapped, headings)]},
         yaxis={"autorange": "reversed"},
-        height=170 + 26 * len(names),
-        margin={"l": 250, "r": 20, "t": 140, "b": 20},
+        height=190 + 26 * len(names),
+        margin={"l": 250, "r": 20, "t": 160, "b": 20},
     )
     return figure
 
@@ -114,8 +120,4 @@ def full_table(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[str
 def html_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """Scores of models and baselines without ablation, as an HTML table: percent, or the unit in the heading, with 95 % intervals."""
     headings, lines = full_table(rows, columns)
-    body = ""
-    for model, scores in lines:
-        cells = "".join(interval_cell(score, ".1f") for score in scores)
-        body += f"<tr><td>{html.escape(label(model))}</td>{cells}</tr>"
-    return f"<table><tr><th>full</th>{''.join(f'<th>{h}</th>' for h in headings)}</tr>{body}</table>"
+    return table("full", headings, [(label(model), [interval_cell(score, ".1f") for score in scores]) for model, scores in lines])

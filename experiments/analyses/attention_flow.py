@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from experiments.demo import label
 from experiments.features.conditions import FULL
 from experiments.plotting.elements import plot
+from experiments.plotting.escape import escaped
 from experiments.plotting.hover import interval, percent, token_label
 from experiments.rows import Row, select, token_name
 from experiments.study.compare import compared_rows
@@ -81,7 +82,9 @@ def section(results: StudyResults) -> str:
     if not models:
         return ""
     layers = sorted({r["layer"] for r in rows})
-    figure = make_subplots(1, len(models), subplot_titles=[label(m) for m in models], horizontal_spacing=0.5 / (1 + 2 * len(models)))
+    figure = make_subplots(
+        1, len(models), subplot_titles=[escaped(label(m)) for m in models], horizontal_spacing=0.5 / (1 + 2 * len(models))
+    )
     panel_layers: list[int] = []
     for column, model in enumerate(models, start=1):
         for layer in sorted({r["layer"] for r in select(rows, model=model)}):
@@ -122,4 +125,4 @@ def _panel(rows: Sequence[Row], visible: bool) -> go.Heatmap:
 def _hover(row: Row) -> str:
     lines = [f"{token_label(row['source'])} → {token_label(row['target'])}, block {row['layer']}", interval(row), f"n = {row['n']} images"]
     lines += [f"published {100 * other['value']:.2f}: {other['source'][:70]}" for other in row["published"] or ()]
-    return "<br>".join(lines)
+    return "<br>".join(map(escaped, lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import Array, Float
 
 from experiments.demo import label
 from experiments.plotting.elements import grid, picture
+from experiments.plotting.escape import escaped
 from experiments.rows import Row
 from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
@@ -81,7 +81,7 @@ def _model_grid(name: str, arrays: Arrays) -> str:
     for source, maps in zip(sources, arrays["attention"].swapaxes(0, 1), strict=True):
         scaled = maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
         lines.append((f"attention of {source}", [picture(_grey(m), f"attention of {source}") for m in scaled]))
-    return f"<h3>{html.escape(name)}</h3>{grid(lines)}"
+    return f"<h3>{escaped(name)}</h3>{grid(lines)}"
 
 
 def _grey(shares: np.ndarray) -> np.ndarray:

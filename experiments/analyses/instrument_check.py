@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from experiments.datasets.base import first_id
 from experiments.demo import label
 from experiments.features.extraction import Features
 from experiments.features.recipes import Recipe, recipe_of
+from experiments.plotting.elements import table
 from experiments.rows import Row, select
 from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key
@@ -87,6 +87,5 @@ def _largest_change(clean: Features, ablated: Features, tokens: str) -> np.ndarr
 
 def section(results: StudyResults) -> str:
     """A table of the largest changes."""
-    rows = select(results.rows, task=TASK)
-    body = "".join(f"<tr><td>{html.escape(label(r['model']))} · {r['condition']}</td><td>{r['value']:g}</td></tr>" for r in rows)
-    return f"<table><tr><th></th><th>largest change of another token</th></tr>{body}</table>" if rows else ""
+    lines = [(f"{label(r['model'])} · {r['condition']}", [f"<td>{r['value']:g}</td>"]) for r in select(results.rows, task=TASK)]
+    return table("zeroed at the last block", ["largest change of another token"], lines) if lines else ""

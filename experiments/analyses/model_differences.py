@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 
 from experiments.demo import label
 from experiments.plotting.columns import score_key
-from experiments.plotting.elements import change_cell
+from experiments.plotting.elements import change_cell, table
 from experiments.rows import Row, select
 from experiments.study import grid
 from experiments.study.changes import KIND, METRIC_ENDING, changes_job
@@ -50,14 +49,11 @@ def section(results: StudyResults) -> str:
         (*pair_of(row), row["condition"], *score_key({**row, "metric": row["metric"].removesuffix(METRIC_ENDING)})): row for row in rows
     }
     columns = [column for column in results.columns if any(key[3:] == column.key for key in scores)]
-    heads = "".join(f"<th>{column.heading}</th>" for column in columns)
     tables = ""
     for pair in dict.fromkeys(map(pair_of, rows)):
-        body = ""
-        for condition in dict.fromkeys(row["condition"] for row in rows if pair_of(row) == pair):
-            cells = "".join(change_cell(scores.get((*pair, condition, *column.key))) for column in columns)
-            body += f"<tr><td>{html.escape(condition)}</td>{cells}</tr>"
-        tables += f"<table><tr><th>{' − '.join(html.escape(label(model)) for model in pair)}</th>{heads}</tr>{body}</table>"
+        conditions = dict.fromkeys(row["condition"] for row in rows if pair_of(row) == pair)
+        lines = [(name, [change_cell(scores.get((*pair, name, *column.key))) for column in columns]) for name in conditions]
+        tables += table(" − ".join(map(label, pair)), [column.heading for column in columns], lines)
     return tables
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from experiments.demo import label
 from experiments.features.conditions import FULL
 from experiments.features.extraction import patch_grid
 from experiments.plotting.elements import grid, picture
+from experiments.plotting.escape import escaped
 from experiments.rows import Row, token_name
 from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key
@@ -78,5 +78,5 @@ def section(results: StudyResults) -> str:
         lines = []
         for r, crops in enumerate(cell.arrays["crops"]):
             lines.append((_register(r), [picture(crop, f"patch near {_register(r)}") for crop in crops]))
-        page += f"<h3>{html.escape(label(cell.key['name']))}</h3>{grid(lines)}"
+        page += f"<h3>{escaped(label(cell.key['name']))}</h3>{grid(lines)}"
     return page

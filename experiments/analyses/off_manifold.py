@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import html
 from collections.abc import Iterator, Sequence
 
 from experiments.datasets.base import first_id
 from experiments.demo import label
-from experiments.plotting.elements import interval_cell
+from experiments.plotting.elements import interval_cell, table
 from experiments.plotting.layer_lines import plot_condition_lines
 from experiments.rows import Row, select
 from experiments.study.cells import Store
@@ -80,11 +79,9 @@ def section(results: StudyResults) -> str:
 
 
 def _last_block_table(results: StudyResults, models: Sequence[str]) -> str:
-    heads = "".join(f"<th>{heading}</th>" for heading in METRIC_HEADINGS.values())
-    body = ""
+    lines = []
     for model in models:
         for condition in results.conditions(model, TASK):
             last = {r["metric"]: r for r in select(results.rows, model=model, condition=condition, task=TASK)}  # layers come in order
-            cells = "".join(interval_cell(last[metric]) for metric in METRIC_HEADINGS)
-            body += f"<tr><td>{html.escape(label(model))} · {condition}</td>{cells}</tr>"
-    return f"<details open><summary>all conditions</summary><table><tr><th>last block</th>{heads}</tr>{body}</table></details>"
+            lines.append((f"{label(model)} · {condition}", [interval_cell(last[metric]) for metric in METRIC_HEADINGS]))
+    return f"<details open><summary>all conditions</summary>{table('last block', list(METRIC_HEADINGS.values()), lines)}</details>"

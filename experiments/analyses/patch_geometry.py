@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 
 import plotly.graph_objects as go
 
 from experiments.demo import label
 from experiments.plotting.colours import style
-from experiments.plotting.elements import interval_cell, plot
+from experiments.plotting.elements import interval_cell, plot, table
+from experiments.plotting.escape import escaped
 from experiments.plotting.hover import errors, hover
 from experiments.rows import Row, select
 from experiments.study import grid
@@ -56,12 +56,12 @@ def _rank_bars(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
     for index, model in enumerate(models):
         ranks, look = select(rows, model=model, task="effective_rank", metric="gram_eigenvalues"), style(index)
         bars = go.Bar(
-            x=[r["condition"] for r in ranks],
+            x=[escaped(r["condition"]) for r in ranks],
             y=[r["value"] for r in ranks],
             error_y=errors(ranks, 1),
             customdata=[hover(r) for r in ranks],
             hovertemplate="%{customdata}<extra></extra>",
-            name=label(model),
+            name=escaped(label(model)),
             marker={"color": look.colour, "pattern": {"shape": look.pattern}},
         )
         figure.add_trace(bars)
@@ -81,7 +81,7 @@ def _spectrum_lines(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
             error_y=errors(spectrum, 1),
             customdata=[hover(r) for r in spectrum],
             hovertemplate="%{customdata}<extra></extra>",
-            name=label(model),
+            name=escaped(label(model)),
             line={"color": look.colour, "dash": look.dash},
             mode="lines+markers",
         )
@@ -93,12 +93,11 @@ def _spectrum_lines(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
 
 
 def _norm_table(rows: Sequence[Row], models: Sequence[str]) -> str:
-    body = ""
+    lines = []
     for model in models:
         by_metric = {r["metric"]: r for r in select(rows, model=model, condition="full", task="patch_norms")}
-        cells = "".join(interval_cell(by_metric.get(metric)) for metric in NORM_HEADINGS)
-        body += f"<tr><td>{html.escape(label(model))}</td>{cells}</tr>"
-    return f"<table><tr><th>full</th>{''.join(f'<th>{heading}</th>' for heading in NORM_HEADINGS.values())}</tr>{body}</table>"
+        lines.append((label(model), [interval_cell(by_metric.get(metric)) for metric in NORM_HEADINGS]))
+    return table("full", list(NORM_HEADINGS.values()), lines)
 
 
 def _cosine_table(rows: Sequence[Row], models: Sequence[str]) -> str:
@@ -108,10 +107,6 @@ def _cosine_table(rows: Sequence[Row], models: Sequence[str]) -> str:
     pairs = dict.fromkeys(pair for values in by_model.values() for pair in values)
     if not pairs:
         return ""
-    body = ""
-    for model, values in by_model.items():
-        if values:
-            cells = "".join(f"<td>{values[pair]:.2f}</td>" if pair in values else "<td></td>" for pair in pairs)
-            body += f"<tr><td>{html.escape(label(model))}</td>{cells}</tr>"
-    heads = "".join(f"<th>{first} {second}</th>" for first, second in pairs)
-    return f"<p></p><table><tr><th>cosine of registers</th>{heads}</tr>{body}</table>"
+    cells = {m: [f"<td>{values[pair]:.2f}</td>" if pair in values else "<td></td>" for pair in pairs] for m, values in by_model.items()}
+    lines = [(label(model), line) for model, line in cells.items() if by_model[model]]
+    return table("cosine of registers", [f"{first} {second}" for first, second in pairs], lines)

@@ -11,6 +11,7 @@ from experiments.demo import label
 from experiments.plotting.colours import Style, style
 from experiments.plotting.columns import Column, score_key
 from experiments.plotting.elements import plot
+from experiments.plotting.escape import escaped
 from experiments.plotting.hover import delta_errors, hover, meter_lines
 from experiments.rows import Row
 
@@ -25,7 +26,7 @@ def plot_deltas(rows: Sequence[Row], columns: Sequence[Column], models: Sequence
     headings = {column.key: column.heading for column in columns}
     meters = meter_lines(rows)
     figure = make_subplots(
-        len(shown), 1, subplot_titles=[label(m) for m in shown], shared_xaxes=True, vertical_spacing=min(0.08, 0.5 / len(shown))
+        len(shown), 1, subplot_titles=[escaped(label(m)) for m in shown], shared_xaxes=True, vertical_spacing=min(0.08, 0.5 / len(shown))
     )
     for panel, model in enumerate(shown, start=1):
         for index, condition in enumerate(conditions):
@@ -36,7 +37,7 @@ def plot_deltas(rows: Sequence[Row], columns: Sequence[Column], models: Sequence
             meter = meters.get((model, condition), "")
             figure.add_trace(_bars(bars, condition, meter, style(index), named=panel == 1), row=panel, col=1)
     figure.update_layout(height=120 + 230 * len(shown), margin={"t": 40, "b": 60}, template="plotly_white", barmode="group")
-    figure.update_xaxes(tickfont={"size": 10})
+    figure.update_xaxes(tickfont={"size": 11})
     shares = all(r["unit"] == "%" for r in compared if score_key(r) in headings)
     figure.update_yaxes(title_text="points" if shares else "difference, in each score's unit")
     return plot(figure)
@@ -51,7 +52,7 @@ def _bars(bars: dict[str, Row], condition: str, meter: str, look: Style, named: 
         error_y=delta_errors(rows),
         customdata=[f"{hover(r)}<br>{meter}" for r in rows],
         hovertemplate="%{customdata}<extra></extra>",
-        name=condition,
+        name=escaped(condition),
         legendgroup=condition,
         showlegend=named,
         marker={"color": look.colour, "pattern": {"shape": look.pattern}},

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.demo import label
+from experiments.plotting.escape import escaped
 from experiments.rows import Row, select
 
 _WRAP = 90  # characters in a line of a hover text
@@ -38,7 +39,8 @@ def _p(p_value: float) -> str:
 
 
 def hover(row: Row | None) -> str:
-    """Everything that is known of a number, as lines of HTML: what it is, its interval, its comparison, published counterparts."""
+    """Everything that is known of a number, as lines of HTML: what it is, its interval, its comparison, published counterparts. What the
+    row holds is escaped."""
     if row is None:
         return "not run"
     scale, unit = row["scale"], f" {row['unit']}" if row["unit"] else ""
@@ -65,7 +67,7 @@ def hover(row: Row | None) -> str:
             f"{other['source'][:80]}"
         )
     lines += [f"{mark} {row[name]}" for mark, name in (("†", "note"), ("‡", "flag"), ("", "detail")) if row[name]]
-    return "<br>".join([*lines, f"cell {row['cell']}"])
+    return "<br>".join(map(escaped, [*lines, f"cell {row['cell']}"]))
 
 
 def _read(row: Row) -> str:

@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 from experiments.demo import label
 from experiments.plotting.colours import Style, style
 from experiments.plotting.elements import plot
+from experiments.plotting.escape import escaped
 from experiments.plotting.hover import errors, hover, token_label
 from experiments.rows import Row, select
 
@@ -34,13 +35,13 @@ def _plot_panels(
     panels = [model for model in models if select(rows, model=model)]
     if not panels:
         return ""
-    figure = make_subplots(1, len(panels), subplot_titles=[label(m) for m in panels], shared_yaxes=True, horizontal_spacing=0.04)
+    figure = make_subplots(1, len(panels), subplot_titles=[escaped(label(m)) for m in panels], shared_yaxes=True, horizontal_spacing=0.04)
     for index, (entry, name) in enumerate(names.items()):
         lines = {column: select(rows, model=model, **{field: entry}) for column, model in enumerate(panels, start=1)}
         drawn = [column for column, line in lines.items() if line]
         for column in drawn:
             trace = _line(lines[column], style(index), scale, intervals)
-            figure.add_trace(trace.update(name=name, legendgroup=entry, showlegend=column == drawn[0]), row=1, col=column)
+            figure.add_trace(trace.update(name=escaped(name), legendgroup=entry, showlegend=column == drawn[0]), row=1, col=column)
     figure.update_layout(height=420, margin={"t": 40, "b": 40}, template="plotly_white")
     figure.update_xaxes(title_text="block", dtick=1)
     figure.update_yaxes(title_text=title, col=1)

@@ -1,56 +1,42 @@
-"""The page of a study: what a reader must know before any number, then one section for each analysis."""
+"""The page of a study: contents, summary, a section for each analysis, the method. Its text and style are the files beside this one."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from experiments.analyses.base import Analysis
 from experiments.analyses.presets import ANALYSES
 from experiments.datasets.preprocess import different_protocols
-from experiments.demo import NOTES, label
+from experiments.demo import INDUCED, NOTES, label
+from experiments.plotting.escape import isolated
 from experiments.plugins import load_plugin
+from experiments.report.chart import zeroing_chart
+from experiments.report.summary import ALPHA, CHARTED, MARGIN, changes_of, summarise
+from experiments.report.wording import signed
 from experiments.study.results import StudyResults, read_results
 from jaxvit.files import write_text
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: .2rem; } h2 { margin-top: 2.6rem; border-bottom: 1px solid #ddd; }
-.note { color: #555; max-width: 52rem; } .caution { background: #fff6e0; border-left: 4px solid #d9903d; padding: .6rem 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee; }
-th:first-child, td:first-child { text-align: left; } td small { color: #777; display: block; }
-.maps { display: grid; gap: 6px; align-items: center; } .maps img { width: 100%; image-rendering: pixelated; display: block; }
-.maps div { font-size: .85rem; } footer { margin-top: 3rem; color: #777; font-size: .85rem; }
-"""
-_QUICK = (
-    "<b>A quick look</b>: few images, one seed, few resamples. Intervals are wide and small effects are missed; run "
-    "<code>python -m experiments.reproduce</code> for the whole demo study."
-)
-_DEMO = (
-    "These are demo numbers: tiny models after a short training on composed scenes of handwritten digits. They exercise every path of the "
-    "study with meaningful scores. They do not replicate published results on DINO models, and a register that no other token reads "
-    "shows no effect. One training seed of each model is measured (the model cards beside the weights show others)."
-)
-_BASELINES = (
-    "Models that do not beat random initialisation (<i>_random</i>) and raw pixels on a task say little there. Models of one architecture "
-    "have one random initialisation."
-)
-_RANDOM_WEIGHTS = "<b>Random weights</b>: the models were never trained. The numbers show that the study runs, and nothing else."
-_INTERVALS = (
-    "Intervals are 95 % intervals over independent units: test images or, where several images show one thing, what they show (digits of "
-    "scenes, both images of pairs with keypoints). Where a read-out is drawn (memories of patches, images of a few shots) it is drawn at "
-    "least 8 times, and its intervals and tests cover these draws too, as they cover those of noise, shuffle and random patches from 5 "
-    "seeds on; with fewer the draws stand apart, on hover. Paired p-values are given uncorrected and corrected by Holm. <b>Primary</b> are "
-    "the main scores (linear probe and k-NN of CLS, linear probe of patch mean, Recall@1, correspondence, keypoints, mIoU of linear "
-    "head and retrieval, refitted): one family over all models and conditions of the study. All other numbers are secondary: their "
-    "families are a metric of one model by one read-out, over its conditions and features. How well intervals and tests keep their word "
-    "was simulated (docs/intervals.md)."
-)
+
+class Section(NamedTuple):
+    """One analysis on the page.
+
+    Attributes:
+        name: its anchor.
+        title: as text.
+        note, body: as HTML, made by the analysis.
+    """
+
+    name: str
+    title: str
+    note: Markup
+    body: Markup
 
 
 def write(folder: Path, analyses: Mapping[str, Analysis] | None = None) -> Path:
@@ -78,57 +64,73 @@ def write(folder: Path, analyses: Mapping[str, Analysis] | None = None) -> Path:
     run = dict.fromkeys(name for entry in results.manifest["runs"] for name in entry["only"])
     absent += [f"section {name} is left out: its analysis is not here" for name in run if name not in known]
     ordered = [name for name in ANALYSES if name in run] + [name for name in run if name not in ANALYSES and name in known]
-    sections = [(known[name], known[name].section(results)) for name in ordered]
-    written = [f'<h2>{analysis.TITLE}</h2><p class="note">{analysis.NOTE}</p>{body}' for analysis, body in sections if body]
     path = folder / "report.html"
-    write_text(path, _page(written, results, absent))
+    write_text(path, _page(results, {name: known[name] for name in ordered}, absent))
     return path
 
 
-def _page(sections: Sequence[str], results: StudyResults, absent: Sequence[str]) -> str:
-    manifest, models = results.manifest, ", ".join(label(m) for m in results.models)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>jaxvit: {manifest["study"]["preset"]} study</title>'
-        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>"
-        f"<h1>What do the tokens do?</h1><p>Token ablations of {models} on {_images(manifest)}.</p>"
-        f'<p class="note">{html.escape(manifest["protocol"])}</p>{"".join(_cautions(results))}'
-        f"{_lines(absent)}"
-        f"{''.join(sections)}<footer>{_provenance(results)}</footer></body></html>"
+def _page(results: StudyResults, analyses: Mapping[str, Analysis], absent: list[str]) -> str:
+    """The page as HTML. Everything is escaped but what analyses and charts give as HTML, and the files of this package."""
+    environment = Environment(
+        loader=PackageLoader("experiments.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"isolated": isolated, "label": label}
+    manifest = results.manifest
+    return environment.get_template("page.html").render(
+        style=_file("style.css"),
+        plotly=Markup(get_plotlyjs()),
+        script=_file("page.js"),
+        manifest=manifest,
+        models=results.models,
+        demo=[model for model in results.models if model in NOTES],
+        notes={model: NOTES[model] for model in results.models if model in NOTES},
+        baselines=any(row["model"].endswith("_random") for row in results.rows),
+        warnings=[*different_protocols(manifest.get("prepared", {})), *manifest.get("notes", ()), *absent],
+        panels=list(_panels(results)),
+        verdicts=[(analysis.TITLE, line) for analysis in analyses.values() for line in _verdicts(analysis, results)],
+        sections=list(_sections(results, analyses)),
+        alpha=ALPHA,
+        margin=MARGIN,
     )
 
 
-def _cautions(results: StudyResults) -> list[str]:
-    """What a reader must know before any number, most important first."""
-    texts = []
-    if results.manifest["random_weights"]:
-        texts.append(_RANDOM_WEIGHTS)
-    if results.manifest["study"].get("quick"):
-        texts.append(_QUICK)
-    if all(model in NOTES for model in results.models):
-        texts.append(_DEMO)
-    if any(row["model"].endswith("_random") for row in results.rows):
-        texts.append(_BASELINES)
-    texts += [_INTERVALS, *(f"<b>{label(m)}</b>: {NOTES[m]}" for m in results.models if m in NOTES)]
-    texts += map(html.escape, (*different_protocols(results.manifest.get("prepared", {})), *results.manifest.get("notes", ())))
-    return [f'<p class="note caution">{text}</p>' for text in texts]
+def _file(name: str) -> Markup:
+    """A file of this package, which is part of the page as it is."""
+    return Markup((files("experiments.report") / name).read_text(encoding="utf-8"))
 
 
-def _provenance(results: StudyResults) -> str:
-    """The study's hash, and device, versions and precision of its numbers."""
-    manifest = results.manifest
-    machine = manifest["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    device = f"{machine['devices']} x {html.escape(machine['device'])}"
-    return f"study {manifest['hash']} · {device} · python {machine['python']}, {versions} · {html.escape(manifest['precision'])}"
+def _sections(results: StudyResults, analyses: Mapping[str, Analysis]) -> Iterator[Section]:
+    """The analyses that have something to show."""
+    for name, analysis in analyses.items():
+        if body := analysis.section(results):
+            yield Section(name, analysis.TITLE, Markup(analysis.NOTE), Markup(body))
 
 
-def _lines(texts: Sequence[str]) -> str:
-    return "".join(f'<p class="note caution">{html.escape(text)}</p>' for text in texts)
+def _verdicts(analysis: Analysis, results: StudyResults) -> list[str]:
+    return list(getattr(analysis, "verdicts", lambda results: ())(results))
 
 
-def _images(manifest: Mapping[str, Any]) -> str:
-    """What the images are, their size, and how many there are for what."""
-    height, width = manifest["image_size"]
-    counts = manifest["image_counts"]
-    use = f"{counts['train']:,} to fit on, {counts['val']:,} to choose on, {counts['test']:,} to report"
-    return f"{html.escape(manifest['images'])} ({width} x {height} px; {use})"
+def _panels(results: StudyResults) -> Iterator[dict[str, Any]]:
+    """The findings and the chart of the study's models, then those of the models in which an effect was induced: their effects are large,
+    and on one scale they would hide all others."""
+    for induced in (False, True):
+        models = [model for model in results.models if (model in INDUCED) == induced]
+        findings = summarise(results, models)
+        changes = [c for c in changes_of(results, models) if c.condition in CHARTED]
+        charts = [Markup(zeroing_chart(changes, models, narrow)) for narrow in (False, True)] if changes else []
+        if models and (findings or not induced):
+            numbers = [
+                (
+                    label(c.model),
+                    c.condition,
+                    c.score.name,
+                    "by construction" if c.by_construction else _numbers(c.delta, c.low, c.high),
+                    c.p_holm,
+                )
+                for c in changes
+            ]
+            yield {"induced": induced, "models": models, "findings": findings, "charts": charts, "numbers": numbers}
+
+
+def _numbers(delta: float, low: float, high: float) -> str:
+    return f"{signed(delta)} [{signed(low)}, {signed(high)}]"

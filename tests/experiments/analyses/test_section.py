@@ -76,7 +76,7 @@ def test_the_last_block_of_every_condition_stands_in_the_off_manifold_table():
         for layer in (0, 1)
     ]
     page = off_manifold.section(results(rows))
-    assert re.findall(r"<td>model · (\w+)</td>", page) == ["zero_cls", "zero_registers"]
+    assert re.findall(r'<th scope="row">model · (\w+)</th>', page) == ["zero_cls", "zero_registers"]
     assert page.count("<td>1.125<small>") == 2 * len(off_manifold.METRICS)
     assert [trace["name"] for trace in traces(page)] == ["zero_cls", "zero_registers"]
 
@@ -86,7 +86,7 @@ def test_cosines_of_registers_are_named_as_in_rows():
     pair = {"task": "register_cosine", "condition": "full", "metric": "cosine", "feature": None, "readout": None, **PLAIN}
     cosines = [made_row(**pair, register_a="r1", register_b=f"r{i}", value=i / 10) for i in (2, 3)]
     page = patch_geometry.section(results(ranks + cosines))
-    assert "<th>r1 r2</th><th>r1 r3</th>" in page
+    assert '<th scope="col">r1 r2</th><th scope="col">r1 r3</th>' in page
     assert "<td>0.20</td><td>0.30</td>" in page
 
 
@@ -99,7 +99,7 @@ def test_a_spectrum_is_its_eigenvalues_in_order_and_norms_stand_in_their_units()
     page = patch_geometry.section(results([*rows, *norms, share]))
     _, spectrum = traces(page)
     assert (spectrum["x"], spectrum["y"]) == ([1, 2, 3], [1, 0.5, 0.25])
-    assert "<th>outliers by 6 MAD,<br>percent</th>" in page
+    assert '<th scope="col">outliers by 6 MAD,<br>percent</th>' in page
     assert page.count("<td>30.000<small>") == 2
     assert "<td>25.000<small>" in page
 
@@ -123,7 +123,7 @@ def test_the_heat_map_shows_values_and_differences_in_their_units():
     assert raw["text"] == [["50.0", "", "4.0"], ["12.5†", "25.0", "2.0"]]
     assert delta["text"] == [["", "", ""], ["-37.5†", "-25.0", "-2.0"]]
     assert (delta["zmin"], delta["zmax"]) == (-50, 50)
-    assert "<th>linear probe<br>CLS</th><th>how long<br>CLS is</th>" in page, "the table is of refitted read-outs"
+    assert '<th scope="col">linear probe<br>CLS</th><th scope="col">how long<br>CLS is</th>' in page, "the table is of refitted read-outs"
 
 
 def test_models_are_compared_with_others_of_their_family_alone():
@@ -135,7 +135,7 @@ def test_models_are_compared_with_others_of_their_family_alone():
 
 def test_a_change_of_another_token_is_shown_exactly():
     rows = [made_row(task="instrument_check", condition="zero_cls_last", metric="largest_change", readout=None, value=2e-7, **PLAIN)]
-    assert "<td>model · zero_cls_last</td><td>2e-07</td>" in instrument_check.section(results(rows))
+    assert '<th scope="row">model · zero_cls_last</th><td>2e-07</td>' in instrument_check.section(results(rows))
 
 
 def test_differences_between_models_stand_in_a_table_for_each_pair():
@@ -147,6 +147,6 @@ def test_differences_between_models_stand_in_a_table_for_each_pair():
     ]
     page = model_differences.section(results(rows, "a", "b", "c"))
     assert page.count("<table>") == 2
-    assert "<th>a − b</th>" in page
-    assert "<td>zero_cls</td><td><b>-25.0</b><small>-37.5 to -12.5</small></td>" in page
-    assert "<td>random_patches</td><td>-25.0<small>" in page
+    assert '<th scope="col">a − b</th>' in page
+    assert '<th scope="row">zero_cls</th><td><b>-25.0</b><small>-37.5 to -12.5</small></td>' in page
+    assert '<th scope="row">random_patches</th><td>-25.0<small>' in page

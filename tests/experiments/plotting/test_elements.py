@@ -36,7 +36,7 @@ def test_shares_are_pixels_and_what_is_outside_is_cut_off():
 def test_a_grid_is_as_wide_as_its_longest_line():
     html = grid([("one", ["a"]), ("three", ["b", "c", "d"])])
     assert "repeat(3, 1fr)" in html
-    assert html.endswith("<div>one</div>a<div>three</div>bcd</div>")
+    assert html.endswith("<div>one</div>a<div>three</div>bcd</div></div>")
 
 
 def test_a_cell_shows_value_and_interval_in_their_unit_or_nothing():
