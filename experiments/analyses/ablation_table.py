@@ -72,7 +72,9 @@ def heat_map(rows: Sequence[Row], shown: Sequence[Column], models: Sequence[str]
 
 def _wrapped(heading: str) -> str:
     """A heading in lines that fit over a column of the heat map."""
-    return "<br>".join(part for line in heading.split("<br>") for part in textwrap.wrap(line, 11, break_long_words=False))
+    return "<br>".join(
+        part for line in heading.split("<br>") for part in textwrap.wrap(line.replace("(k ", "(k\u00a0"), 10, break_long_words=False)
+    )
 
 
 def _shade(row: Row, field: str, largest: Mapping[ScoreKey, float]) -> float:

@@ -23,7 +23,8 @@ class Analysis(Protocol):
     also where several analyses ask for it: what makes a cell the same is its key (`study.jobs.rows_key`).
 
     An analysis that compares models may have `pair_jobs(first, second)` besides, the cells that it needs of every two of them; they are
-    computed after those of single models.
+    computed after those of single models. One that comes to a conclusion may have `verdicts(results)`: lines of plain text for the summary
+    of the page, none where the study has nothing for it.
 
     Attributes:
         TITLE: heading of the section.

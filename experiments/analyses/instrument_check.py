@@ -85,6 +85,17 @@ def _largest_change(clean: Features, ablated: Features, tokens: str) -> np.ndarr
     return np.maximum(change, np.abs(after - before).max(axis=(1, 2), initial=0))
 
 
+def verdicts(results: StudyResults) -> list[str]:
+    """Whether any other token changed: one line."""
+    rows = select(results.rows, task=TASK)
+    changed = [f"{label(r['model'])} · {r['condition']} ({r['value']:g})" for r in rows if r["value"] > 0]
+    if not rows:
+        return []
+    if changed:
+        return [f"failed: other tokens changed in {', '.join(changed)}; do not trust the numbers below before the cause is found"]
+    return [f"passed: in {len(rows)} of {len(rows)} runs no other token changed"]
+
+
 def section(results: StudyResults) -> str:
     """A table of the largest changes."""
     lines = [(f"{label(r['model'])} · {r['condition']}", [f"<td>{r['value']:g}</td>"]) for r in select(results.rows, task=TASK)]

@@ -87,7 +87,7 @@ def _spectrum_lines(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
         )
         figure.add_trace(line)
     figure.update_layout(height=340, margin={"t": 20, "b": 40}, template="plotly_white")
-    figure.update_yaxes(title_text="share of the eigenvalues", type="log")
+    figure.update_yaxes(title_text="share of the eigenvalues", type="log", dtick=1)
     figure.update_xaxes(title_text="number of the eigenvalue", dtick=1)
     return figure
 

@@ -23,7 +23,7 @@ SIGNIFICANT = 0.05
 
 def plot(figure: go.Figure) -> str:
     """A figure as a piece of a page that has plotly's script, in a box that it scrolls in where the screen is narrow."""
-    figure.update_layout(font=FONT)
+    figure.update_layout(font=FONT, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     # plotly's own ids are random: the page of the same results would never be the same file twice
     name = f"figure-{hashlib.sha256(figure.to_json().encode()).hexdigest()[:16]}"
     options = {"displayModeBar": False, "responsive": True}

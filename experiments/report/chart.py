@@ -15,16 +15,17 @@ from experiments.plotting.escape import isolated
 from experiments.report.summary import Change, Verdict, verdict
 from experiments.report.wording import signed
 
-_LINE = 20  # pixels from one line of the chart to the next
+_LINE, _NAME = 20, 16  # pixels from one line of the chart to the next; of a line that holds a name alone
 _TOP = 40  # above the first line: names of the panels, and numbers of the axis
 _GAP = 14  # between panels
-_CHARACTER = 6.2  # pixels of an average one, at the 12 px of the labels
+_CHARACTER = 6.8  # pixels of an average one, at the 12 px of the labels
 PANELS = {"zero_cls": "zero CLS", "zero_registers": "zero registers"}
 """Titles of the panels, of the conditions in their order."""
 
 
 class _Plan(NamedTuple):
-    """Where things are, in pixels: the whole width, that of the names at the left, and that of a panel; and the range of the axis."""
+    """Where things are, in pixels: the whole width, that of the names at the left (where it is 0, names have lines of their own), and that
+    of a panel; and the range of the axis."""
 
     width: int
     left: int
@@ -37,7 +38,7 @@ class _Plan(NamedTuple):
         return self.start(panel) + share * self.panel
 
     def start(self, panel: int) -> float:
-        return self.left + panel * (self.panel + _GAP)
+        return self.left + 2 + panel * (self.panel + _GAP)
 
 
 def zeroing_chart(changes: Sequence[Change], models: Sequence[str], narrow: bool) -> str:
@@ -47,9 +48,9 @@ def zeroing_chart(changes: Sequence[Change], models: Sequence[str], narrow: bool
         changes: under the conditions of the two panels.
         models: in their order; those without changes are left out.
     """
-    width, left = (328, 142) if narrow else (560, 178)
+    width, left = (328, 0) if narrow else (560, 184)
     low, high = _range(changes)
-    plan = _Plan(width, left, (width - left - _GAP - 10) / len(PANELS), low, high)
+    plan = _Plan(width, left, (width - left - _GAP - 4) / len(PANELS), low, high)
     shown = [model for model in models if any(change.model == model for change in changes)]
     body = Element("g")
     y: float = _TOP
@@ -76,25 +77,28 @@ def _range(changes: Sequence[Change]) -> tuple[float, float]:
 def _block(parent: Element, plan: _Plan, changes: Sequence[Change], y: float) -> float:
     """The lines of one model, global scores first; returns where they end."""
     by_cell = {(change.score, change.condition): change for change in changes}
-    run = {change.condition for change in changes}
     for dense in (False, True):
         scores = list(dict.fromkeys(change.score for change in changes if change.score.dense == dense))
         if scores:
             kind = "dense scores" if dense else "global scores"
-            _text(parent, 0, y + 14, _short(f"{label(changes[0].model)}: {kind}", plan.width), "start", "head")
+            _text(parent, 2, y + 14, _short(f"{label(changes[0].model)}: {kind}", plan.width), "start", "head")
             y += _LINE
         for score in scores:
-            _text(parent, plan.left - 8, y + 14, _short(score.name, plan.left), "end")
+            if plan.left:
+                _text(parent, plan.left - 8, y + 14, _short(score.name, plan.left), "end")
+            else:
+                _text(parent, 2, y + 13, _short(score.name, plan.width), "start")
+                y += _NAME
             for panel, condition in enumerate(PANELS):
-                _cell(parent, plan, panel, y + _LINE / 2, by_cell.get((score, condition)), condition in run)
+                _cell(parent, plan, panel, y + _LINE / 2, by_cell.get((score, condition)))
             y += _LINE
     return y + 6
 
 
-def _cell(parent: Element, plan: _Plan, panel: int, y: float, change: Change | None, run: bool) -> None:
+def _cell(parent: Element, plan: _Plan, panel: int, y: float, change: Change | None) -> None:
     """One dot with its interval, or words where there is none."""
     if change is None or change.by_construction:
-        words = "by construction" if change else "not run" if run else "does not apply"
+        words = "by construction" if change else "not run"
         _text(parent, plan.start(panel) + 4, y + 4, words, "start", "soft")
         return
     said = verdict(change)
