@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import jaxvit
 from experiments.demo import label
 from experiments.plotting.elements import plot
+from experiments.plotting.escape import escaped
 from experiments.plotting.hover import delta_errors, hover
 from experiments.rows import select
 from experiments.study import grid
@@ -55,7 +56,7 @@ def section(results: StudyResults) -> str:
             customdata=[hover(row) for row in shown],
             hovertemplate="%{customdata}<extra></extra>",
             mode="markers",
-            name=label(model),
+            name=escaped(label(model)),
         )
         figure.add_trace(dots)
     figure.update_yaxes(title_text=f"{score['task']}, {score['metric']} of {score['feature']}: difference")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from experiments.analyses import off_manifold
 from experiments.report import page
 from experiments.rows import Row
 from experiments.study.folder import write_manifest
 from experiments.tasks.table import score_columns
-from tests.experiments.plotting.made_rows import made_row
+from tests.experiments.plotting.made_rows import made_row, traces
 
 PLUGIN = """
 from types import SimpleNamespace
@@ -96,6 +99,127 @@ def test_cautions_are_those_that_the_study_needs(tmp_path):
     assert "These are demo numbers" not in mine
     for caution in ("Random weights", "A quick look", "random initialisation", "95 % intervals over independent units"):
         assert caution in mine
+
+
+class Parts(HTMLParser):
+    """Anchors, links within the page, tags in their order, and the text of a page; tags must close in the order in which they open."""
+
+    VOID = ("meta", "link", "img", "input", "br", "hr")
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append(tag)
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values["href"]] if tag == "a" else []
+        self.open += [] if tag in self.VOID else [tag]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += "" if self.open[-1:] in (["style"], ["script"]) else data
+
+
+DENSE = {"task": "segmentation", "metric": "miou", "feature": "patches", "primary": True, "condition": "zero_registers"}
+
+
+def test_the_contents_lead_to_every_section_and_the_summary_stands_above_them(tmp_path):
+    parts = Parts(page.write(finished(tmp_path, rows=[*ROWS, made_row(model="demo_reg", **DENSE)])).read_text())
+    assert parts.links == ["#summary", "#summary", "#ablation_table", "#method"]
+    assert len(set(parts.ids)) == len(parts.ids)
+    assert {link[1:] for link in parts.links} <= set(parts.ids)
+    order = [parts.text.rindex(words) for words in ("Summary of demo numbers", "What an ablation costs", "Method and cautions")]
+    assert order == sorted(order)
+    assert "demo_reg: costs 1 of 1 scores (worst −25.0 [−37.5, −12.5] in mIoU linear head)." in parts.text
+
+
+def test_a_model_with_an_induced_effect_has_a_panel_and_a_scale_of_its_own(tmp_path):
+    rows = [made_row(model=name, **DENSE) for name in ("demo_reg_read", "demo_reg")]
+    text = page.write(finished(tmp_path, rows=rows, models={"demo_reg_read": "0", "demo_reg": "0"})).read_text()
+    natural, induced = text.split("Positive control: demo_reg_read (induced)")
+    assert natural.count("<svg") == induced.count("<svg") == 2, "for wide and for narrow screens"
+    assert "is <b>induced</b> by its training and is no finding" in induced
+    own, findings = natural.split('<div class="summary"')
+    assert "demo_reg_read (induced)" in own
+    assert "demo_reg_read" not in findings
+
+
+def test_where_no_rule_applies_the_summary_says_so_and_has_no_chart(tmp_path):
+    text = page.write(finished(tmp_path, rows=ROWS[:1])).read_text()
+    assert "No rule of the summary applies" in text
+    assert "<svg" not in text
+
+
+def test_verdicts_of_analyses_stand_in_the_summary(tmp_path):
+    analysis = SimpleNamespace(TITLE="Mine", NOTE="", section=lambda results: "", verdicts=lambda results: ["1 < 2"])
+    text = page.write(finished(tmp_path, ("mine",)), {"mine": analysis}).read_text()
+    assert "<li><b>Mine</b>: 1 &lt; 2</li>" in text
+    check = made_row(task="instrument_check", condition="zero_cls_last", metric="largest_change", value=0.0, delta=None, model="demo_reg")
+    for value, said in ((0.0, "passed: in 1 of 1 runs no other token changed"), (1e-3, "failed: other tokens changed in demo_reg")):
+        rows = [*ROWS, {**check, "value": value}]
+        assert said in page.write(finished(tmp_path, ("instrument_check",), rows=rows)).read_text()
+
+
+def test_every_string_of_a_user_is_text_and_keeps_its_direction_to_itself(tmp_path):
+    """Names of models and conditions, of images, notes and protocols, plug-ins, devices; in tables, pictures and the chart too."""
+    evil, turned = "<script>alert(1)</script>\"'>", "\u202eתמונה<b>"
+    rows = [made_row(model=evil, condition="full", delta=None, note=evil, protocol=turned)]
+    rows += [made_row(model=evil, **{**DENSE, "condition": name}, note=turned) for name in ("zero_registers", evil, turned)]
+    check = {"task": "instrument_check", "metric": "largest_change", "delta": None}
+    rows += [made_row(model=evil, condition=turned, value=1.0, **check)]
+    rows += [made_row(model=evil, condition=evil, task="off_manifold", metric=metric, delta=None) for metric in off_manifold.METRICS]
+    changes = {"models": {evil: "0"}, "images": turned, "protocol": evil, "notes": [turned, evil], "plugins": {f"{evil}.py": "0"}}
+    changes |= {"precision": evil, "machine": {"devices": 1, "device": evil, "python": "3", "versions": {"<i>": "<i>"}}}
+    folder = finished(tmp_path, ("ablation_table", "instrument_check", "off_manifold", evil), rows=rows, **changes)
+    text = page.write(folder).read_text()
+    parts = Parts(text)
+    assert parts.tags.count("script") == len(re.findall("<script", text)) == 2 + len(re.findall("Plotly.newPlot", text))
+    figures = json.dumps([{name: value for name, value in trace.items() if name != "legendgroup"} for trace in traces(text)])
+    assert "&lt;script&gt;alert(1)" in figures
+    assert "<script>" not in figures, "plotly reads markup in its texts"
+    assert parts.text.count(evil) > 10
+    isolates = 0
+    for mark in re.findall("[\u2066-\u2069\u202a-\u202e]", parts.text):
+        isolates += (mark == "\u2068") - (mark == "\u2069")
+        assert mark in "\u2068\u2069" or isolates, "what turns the text stands between marks"
+    assert isolates == 0
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of an sRGB colour, as WCAG 2 defines it."""
+    shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_has_the_contrast_of_wcag_aa_in_both_styles_and_is_not_small(dark):
+    style = (files("experiments.report") / "style.css").read_text()
+    colours = {name: pair[dark] for name, *pair in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", style)}
+    for text, ground, least in (
+        *((text, ground, 4.5) for text in ("ink", "soft", "accent", "costs", "gains") for ground in ("page", "card")),
+        ("ink", "caution", 4.5),
+        ("caution-line", "page", 3),
+    ):
+        high, low = sorted((_luminance(colours[text]), _luminance(colours[ground])), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= least, (text, ground)
+    sizes = [float(number) * (16 if unit == "rem" else 1) for number, unit in re.findall(r"font(?:-size)?: ([\d.]+)(rem|px)", style)]
+    assert len(sizes) > 5
+    assert min(sizes) >= 11
 
 
 def test_a_folder_without_a_finished_study_is_refused(tmp_path):
