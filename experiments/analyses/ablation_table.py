@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from experiments.demo import label
 from experiments.plotting.columns import Column, ScoreKey, filled, refitted, score_key
 from experiments.plotting.elements import interval_cell, plot, table
-from experiments.plotting.escape import escaped
+from experiments.plotting.escape import escaped, joined
 from experiments.plotting.hover import hover, meter_lines, scaled
 from experiments.rows import Row, select
 from experiments.study import grid
@@ -67,7 +67,7 @@ def heat_map(rows: Sequence[Row], shown: Sequence[Column], models: Sequence[str]
     # differences that hold by construction are the largest: a colour scale that spans them would hide all others
     shades = [_shade(r, "delta", largest) for r in scores if r["delta"] is not None and not r["by_construction"]]
     span = max(map(abs, shades), default=0) or 1
-    return _switchable(values, [escaped(f"{label(m)} · {c}") for m, c in runs], [column.heading for column in shown], span)
+    return _switchable(values, [escaped(joined(label(m), c)) for m, c in runs], [column.heading for column in shown], span)
 
 
 def _wrapped(heading: str) -> str:

@@ -13,6 +13,7 @@ from experiments.demo import label
 from experiments.features.extraction import Features
 from experiments.features.recipes import Recipe, recipe_of
 from experiments.plotting.elements import table
+from experiments.plotting.escape import joined
 from experiments.rows import Row, select
 from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key
@@ -88,7 +89,7 @@ def _largest_change(clean: Features, ablated: Features, tokens: str) -> np.ndarr
 def verdicts(results: StudyResults) -> list[str]:
     """Whether any other token changed: one line."""
     rows = select(results.rows, task=TASK)
-    changed = [f"{label(r['model'])} · {r['condition']} ({r['value']:g})" for r in rows if r["value"] > 0]
+    changed = [f"{joined(label(r['model']), r['condition'])} ({r['value']:g})" for r in rows if r["value"] > 0]
     if not rows:
         return []
     if changed:
@@ -98,5 +99,5 @@ def verdicts(results: StudyResults) -> list[str]:
 
 def section(results: StudyResults) -> str:
     """A table of the largest changes."""
-    lines = [(f"{label(r['model'])} · {r['condition']}", [f"<td>{r['value']:g}</td>"]) for r in select(results.rows, task=TASK)]
+    lines = [(joined(label(r["model"]), r["condition"]), [f"<td>{r['value']:g}</td>"]) for r in select(results.rows, task=TASK)]
     return table("zeroed at the last block", ["largest change of another token"], lines) if lines else ""

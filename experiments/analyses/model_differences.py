@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from experiments.demo import label
 from experiments.plotting.columns import score_key
 from experiments.plotting.elements import change_cell, table
+from experiments.plotting.escape import joined
 from experiments.rows import Row, select
 from experiments.study import grid
 from experiments.study.changes import KIND, METRIC_ENDING, changes_job
@@ -53,7 +54,7 @@ def section(results: StudyResults) -> str:
     for pair in dict.fromkeys(map(pair_of, rows)):
         conditions = dict.fromkeys(row["condition"] for row in rows if pair_of(row) == pair)
         lines = [(name, [change_cell(scores.get((*pair, name, *column.key))) for column in columns]) for name in conditions]
-        tables += table(" − ".join(map(label, pair)), [column.heading for column in columns], lines)
+        tables += table(joined(*map(label, pair), by=" − "), [column.heading for column in columns], lines)
     return tables
 
 

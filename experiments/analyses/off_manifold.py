@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from experiments.datasets.base import first_id
 from experiments.demo import label
 from experiments.plotting.elements import interval_cell, table
+from experiments.plotting.escape import joined
 from experiments.plotting.layer_lines import plot_condition_lines
 from experiments.rows import Row, select
 from experiments.study.cells import Store
@@ -83,5 +84,5 @@ def _last_block_table(results: StudyResults, models: Sequence[str]) -> str:
     for model in models:
         for condition in results.conditions(model, TASK):
             last = {r["metric"]: r for r in select(results.rows, model=model, condition=condition, task=TASK)}  # layers come in order
-            lines.append((f"{label(model)} · {condition}", [interval_cell(last[metric]) for metric in METRIC_HEADINGS]))
+            lines.append((joined(label(model), condition), [interval_cell(last[metric]) for metric in METRIC_HEADINGS]))
     return f"<details open><summary>all conditions</summary>{table('last block', list(METRIC_HEADINGS.values()), lines)}</details>"

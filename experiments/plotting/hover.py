@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.demo import label
-from experiments.plotting.escape import escaped
+from experiments.plotting.escape import escaped, joined
 from experiments.rows import Row, select
 
 _WRAP = 90  # characters in a line of a hover text
@@ -45,7 +45,7 @@ def hover(row: Row | None) -> str:
         return "not run"
     scale, unit = row["scale"], f" {row['unit']}" if row["unit"] else ""
     readout = f", {row['readout']}" if row["readout"] else ""
-    lines = [f"{label(row['model'])} · {row['condition']}", f"{row['task']}: {row['metric']}{_read(row)}{readout}"]
+    lines = [joined(label(row["model"]), row["condition"]), f"{row['task']}: {row['metric']}{_read(row)}{readout}"]
     lines += [row["protocol"][start : start + _WRAP] for start in range(0, len(row["protocol"]), _WRAP)]
     lines.append(f"value {interval(row)}{unit}, n = {row['n']} {row['n_unit']}; the interval covers {row['ci_covers']}")
     if row["seeds"] > 1:

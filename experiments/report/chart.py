@@ -11,7 +11,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from experiments.demo import label
-from experiments.plotting.escape import isolated
+from experiments.plotting.escape import isolated, joined
 from experiments.report.summary import Change, Verdict, verdict
 from experiments.report.wording import signed
 
@@ -57,9 +57,11 @@ def zeroing_chart(changes: Sequence[Change], models: Sequence[str], narrow: bool
     for model in shown:
         y = _block(body, plan, [change for change in changes if change.model == model], y)
     height = int(y) + 40
-    alternative = f"Change in points of every main score of {', '.join(map(label, shown))}: left with CLS, right with all registers zeroed."
+    alternative = (
+        f"Change in points of every main score of {joined(*map(label, shown), by=', ')}: left with CLS, right with all registers zeroed."
+    )
     size = {"viewBox": f"0 0 {width} {height}", "width": str(width), "height": str(height)}
-    chart = Element("svg", {**size, "class": "narrow" if narrow else "wide", "role": "img", "aria-label": isolated(alternative)})
+    chart = Element("svg", {**size, "class": "narrow" if narrow else "wide", "role": "img", "aria-label": alternative})
     _axes(chart, plan, y)
     chart.append(body)
     _text(chart, (plan.left + width) / 2, height - 4, "change against full, points", "middle", "soft")
@@ -80,14 +82,15 @@ def _block(parent: Element, plan: _Plan, changes: Sequence[Change], y: float) ->
     for dense in (False, True):
         scores = list(dict.fromkeys(change.score for change in changes if change.score.dense == dense))
         if scores:
-            kind = "dense scores" if dense else "global scores"
-            _text(parent, 2, y + 14, _short(f"{label(changes[0].model)}: {kind}", plan.width), "start", "head")
+            kind = ": dense scores" if dense else ": global scores"
+            name = _short(label(changes[0].model), plan.width - _CHARACTER * len(kind))
+            _text(parent, 2, y + 14, isolated(name) + kind, "start", "head")
             y += _LINE
         for score in scores:
             if plan.left:
-                _text(parent, plan.left - 8, y + 14, _short(score.name, plan.left), "end")
+                _text(parent, plan.left - 8, y + 14, isolated(_short(score.name, plan.left)), "end")
             else:
-                _text(parent, 2, y + 13, _short(score.name, plan.width), "start")
+                _text(parent, 2, y + 13, isolated(_short(score.name, plan.width)), "start")
                 y += _NAME
             for panel, condition in enumerate(PANELS):
                 _cell(parent, plan, panel, y + _LINE / 2, by_cell.get((score, condition)))
@@ -113,7 +116,8 @@ def _sentence(change: Change) -> str:
     """What a dot says where it is pointed at."""
     p = "" if change.p_holm is None else f", Holm p = {change.p_holm:.2g}"
     interval = f"{signed(change.delta)} points [{signed(change.low)}, {signed(change.high)}]"
-    return isolated(f"{label(change.model)}, {PANELS[change.condition]}, {change.score.name}: {interval}{p}")
+    what = joined(label(change.model), PANELS[change.condition], change.score.name, by=", ")
+    return f"{what}: {interval}{p}"
 
 
 def _axes(parent: Element, plan: _Plan, bottom: float) -> None:
@@ -144,4 +148,4 @@ def _short(text: str, pixels: float) -> str:
 
 def _text(parent: Element, x: float, y: float, words: str, anchor: str, kind: str = "") -> None:
     fields = {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor} | ({"class": kind} if kind else {})
-    SubElement(parent, "text", fields).text = isolated(words)
+    SubElement(parent, "text", fields).text = words
