@@ -18,7 +18,7 @@ from experiments.report.wording import signed
 _LINE, _NAME = 20, 16  # pixels from one line of the chart to the next; of a line that holds a name alone
 _TOP = 40  # above the first line: names of the panels, and numbers of the axis
 _GAP = 14  # between panels
-_CHARACTER = 6.8  # pixels of an average one, at the 12 px of the labels
+_CHARACTER, _BOLD = 6.8, 7.8  # pixels of an average one, at the 12 px of the labels and of headings
 PANELS = {"zero_cls": "zero CLS", "zero_registers": "zero registers"}
 """Titles of the panels, of the conditions in their order."""
 
@@ -83,7 +83,7 @@ def _block(parent: Element, plan: _Plan, changes: Sequence[Change], y: float) ->
         scores = list(dict.fromkeys(change.score for change in changes if change.score.dense == dense))
         if scores:
             kind = ": dense scores" if dense else ": global scores"
-            name = _short(label(changes[0].model), plan.width - _CHARACTER * len(kind))
+            name = _short(label(changes[0].model), plan.width - _BOLD * len(kind), _BOLD)
             _text(parent, 2, y + 14, isolated(name) + kind, "start", "head")
             y += _LINE
         for score in scores:
@@ -140,9 +140,9 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _short(text: str, pixels: float) -> str:
+def _short(text: str, pixels: float, character: float = _CHARACTER) -> str:
     """The text, cut where it would be wider than its place."""
-    most = int(pixels / _CHARACTER)
+    most = int(pixels / character)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

@@ -4,7 +4,7 @@
 (() => {
   const contents = document.querySelector("nav details");
   const links = [...contents.querySelectorAll("a")];
-  const parts = links.map((link) => document.getElementById(link.hash.slice(1)));
+  const parts = links.map((link) => document.getElementById(decodeURIComponent(link.hash.slice(1))));
   const visible = new Set();
 
   const mark = () => {

@@ -74,7 +74,7 @@ def _page(results: StudyResults, analyses: Mapping[str, Analysis], absent: list[
     environment = Environment(
         loader=PackageLoader("experiments.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"isolated": isolated, "label": label}
+    environment.filters |= {"isolated": isolated, "label": label, "signed": signed}
     manifest = results.manifest
     return environment.get_template("page.html").render(
         style=_file("style.css"),
@@ -118,19 +118,5 @@ def _panels(results: StudyResults) -> Iterator[dict[str, Any]]:
         findings = summarise(results, models)
         changes = [c for c in changes_of(results, models) if c.condition in CHARTED]
         charts = [Markup(zeroing_chart(changes, models, narrow)) for narrow in (False, True)] if changes else []
-        if models and (findings or not induced):
-            numbers = [
-                (
-                    label(c.model),
-                    c.condition,
-                    c.score.name,
-                    "by construction" if c.by_construction else _numbers(c.delta, c.low, c.high),
-                    c.p_holm,
-                )
-                for c in changes
-            ]
-            yield {"induced": induced, "models": models, "findings": findings, "charts": charts, "numbers": numbers}
-
-
-def _numbers(delta: float, low: float, high: float) -> str:
-    return f"{signed(delta)} [{signed(low)}, {signed(high)}]"
+        if models or not (induced or results.models):
+            yield {"induced": induced, "models": models, "findings": findings, "charts": charts, "changes": changes}

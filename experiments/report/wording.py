@@ -30,8 +30,8 @@ CLS_OPEN = "open: zeroing registers costs dense scores, and zeroing CLS may cost
 
 REPLACING = "Replacing registers instead of zeroing them"
 REPLACING_LEAD = (
-    "Of the scores that fall with zeroed registers. These replacements keep a place that attention can go to: that a score is spared does "
-    "not tell what the place is for, and a replacement that costs more than zeros proves nothing about content."
+    "Asked of the scores that fall with zeroed registers. These replacements keep a place that attention can go to: that a score is spared "
+    "does not tell what the place is for, and a replacement that costs more than zeros proves nothing about content."
 )
 REPLACED = "{total} fall; {parts}"
 REPLACEMENTS = {"mean_registers": "their mean", "noise_registers": "noise", "shuffle_registers": "registers of other images"}

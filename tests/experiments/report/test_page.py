@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -147,6 +148,12 @@ def test_the_contents_lead_to_every_section_and_the_summary_stands_above_them(tm
     assert "demo_reg: costs 1 of 1 scores (worst −25.0 [−37.5, −12.5] in mIoU linear head)." in parts.text
 
 
+def test_the_name_of_any_analysis_is_an_anchor(tmp_path):
+    given = {"my share & 5 %": SimpleNamespace(TITLE="Given", NOTE="", section=lambda results: "body")}
+    parts = Parts(page.write(finished(tmp_path, tuple(given)), given).read_text())
+    assert {unquote(link[1:]) for link in parts.links} == {"summary", "my share & 5 %", "method"} <= set(parts.ids)
+
+
 def test_a_model_with_an_induced_effect_has_a_panel_and_a_scale_of_its_own(tmp_path):
     rows = [made_row(model=name, **DENSE) for name in ("demo_reg_read", "demo_reg")]
     text = page.write(finished(tmp_path, rows=rows, models={"demo_reg_read": "0", "demo_reg": "0"})).read_text()
@@ -159,9 +166,10 @@ def test_a_model_with_an_induced_effect_has_a_panel_and_a_scale_of_its_own(tmp_p
 
 
 def test_where_no_rule_applies_the_summary_says_so_and_has_no_chart(tmp_path):
-    text = page.write(finished(tmp_path, rows=ROWS[:1])).read_text()
-    assert "No rule of the summary applies" in text
-    assert "<svg" not in text
+    for models in ({"demo_reg": "0"}, {"demo_reg_read": "0"}, {}):
+        text = page.write(finished(tmp_path, rows=ROWS[:1], models=models)).read_text()
+        assert text.count("No rule of the summary applies") == 1
+        assert "<svg" not in text
 
 
 def test_verdicts_of_analyses_stand_in_the_summary(tmp_path):
