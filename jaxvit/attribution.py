@@ -41,10 +41,11 @@ def attribution(
     ablation does not edit it. Of a `jaxvit.cut`, t is the query. Parts of an ablation that edit the same token of a block count together.
 
     One backward pass gives all of them, in the memory of one block's activations and every block's input. The estimate is linear in the
-    edit: far ones (zeroing a token with a large norm) can be far off.
+    edit: of far ones (a token's mean, or zero) it may have the wrong size and even the wrong sign. Check by `steps`, or by a run.
 
     Args:
-        metric: function of a module, from an `Output` to one number for each image. Compiles once per function.
+        metric: function of a module, from the `Output` of the whole batch to one number for each image. Compiles once per function: what it
+            reads from elsewhere is read then.
         over: "heads" gives [layers, batch, tokens, heads], for edits where heads are apart and for cuts.
         steps: with more than one, gradients are averaged over that many strengths of ALL edits together (the path integral of integrated
             gradients, midpoint rule: Sundararajan, Taly & Yan 2017). The entries of an image then sum to the effect of the whole

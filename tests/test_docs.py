@@ -41,7 +41,7 @@ def test_every_block_of_python_on_interventions_runs():
     for block in re.findall(r"```python\n(.*?)```", (DOCS / "interventions.md").read_text(), re.DOTALL):
         exec(block, names)
     assert float(names["pair"].captured["attention_divergence"].max()) == 0
-    assert names["joint"].shape == (6, 8, 69)
+    np.testing.assert_allclose(names["joint"], names["exact"], rtol=0.05, atol=0.02)
 
 
 def test_the_table_of_sites_has_all_of_them_and_what_transformer_lens_calls_them():
