@@ -90,6 +90,17 @@ def test_heads_of_a_token_sum_to_the_token():
     np.testing.assert_allclose(by_head.sum(axis=-1), by_token, atol=1e-5)
 
 
+def test_each_head_is_what_the_edit_of_that_head_alone_does():
+    model, images = tiny.model(), tiny.images(2)
+    for edit in (
+        lambda heads: jaxvit.zero(EVERYONE, at="value", heads=heads),
+        lambda heads: jaxvit.cut("cls", "patches", heads=heads, mass="lost"),
+    ):
+        by_head = jaxvit.attribution(model, images, metric, edit(range(HEADS)), "heads")
+        for head in range(HEADS):
+            np.testing.assert_allclose(by_head[..., head], jaxvit.attribution(model, images, metric, edit([head])), atol=1e-5)
+
+
 def test_padding_and_tokens_that_are_not_edited_have_no_effect():
     model, images = tiny.model(), tiny.images(3)
     effects = np.array(jaxvit.attribution(model, images, metric, jaxvit.zero("registers", [1]), valid=[True, False, True]))
