@@ -25,6 +25,8 @@ SLOW_FILES = (
     "experiments/test_end_to_end.py",
     "convert/test_transformers_parity.py",
     "experiments/pretrain/test_training.py",
+    "test_examples.py",
+    "jaxvit/probes/test_logistic.py",
     "jaxvit/test_hooks.py",
     "jaxvit/test_attribution.py",
     "jaxvit/test_cuts.py",
@@ -36,7 +38,6 @@ SLOW_FILES = (
     "convert/test_atomic.py",
     "jaxvit/test_custom.py",
     "jaxvit/test_forward.py",
-    "jaxvit/probes/test_logistic.py",
     "jaxvit/test_optimal.py",
     "jaxvit/test_interventions.py",
     "convert/test_hub.py",
@@ -52,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[COMPILED] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvit-compiled-")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        # tests run a program a few times: to compile less takes a third off. Studies pin it off, as they do all that can move a number
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         if getattr(config.option, "numprocesses", None):  # threads of several workers would wait for one another, spinning
             os.environ.setdefault("OMP_NUM_THREADS", "1")
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
