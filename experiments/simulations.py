@@ -6,6 +6,7 @@ reject a true null hypothesis at 5 % in 5 %. Numbers of units are those at which
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -148,6 +149,7 @@ def _pairs(images: int, partners: int, spread: float, generator: np.random.Gener
     return Sample([hits()], [hits()], pairs)
 
 
+@functools.cache
 def kinds() -> dict[str, Kind]:
     """The kinds of intervals of a study, by name."""
     population = _confusion(200_000, np.random.default_rng(0)).sum(axis=0)

@@ -282,6 +282,7 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
 def test_memory_stays_below_the_written_size_and_a_leaf(kind, tmp_path):
     """In a process of its own, with everything imported before; at most 1.3 leaves above the written size. A file that stays mapped, or

@@ -76,7 +76,7 @@ def measure(theirs, ours: jaxvit.ViT, height: int, width: int) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("sizes", [S, B], ids="SB")
+@pytest.mark.parametrize("sizes", [S, pytest.param(B, marks=pytest.mark.slow)], ids="SB")
 def test_tokens_agree(family, sizes, record_parity, tmp_path):
     theirs = make(family, sizes)
     ours = load(convert(saved(theirs, tmp_path / "hf"), tmp_path / "out"))
