@@ -23,6 +23,10 @@ from experiments.report.wording import signed
 from experiments.study.results import StudyResults, read_results
 from jaxvit.files import write_text
 
+STYLES = ("style.css", "figures.css")
+SCRIPTS = ("page.js",)
+"""Files of this package that are the style and the script of the page, in their order."""
+
 
 class Section(NamedTuple):
     """One analysis on the page.
@@ -77,9 +81,9 @@ def _page(results: StudyResults, analyses: Mapping[str, Analysis], absent: list[
     environment.filters |= {"isolated": isolated, "label": label, "signed": signed}
     manifest = results.manifest
     return environment.get_template("page.html").render(
-        style=_file("style.css"),
+        style=Markup("").join(map(_file, STYLES)),
         plotly=Markup(get_plotlyjs()),
-        script=_file("page.js"),
+        script=Markup("").join(map(_file, SCRIPTS)),
         manifest=manifest,
         models=results.models,
         demo=[model for model in results.models if model in NOTES],
