@@ -26,7 +26,7 @@ NOTE = (
 )
 ATTENTION_NOTE = (
     "Attention of CLS, of the registers (their mean) and of each register over patches, without ablation: mean over heads, after the "
-    "softmax over all tokens. Each picture is scaled to its own largest share, which stands below it: where that is small, bright is little."
+    "softmax over all tokens. Each picture is scaled to its own largest share, which stands below: where that is small, bright is little."
 )
 KIND = "maps"
 VERSION = 2

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from experiments.plotting.escape import escaped
 
-_MOST_RADIOS = 4  # more options are a list that opens
+_ROOM = 50  # letters of options that stand side by side, with those that the space around a name takes; more are a list that opens
 
 
 class Axis(NamedTuple):
@@ -35,10 +35,14 @@ class Axis(NamedTuple):
         return self.chosen or next(iter(self.options))
 
 
+def words(axes: Sequence[Axis], *options: str | None) -> str:
+    """What a panel belongs to: an option of every axis, None for any."""
+    return " ".join(option or "*" for axis, option in zip(axes, options, strict=True) if len(axis.options) > 1)
+
+
 def view(axes: Sequence[Axis], *options: str | None) -> str:
-    """The attribute of a panel that says what it belongs to: an option of every axis, None for any."""
-    words = [option or "*" for axis, option in zip(axes, options, strict=True) if len(axis.options) > 1]
-    return f'data-view="{html.escape(" ".join(words))}"'
+    """The attribute of a panel that holds its `words`."""
+    return f'data-view="{html.escape(words(axes, *options))}"'
 
 
 def views(name: str, axes: Sequence[Axis], body: str) -> str:
@@ -66,7 +70,7 @@ def _control(name: str, axis: Axis) -> str:
             f'<input type="range" min="{min(words)}" max="{max(words)}" value="{axis.first}" data-label="{html.escape(axis.name)}"{group}>'
         )
         return f'<label class="slide"><output>{escaped(axis.name)} {axis.first}</output>{field}</label>'
-    if len(axis.options) > _MOST_RADIOS:
+    if sum(3 + len(text) for text in axis.options.values()) > _ROOM:
         options = "".join(
             f'<option value="{html.escape(word)}"{" selected" if word == axis.first else ""}>{escaped(text)}</option>'
             for word, text in axis.options.items()
