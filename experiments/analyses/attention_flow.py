@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 from experiments.demo import label
 from experiments.features.conditions import FULL
 from experiments.plotting.controls import Axis, not_shown, view, views, words
-from experiments.plotting.escape import escaped, isolated
+from experiments.plotting.escape import escaped
+from experiments.plotting.heat import heat_cell, heat_table
 from experiments.plotting.hover import scaled, token_label
 from experiments.plotting.layer_lines import ends_of, layer_chart, legend, lines_of, said
 from experiments.rows import Row, select, token_name
@@ -123,27 +123,18 @@ def _tables(chosen: str, name: str, layer: int, rows: Sequence[Row]) -> str:
 
 
 def _table(caption: str, tokens: Sequence[str], by_pair: Mapping[tuple[str, str], Row], with_interval: bool) -> str:
-    """A table whose cells are coloured by their share."""
-    heads = "".join(f'<th scope="col">{escaped(token_label(token))}</th>' for token in tokens)
-    lines = "".join(
-        f'<tr><th scope="row">{escaped(token_label(source))}</th>'
-        f"{''.join(_cell(by_pair.get((source, target)), with_interval) for target in tokens)}</tr>"
-        for source in tokens
-    )
-    box = f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(isolated(caption))}">'
-    head = f'<thead><tr><th scope="col">from</th>{heads}</tr></thead>'
-    return f'{box}<table class="heat"><caption>{escaped(caption)}</caption>{head}<tbody>{lines}</tbody></table></div>'
+    """The flow from every token (group) to every one."""
+    lines = [(token_label(a), [_cell(by_pair.get((a, b)), with_interval) for b in tokens]) for a in tokens]
+    return heat_table(caption, "from", list(map(token_label, tokens)), lines)
 
 
 def _cell(row: Row | None, with_interval: bool) -> str:
     if row is None:
         return "<td></td>"
-    low, high = scaled(row, "ci_low"), scaled(row, "ci_high")
+    interval = f"{scaled(row, 'ci_low')} – {scaled(row, 'ci_high')}"
     published = "".join(f"<small>published {100 * other['value']:.1f}</small>" for other in row["published"] or ())
-    style = f'style="--p:{scaled(row)}"'
-    if with_interval:
-        return f"<td {style}>{scaled(row)}<small>{low} – {high}</small>{published}</td>"
-    return f'<td {style} title="{low} – {high}">{scaled(row)}{published}</td>'
+    small = f"<small>{interval}</small>" if with_interval else ""
+    return heat_cell(row["value"], scaled(row) + small + published, "" if with_interval else interval)
 
 
 def _published(row: Row, other: Mapping[str, Any]) -> str:

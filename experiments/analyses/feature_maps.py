@@ -117,7 +117,7 @@ def _feature_panels(word: str, name: str, arrays: Arrays, axes: Sequence[Axis]) 
             tiles += (
                 f'<div class="tile"><b>{escaped(condition)}</b>'
                 f"{drawn(rows, columns, components.show(c * count + i), f'principal components, {condition}')}"
-                f"{drawn(rows, columns, lengths.show(c * count + i, 'values'), f'norms, {condition}: {said}', ends, 'map')}"
+                f"{drawn(rows, columns, lengths.show(c * count + i), f'norms, {condition}: {said}', ends, 'map')}"
                 f"<small>{said}</small></div>"
             )
         caption = f"{escaped(name)}, image {i + 1}: components above, norms below, {ramp_bar(f'{low[i]:.3g}', f'{high[i]:.3g}')}."
@@ -137,7 +137,7 @@ def _attention_panels(word: str, name: str, attention: np.ndarray, axes: Sequenc
             tiles = ""
             for s, source in enumerate(sources):
                 largest = f"{100 * high[layer, i, s]:.3g}"
-                shown = show_photograph(f"map-photo-{i}", rows, columns) + maps.show((layer * count + i) * len(sources) + s, "values")
+                shown = show_photograph(f"map-photo-{i}", rows, columns) + maps.show((layer * count + i) * len(sources) + s)
                 picture = drawn(rows, columns, shown, f"{source}: 0 to {largest} %", f' data-high="{largest}"', "map")
                 tiles += f'<div class="tile"><b>{source}</b>{picture}<small>up to {largest} %</small></div>'
             caption = f"{escaped(name)}, image {i + 1}, block {layer}: attention to a patch, {ramp_bar('0', 'the largest of the picture')}."

@@ -1,6 +1,7 @@
 """Pictures of patches: many small ones in one file, photographs that are kept once and shown often, numbers as colours of one ramp.
 
-Every picture that is shown is a drawing whose unit is a patch, as `figures.js` reads it: its numbers are the pixels of the sheet.
+Every picture that is shown is a drawing whose unit is a patch. A map of numbers has the class "map", and its last part are its numbers, as
+`figures.js` reads them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from experiments.plotting.escape import isolated
 _STOPS = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4")
 """Inferno of matplotlib at ten even places: its lightness grows evenly, also for those who tell few colours apart."""
 _ACROSS = 32  # pictures of a sheet side by side
-_SMALL = 96  # pixels of a side up to which a photograph is kept without loss
-_THUMBNAIL, _QUALITY = 224, 82  # larger photographs: longest side in pixels, and quality of the JPEG
+_LARGEST, _QUALITY = 224, 88  # of photographs: longest side in pixels, and quality of WebP, which takes half the bytes of JPEG or less
+_SMALL = 96  # pixels of a side up to which a photograph is shown as pixels
 
 
 def _ramp() -> UInt8[np.ndarray, "256 3"]:
@@ -46,10 +47,10 @@ class Sheet(NamedTuple):
     rows: int
     columns: int
 
-    def show(self, index: int, kind: str = "") -> str:
+    def show(self, index: int) -> str:
         """A picture, as a part of a drawing."""
         row, column = divmod(index, _ACROSS)
-        fields = {"class": kind, "href": f"#{self.name}", "x": -column * self.columns, "y": -row * self.rows}
+        fields = {"href": f"#{self.name}", "x": -column * self.columns, "y": -row * self.rows}
         written = [f'{name}="{value}"' for name, value in fields.items() if value]
         return f"<use {' '.join(written)}/>"
 
@@ -89,18 +90,16 @@ def ramp_bar(low: str, high: str) -> str:
 
 def photograph(name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> str:
     """The definition of a photograph in a square of one unit; it is shown by `show_photograph`."""
-    small = max(pixels.shape[:2]) <= _SMALL
     file = Image.fromarray(pixels)
-    if not small:
-        file.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    kind = 'class="pixels" ' if small else ""
-    return _image(name, f'{kind}width="1" height="1" preserveAspectRatio="none"', _encoded(file, "png" if small else "jpeg"))
+    file.thumbnail((_LARGEST, _LARGEST))
+    kind = 'class="pixels" ' if max(pixels.shape[:2]) <= _SMALL else ""
+    return _image(name, f'{kind}width="1" height="1" preserveAspectRatio="none"', _encoded(file, "webp"))
 
 
 def show_photograph(name: str, rows: int, columns: int) -> str:
     """A photograph under a grid of patches, as a part of a drawing."""
     scale = f"{columns}" if rows == columns else f"{columns} {rows}"
-    return f'<use class="photo" href="#{name}" transform="scale({scale})"/>'
+    return f'<use href="#{name}" transform="scale({scale})"/>'
 
 
 def definitions(images: Sequence[str]) -> str:
@@ -109,8 +108,9 @@ def definitions(images: Sequence[str]) -> str:
 
 
 def outline(row: int, column: int) -> str:
-    """A frame around a patch, as a part of a drawing."""
-    return f'<rect class="outline" x="{column}" y="{row}" width="1" height="1"/>'
+    """A frame around a patch, bright in dark so that it is seen on every photograph, as a part of a drawing."""
+    place = f'x="{column}" y="{row}" width="1" height="1"'
+    return f'<rect class="halo" {place}/><rect class="outline" {place}/>'
 
 
 def drawn(rows: int, columns: int, body: str, text: str, fields: str = "", kind: str = "", window: Sequence[int] = ()) -> str:
@@ -128,7 +128,7 @@ def drawn(rows: int, columns: int, body: str, text: str, fields: str = "", kind:
 
 def _encoded(file: Image.Image, kind: str) -> str:
     buffer = io.BytesIO()
-    file.save(buffer, kind, **({"quality": _QUALITY} if kind == "jpeg" else {"optimize": True}))
+    file.save(buffer, kind, **({"quality": _QUALITY, "method": 6} if kind == "webp" else {"optimize": True}))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

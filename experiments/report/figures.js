@@ -96,7 +96,7 @@
     map.classList.add("on");
     map.tabIndex = 0;
     const { width, height } = map.viewBox.baseVal;
-    const values = map.querySelector("use.values");
+    const values = map.querySelector("use:last-of-type");
     const figure = map.closest("figure");
     const output = figure.querySelector("output.value");
     const marker = map.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "rect"));
