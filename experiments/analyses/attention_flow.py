@@ -11,7 +11,7 @@ from experiments.demo import label
 from experiments.features.conditions import FULL
 from experiments.plotting.controls import Axis, not_shown, view, views, words
 from experiments.plotting.escape import escaped
-from experiments.plotting.heat import heat_cell, heat_table
+from experiments.plotting.shares import share_cell, share_table
 from experiments.plotting.hover import scaled, token_label
 from experiments.plotting.layer_lines import ends_of, layer_chart, legend, lines_of, said
 from experiments.rows import Row, select, token_name
@@ -125,7 +125,7 @@ def _tables(chosen: str, name: str, layer: int, rows: Sequence[Row]) -> str:
 def _table(caption: str, tokens: Sequence[str], by_pair: Mapping[tuple[str, str], Row], with_interval: bool) -> str:
     """The flow from every token (group) to every one."""
     lines = [(token_label(a), [_cell(by_pair.get((a, b)), with_interval) for b in tokens]) for a in tokens]
-    return heat_table(caption, "from", list(map(token_label, tokens)), lines)
+    return share_table(caption, "from", list(map(token_label, tokens)), lines)
 
 
 def _cell(row: Row | None, with_interval: bool) -> str:
@@ -134,7 +134,7 @@ def _cell(row: Row | None, with_interval: bool) -> str:
     interval = f"{scaled(row, 'ci_low')} – {scaled(row, 'ci_high')}"
     published = "".join(f"<small>published {100 * other['value']:.1f}</small>" for other in row["published"] or ())
     small = f"<small>{interval}</small>" if with_interval else ""
-    return heat_cell(row["value"], scaled(row) + small + published, "" if with_interval else interval)
+    return share_cell(row["value"], scaled(row) + small + published, "" if with_interval else interval)
 
 
 def _published(row: Row, other: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from experiments.plotting import dots
 from experiments.plotting.controls import not_shown
 from experiments.plotting.elements import interval_cell, table
 from experiments.plotting.escape import joined
-from experiments.plotting.heat import heat_cell, heat_table
+from experiments.plotting.shares import share_cell, share_table
 from experiments.plotting.layer_lines import Along, LogScale, layer_chart, legend, lines_of, said
 from experiments.rows import Row, select
 from experiments.study import grid
@@ -67,10 +67,11 @@ def _ranks(rows: Sequence[Row], models: Sequence[str]) -> str:
         entries = []
         for name, r in by_condition.items():
             says = f"{joined(label(model), name)}: {said(r)}"
-            entries.append(dots.Entry(name, "", r["value"], r["ci_low"], r["ci_high"], f"{r['value']:.2f}", "same", says))
+            entries.append(dots.Entry(name, "", r["value"], r["ci_low"], r["ci_high"], f"{r['value']:.2f}", "value", says))
         panels.append(dots.Panel(label(model), entries, reference=full))
+    ends = dots.extent(panels)
     caption = "Effective rank of an image's patches, median over images with 95 % intervals. The dashed line is the full condition."
-    return dots.figure(panels, "effective rank", caption, dots.extent(panels))
+    return dots.figure([panel._replace(ends=ends) for panel in panels], "effective rank", caption)
 
 
 def _spectra(rows: Sequence[Row], models: Sequence[str]) -> str:
@@ -109,7 +110,7 @@ def _cosine_table(name: str, rows: Sequence[Row]) -> str:
 
     def cell(pair: tuple[str, str]) -> str:
         row = by_pair.get(pair)
-        return "<td>–</td>" if row is None else heat_cell(row["value"], f"{row['value']:.2f}".replace("-", "−"), said(row))
+        return "<td>–</td>" if row is None else share_cell(row["value"], f"{row['value']:.2f}".replace("-", "−"), said(row))
 
     lines = [(a, [cell((a, b)) for b in registers]) for a in registers]
-    return heat_table(f"{name}: mean cosine of registers", "register", registers, lines)
+    return share_table(f"{name}: mean cosine of registers", "register", registers, lines)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.demo import label
-from experiments.plotting.escape import escaped, joined
+from experiments.plotting.escape import escaped, isolated, joined
 from experiments.rows import Row, select
 
 _WRAP = 90  # characters in a line of a hover text
@@ -45,7 +45,7 @@ def hover(row: Row | None) -> str:
         return "not run"
     scale, unit = row["scale"], f" {row['unit']}" if row["unit"] else ""
     readout = f", {row['readout']}" if row["readout"] else ""
-    lines = [joined(label(row["model"]), row["condition"]), f"{row['task']}: {row['metric']}{_read(row)}{readout}"]
+    lines = [joined(label(row["model"]), row["condition"]), f"{row['task']}: {row['metric']}{read_of(row)}{readout}"]
     lines += [row["protocol"][start : start + _WRAP] for start in range(0, len(row["protocol"]), _WRAP)]
     lines.append(f"value {interval(row)}{unit}, n = {row['n']} {row['n_unit']}; the interval covers {row['ci_covers']}")
     if row["seeds"] > 1:
@@ -70,8 +70,78 @@ def hover(row: Row | None) -> str:
     return "<br>".join(map(escaped, [*lines, f"cell {row['cell']}"]))
 
 
-def _read(row: Row) -> str:
-    """What a number is read from: " of cls, block 5", "[2] of patches, block 11", " of r1 and r2, block 11"."""
+def note(row: Row, name: str = "") -> str:
+    """What a number says where it is pointed at or has the focus, as text: a sentence (whose it is, what, its value, its change, Holm's p),
+    then, a line each, the test, draws, published numbers and marks. What was chosen and the protocol are not part of it.
+
+    Args:
+        name: of the score; by default its task, metric and what is read.
+    """
+    readout = f", {row['readout']}" if row["readout"] else ""
+    name = name or f"{row['task'].replace('_', ' ')}, {row['metric']}{read_of(row)}{readout}"
+    lines = [f"{joined(label(row['model']), row['condition'])}, {isolated(name)}: {shown(row)}{_changed(row)}."]
+    test = "" if row["p_value"] is None else f"p {_p(row['p_value'])} before Holm; "
+    lines.append(f"{test}n = {row['n']} {isolated(row['n_unit'])}; the interval covers {row['ci_covers']}.")
+    if row["seeds"] > 1:
+        lines.append(f"Mean over {row['seeds']} draws, from {plain(row, min(row['by_seed']))} to {plain(row, max(row['by_seed']))}.")
+    if row["repeats"]:
+        lines.append(f"One intervention with {isolated(row['repeats'])} for what is read here.")
+    for other in row["published"] or ():
+        where = "inside" if other["in_interval"] else "outside"
+        lines.append(f"Published {plain(row, other['value'])}, {where} this interval: {isolated(other['source'])}")
+    return "\n".join([*lines, *(f"{mark}{isolated(row[field])}" for mark, field in _MARKED if row[field])])
+
+
+_MARKED = (("† ", "note"), ("‡ ", "flag"))
+
+
+def shown(row: Row) -> str:
+    """The value of a row with its 95 % interval and its unit: "50.0 % [40.0, 60.0]"."""
+    unit = f" {row['unit']}" if row["unit"] else ""
+    return f"{plain(row, row['value'])}{unit} [{plain(row, row['ci_low'])}, {plain(row, row['ci_high'])}]"
+
+
+def change(row: Row) -> str:
+    """The difference of a row with its interval, in points or its unit: "−25.0 points [−37.5, −12.5]"."""
+    unit = f" {'points' if row['unit'] == '%' else row['unit']}" if row["unit"] else ""
+    return f"{signed(row, row['delta'])}{unit} [{signed(row, row['delta_ci_low'])}, {signed(row, row['delta_ci_high'])}]"
+
+
+def _changed(row: Row) -> str:
+    """The second half of the sentence on a number: its change, and Holm's p."""
+    if row["delta"] is None:
+        return ""
+    if row["by_construction"]:
+        return f", {change(row)} against {_other(row)}, by construction"
+    corrected = (
+        "" if row["p_holm"] is None else f", Holm p {_p(row['p_holm'])} ({row['holm_tests']} {row['holm_family'].partition(':')[0]} tests)"
+    )
+    return f", {change(row)} against {_other(row)}{corrected}"
+
+
+def _other(row: Row) -> str:
+    """What a row is compared with."""
+    other = row["reference"]
+    return isolated(other["condition"] if other["model"] == row["model"] else label(other["model"]))
+
+
+def plain(row: Row, value: float) -> str:
+    """A number in the unit of a row: one decimal where that is percent, else three."""
+    return f"{row['scale'] * value:.{_decimals(row)}f}".replace("-", "−")
+
+
+def signed(row: Row, value: float) -> str:
+    """A difference in the unit of a row, with its sign: "−3.1", "+0.2"; "0.0" where nothing is left of it."""
+    text = f"{row['scale'] * value:+.{_decimals(row)}f}".replace("-", "−")
+    return text[1:] if not text.strip("+−0.") else text
+
+
+def _decimals(row: Row) -> int:
+    return 1 if row["unit"] == "%" else 3
+
+
+def read_of(row: Row) -> str:
+    """What a number is read from, after its name: " of cls, block 5", "[2] of patches, block 11", " of r1 and r2, block 11"."""
     index = "" if row["index"] is None else f"[{row['index']}]"
     pair = [row[name] for name in ("register_a", "register_b") if row[name]]
     tokens = row["feature"] or " and ".join(pair)

@@ -184,6 +184,6 @@ def legend(lines: Sequence[Line]) -> str:
     names = dict.fromkeys((line.name, line.style) for line in sorted(lines, key=lambda line: line.style))
     if len(names) < 2:
         return ""
-    stroke = '<svg class="key" viewBox="0 0 24 8" width="24" height="8" aria-hidden="true"><line x1="0" x2="24" y1="4" y2="4"/></svg>'
+    stroke = '<svg class="stroke" viewBox="0 0 24 8" width="24" height="8" aria-hidden="true"><line x1="0" x2="24" y1="4" y2="4"/></svg>'
     entries = "".join(f'<li class="line {svg.series(index)}">{stroke}{escaped(name)}</li>' for name, index in names)
     return f'<ul class="legend">{entries}</ul>'

@@ -39,13 +39,14 @@ class Scale(NamedTuple):
         return ticks(self.low, self.high, max(2, int(abs(self.end - self.start) // apart)))
 
 
-def span(values: Iterable[float], least: float = 1.0, margin: float = 0.05) -> tuple[float, float]:
-    """The ends of an axis: all values, 0, and `least` on each side of it where both signs occur or none; a share of the whole beyond."""
-    ends = list(values)
+def span(values: Iterable[float], least: float = 1.0, around: float = 0.0) -> tuple[float, float]:
+    """The ends of an axis: all values, what they lie around, and `least` on each side of that where values are or, where all are the same,
+    on both; a twentieth of the whole beyond."""
+    ends = [value - around for value in values]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     low, high = (min(low, -least) if low < 0 or high == 0 else low), (max(high, least) if high > 0 or low == 0 else high)
-    beyond = margin * (high - low)
-    return low - beyond, high + beyond
+    beyond = 0.05 * (high - low)
+    return around + low - beyond, around + high + beyond
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -122,7 +123,7 @@ def dot(parent: Element, x: float, y: float, radius: float = 4, kind: str = "") 
 def axis_across(parent: Element, scale: Scale, top: float, bottom: float, title: str = "") -> float:
     """A line from top to bottom for every round number of a scale that runs across, the numbers below, and the title below them; returns
     the height that it ends at."""
-    for tick in scale.ticks():
+    for tick in scale.ticks(34):
         line(parent, scale(tick), top, scale(tick), bottom, "grid" if tick else "zero")
         text(parent, scale(tick), bottom + 15, number(tick), "middle", "soft")
     if title:

@@ -24,7 +24,7 @@ from experiments.study.results import StudyResults, read_results
 from jaxvit.files import write_text
 
 STYLES = ("style.css", "figures.css", "pictures.css")
-SCRIPTS = ("page.js", "figures.js")
+SCRIPTS = ("page.js", "notes.js", "figures.js")
 """Files of this package that are the style and the script of the page, in their order."""
 
 

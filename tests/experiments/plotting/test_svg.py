@@ -36,10 +36,10 @@ def test_ticks_are_round_and_few_and_within_the_scale(low, high, most):
     [([], (-1, 1)), ([-20, -3], (-20, 0)), ([4.0], (0, 4)), ([-0.1, 0.2], (-1, 1)), ([-30, 0.2], (-30, 1))],
 )
 def test_an_axis_has_zero_and_all_numbers_and_small_ones_are_not_made_large(values, ends):
-    assert svg.span(values, margin=0) == ends
     low, high = svg.span(values)
-    assert low < ends[0]
-    assert high > ends[1]
+    beyond = (ends[1] - ends[0]) / 20
+    assert (low, high) == pytest.approx((ends[0] - beyond, ends[1] + beyond))
+    assert svg.span([1 + value for value in values], around=1) == pytest.approx((1 + low, 1 + high))
 
 
 def test_words_are_escaped_kept_apart_by_direction_and_cut_with_the_whole_beside():
