@@ -11,9 +11,9 @@ from experiments.demo import label
 from experiments.features.conditions import FULL
 from experiments.plotting.controls import Axis, not_shown, view, views, words
 from experiments.plotting.escape import escaped
-from experiments.plotting.shares import share_cell, share_table
 from experiments.plotting.hover import scaled, token_label
-from experiments.plotting.layer_lines import ends_of, layer_chart, legend, lines_of, said
+from experiments.plotting.layer_lines import ends_of, layer_chart, legend, lines_of, said, side_by_side
+from experiments.plotting.shares import share_cell, share_table
 from experiments.rows import Row, select, token_name
 from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key
@@ -157,4 +157,4 @@ def _lines(name: str, rows: Sequence[Row], blocks: Mapping[int, str]) -> str:
         layer_chart(f"from {token_label(source)}", lines, ends_of(every), blocks) for source, lines in by_source.items() if lines
     )
     caption = f"{escaped(name)}: share of attention in percent, by block, with 95 % intervals over images."
-    return f'<figure><figcaption>{caption}</figcaption>{legend(every)}<div class="charts">{charts}</div></figure>'
+    return f"<figure><figcaption>{caption}</figcaption>{legend(every)}{side_by_side(charts, f'attention flow of {name}')}</figure>"

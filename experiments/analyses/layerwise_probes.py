@@ -16,7 +16,7 @@ from experiments.plotting import svg
 from experiments.plotting.controls import not_shown, view, views, words
 from experiments.plotting.escape import escaped
 from experiments.plotting.hover import scaled, token_label
-from experiments.plotting.layer_lines import Line, ends_of, layer_chart, legend, lines_of, plot_layer_lines, said
+from experiments.plotting.layer_lines import Line, ends_of, layer_chart, legend, lines_of, plot_layer_lines, said, side_by_side
 from experiments.rows import Row, select
 from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key
@@ -130,7 +130,7 @@ def _routing(results: StudyResults) -> str:
             charts += "<p>Attention flow: not run.</p>"
         key = legend([*read, *attended])
         caption = f"{escaped(label(model))}: what is read from a token, and where CLS attends, by block; bands are 95 % intervals."
-        page += f'<figure {view(axes, word, None)}><figcaption>{caption}</figcaption>{key}<div class="charts">{charts}</div></figure>'
+        page += f"<figure {view(axes, word, None)}><figcaption>{caption}</figcaption>{key}{side_by_side(charts, f'routing and content of {label(model)}')}</figure>"
     missing = not_shown([model for model in results.models if model not in run])
     return f"{views('routing', axes, page)}{missing}"
 
@@ -152,7 +152,7 @@ def _bars(chosen: str, layer: int, lines: Sequence[tuple[Line, Row]], high: floa
     for i, (line, row) in enumerate(lines):
         y, (value, low, end) = 26 + _BAR * i, (scale(row["scale"] * row[field]) for field in ("value", "ci_low", "ci_high"))
         svg.text(root, names, y + 15, line.name, "end")
-        bar = svg.group(root, svg.series(line.style), f"{line.name}: {said(row)}")
+        bar = svg.group(root, f"mark {svg.series(line.style)}", f"{line.name}: {said(row)}")
         size = {"x": scale.start, "y": y + 4, "width": max(0, value - scale.start), "height": _BAR - 8}
         SubElement(bar, "rect", {name: svg.pixels(length) for name, length in size.items()})
         svg.line(bar, low, y + _BAR / 2, end, y + _BAR / 2, "whisker")

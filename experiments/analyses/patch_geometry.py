@@ -9,8 +9,8 @@ from experiments.plotting import dots
 from experiments.plotting.controls import not_shown
 from experiments.plotting.elements import interval_cell, table
 from experiments.plotting.escape import joined
+from experiments.plotting.layer_lines import Along, LogScale, layer_chart, legend, lines_of, said, side_by_side
 from experiments.plotting.shares import share_cell, share_table
-from experiments.plotting.layer_lines import Along, LogScale, layer_chart, legend, lines_of, said
 from experiments.rows import Row, select
 from experiments.study import grid
 from experiments.study.jobs import Job
@@ -83,7 +83,7 @@ def _spectra(rows: Sequence[Row], models: Sequence[str]) -> str:
     numbers = [row[field] for line in lines for row in line.rows for field in ("value", "ci_low", "ci_high") if row[field] > 0]
     chart = layer_chart("spectrum", lines, (0.8 * min(numbers), 1.0), along=EIGENVALUES, scale=LogScale)
     caption = "Share of each of the leading Gram eigenvalues, mean over images with 95 % intervals, full condition."
-    return f'<figure><figcaption>{caption}</figcaption>{legend(lines)}<div class="charts">{chart}</div></figure>'
+    return f"<figure><figcaption>{caption}</figcaption>{legend(lines)}{side_by_side(chart, 'spectra')}</figure>"
 
 
 def _norm_table(rows: Sequence[Row], models: Sequence[str]) -> str:

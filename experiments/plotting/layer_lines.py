@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -83,8 +84,13 @@ def _plot_panels(rows: Sequence[Row], models: Sequence[str], field: str, names: 
     numbers = "".join(numbers_table(label(model), lines) for model, lines in shown.items())
     return (
         f"<figure><figcaption>{escaped(title)}, by block</figcaption>{legend([line for lines in shown.values() for line in lines])}"
-        f'<div class="charts">{charts}</div><details><summary>The numbers of this chart</summary>{numbers}</details></figure>'
+        f"{side_by_side(charts, title)}<details><summary>The numbers of this chart</summary>{numbers}</details></figure>"
     )
+
+
+def side_by_side(drawings: str, about: str) -> str:
+    """Drawings side by side as far as there is room; `about` is what they show, as text."""
+    return f'<div class="charts" tabindex="0" role="group" aria-label="{html.escape(isolated(about))}">{drawings}</div>'
 
 
 def lines_of(rows: Sequence[Row], field: str, names: Mapping[str, str]) -> list[Line]:
@@ -146,8 +152,8 @@ def _draw(root: Element, line: Line, across: svg.Scale, up: svg.Scale, heading: 
         SubElement(drawn, "polygon", {"points": " ".join([*points(line.rows, "ci_high"), *points(line.rows[::-1], "ci_low")])})
     SubElement(drawn, "polyline", {"points": " ".join(points(line.rows, "value"))})
     for row in line.rows:
-        dot = svg.dot(drawn, across(along(row)), up(row["scale"] * row["value"]), 3)
-        SubElement(dot, "title").text = f"{joined(heading, line.name, by=', ')}, {along.title} {along(row)}: {said(row)}"
+        says = f"{joined(heading, line.name, by=', ')}, {along.title} {along(row)}: {said(row)}"
+        svg.dot(svg.group(drawn, "mark", says), across(along(row)), up(row["scale"] * row["value"]), 3)
 
 
 def said(row: Row) -> str:
