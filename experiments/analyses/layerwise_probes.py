@@ -130,7 +130,8 @@ def _routing(results: StudyResults) -> str:
             charts += "<p>Attention flow: not run.</p>"
         key = legend([*read, *attended])
         caption = f"{escaped(label(model))}: what is read from a token, and where CLS attends, by block; bands are 95 % intervals."
-        page += f"<figure {view(axes, word, None)}><figcaption>{caption}</figcaption>{key}{side_by_side(charts, f'routing and content of {label(model)}')}</figure>"
+        drawn = side_by_side(charts, f"routing and content of {label(model)}")
+        page += f"<figure {view(axes, word, None)}><figcaption>{caption}</figcaption>{key}{drawn}</figure>"
     missing = not_shown([model for model in results.models if model not in run])
     return f"{views('routing', axes, page)}{missing}"
 

@@ -147,13 +147,18 @@ def _draw(root: Element, line: Line, across: svg.Scale, up: svg.Scale, heading: 
     def points(rows: Sequence[Row], field: str) -> list[str]:
         return [f"{svg.pixels(across(along(r)))},{svg.pixels(up(r['scale'] * r[field]))}" for r in rows]
 
-    drawn = svg.group(root, f"line {svg.series(line.style)}")
+    drawn = svg.group(root, _look(line.style))
     if intervals:
         SubElement(drawn, "polygon", {"points": " ".join([*points(line.rows, "ci_high"), *points(line.rows[::-1], "ci_low")])})
     SubElement(drawn, "polyline", {"points": " ".join(points(line.rows, "value"))})
     for row in line.rows:
         says = f"{joined(heading, line.name, by=', ')}, {along.title} {along(row)}: {said(row)}"
         svg.dot(svg.group(drawn, "mark", says), across(along(row)), up(row["scale"] * row["value"]), 3)
+
+
+def _look(style: int) -> str:
+    """The classes of a line: those of its colour and dash and, where these repeat, of its width. The first 72 differ."""
+    return f"line {svg.series(style)} w{style // (svg.COLOURS * svg.DASHES) % 3}"
 
 
 def said(row: Row) -> str:
@@ -191,5 +196,5 @@ def legend(lines: Sequence[Line]) -> str:
     if len(names) < 2:
         return ""
     stroke = '<svg class="stroke" viewBox="0 0 24 8" width="24" height="8" aria-hidden="true"><line x1="0" x2="24" y1="4" y2="4"/></svg>'
-    entries = "".join(f'<li class="line {svg.series(index)}">{stroke}{escaped(name)}</li>' for name, index in names)
+    entries = "".join(f'<li class="{_look(index)}">{stroke}{escaped(name)}</li>' for name, index in names)
     return f'<ul class="legend">{entries}</ul>'
