@@ -23,8 +23,8 @@ from experiments.report.wording import signed
 from experiments.study.results import StudyResults, read_results
 from jaxvit.files import write_text
 
-STYLES = ("style.css", "figures.css")
-SCRIPTS = ("page.js", "notes.js")
+STYLES = ("style.css", "figures.css", "pictures.css")
+SCRIPTS = ("page.js", "notes.js", "figures.js")
 """Files of this package that are the style and the script of the page, in their order."""
 
 
