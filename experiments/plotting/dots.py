@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from experiments.plotting import svg
-from experiments.plotting.escape import isolated, joined
+from experiments.plotting.escape import escaped, joined
 
 _LINE = 19  # pixels from one line to the next
 _TOP = 26  # above the first line: the heading
-_NAMES = 140  # pixels of the names at the left, at most
+_NAMES = 150  # pixels of the names at the left, at most
 
 
 class Entry(NamedTuple):
@@ -73,7 +72,7 @@ def figure(panels: Sequence[Panel], about: str, caption: str) -> str:
     names = min(_NAMES, 4 + max(svg.width_of(entry.name) for entry in entries))
     numbers = 6 + max(svg.width_of(entry.number) for entry in entries)
     drawn = "".join(svg.written(_panel(panel, about, names, numbers)) for panel in panels)
-    box = f'<div class="charts" tabindex="0" role="group" aria-label="{html.escape(isolated(about))}">'
+    box = f'<div class="charts" tabindex="0" role="group" aria-label="{escaped(about)}">'
     return f"<figure><figcaption>{caption}</figcaption>{box}{drawn}</div></figure>"
 
 
