@@ -103,7 +103,7 @@ def read_of(row: Row) -> str:
     """What a number is read from, after its name: " of cls, block 5", "[2] of patches, block 11", " of r1 and r2, block 11"."""
     index = "" if row["index"] is None else f"[{row['index']}]"
     pair = [row[name] for name in ("register_a", "register_b") if row[name]]
-    tokens = row["feature"] or " and ".join(pair)
+    tokens = row["feature"] or " and ".join(pair) or f"{row['source']} to {row['target']}"
     block = "" if row["layer"] is None else f", block {row['layer']}"
     return f"{index} of {tokens}{block}"
 

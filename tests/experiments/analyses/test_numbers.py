@@ -12,6 +12,7 @@ from experiments.analyses import (
     instrument_check,
     model_differences,
     off_manifold,
+    random_patch_control,
     register_lesions,
     replacement_controls,
     scale_comparison,
@@ -69,10 +70,11 @@ def test_published_numbers_stand_beside_measured_ones():
         {"value": 0.45, "difference": 0.05, "in_interval": True, "source": "another", "protocol": "?"},
     ]
     page = ablation_table.section(results([made_row(published=published)]))
-    assert "Our interval holds 1 of 2 published numbers; protocols differ" in page
+    assert "holds 1 of 2 published numbers" in page
+    assert "<summary>model: 1 of 2</summary>" in page
     shown = page[page.index("Published beside measured") :]
     lines = [re.sub("<[^>]*>", " ", line).split() for line in re.findall("<tr>(.*?)</tr>", shown)[1:]]
-    assert lines[0][-8:] == ["50.0", "40.0", "–", "60.0", "75.0", "−25.0", "no", "a", "&lt;paper&gt;"][-8:]
+    assert lines[0][-9:] == ["50.0", "40.0", "–", "60.0", "75.0", "−25.0", "no", "a", "&lt;paper&gt;"]
     assert lines[1][-4:] == ["45.0", "+5.0", "yes", "another"]
     assert "Published" not in ablation_table.section(results([made_row()]))
 
@@ -124,11 +126,19 @@ def test_the_last_block_of_every_condition_has_a_dot_and_stands_in_the_table():
     assert page.count("<td>1.125<small>") == 2 * len(off_manifold.METRICS)
 
 
+def test_what_has_no_number_under_any_condition_is_a_sentence_and_no_empty_panel():
+    rows = [made_row(by_construction=True), made_row(task="knn", metric="top1_k20")]
+    page = random_patch_control.section(results([row | {"condition": "zero_registers"} for row in rows]))
+    assert [title for title in panels(page)] == ["model: k-NN (k 20) CLS"]
+    assert "Without a number here, by construction: linear probe CLS." in page
+
+
 SIZES = ("dinov2_vitb14", "dinov2_vits14", "dinov3_vits16")
 
 
 def test_models_are_compared_with_others_of_their_family_alone_small_ones_first():
     rows = [made_row(model=model, delta=delta) for model, delta in zip(SIZES, (-0.25, -0.2, -0.1), strict=True)]
+    rows.append(made_row(model=SIZES[2], condition="zero_registers"))
     page = scale_comparison.section(results(rows, *SIZES))
     (lines,) = panels(page).values()
     assert [line.name for line in lines] == ["S: dinov2_vits14", "B: dinov2_vitb14", "B − S"]
