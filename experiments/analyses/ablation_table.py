@@ -64,7 +64,8 @@ def condition_table(rows: Sequence[Row], shown: Sequence[Column], model: str, sh
         return ""
     lines = [(name, [_cell(scores.get((name, *column.key)), name, column, shades, protocols) for column in columns]) for name in conditions]
     meters = {condition: text for (of, condition), text in meter_lines(rows).items() if of == model}
-    table_of = table("condition", headings(rows, columns), lines, f"{isolated(label(model))}: conditions against scores", meters)
+    heads = [heading.replace("(k ", "(k&nbsp;") for heading in headings(rows, columns)]
+    table_of = table("condition", heads, lines, f"{isolated(label(model))}: conditions against scores", meters)
     absent = [plain_heading(column.heading) for column in shown if column not in columns]
     missing = f'<p class="note">Not run for this model: {escaped(", ".join(absent))}.</p>' if absent else ""
     return f"<h3>{escaped(label(model))}</h3>{table_of}{missing}"

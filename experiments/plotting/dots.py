@@ -67,19 +67,21 @@ def figure(panels: Sequence[Panel], about: str, caption: str) -> str:
         about: whose they are, as text.
         caption: as HTML.
     """
-    drawn = "".join(svg.written(_panel(panel, about)) for panel in panels)
-    if not drawn:
+    if not panels:
         return ""
+    entries = [entry for panel in panels for entry in panel.entries]
+    names = min(_NAMES, 4 + max(svg.width_of(entry.name) for entry in entries))
+    numbers = 6 + max(svg.width_of(entry.number) for entry in entries)
+    drawn = "".join(svg.written(_panel(panel, about, names, numbers)) for panel in panels)
     box = f'<div class="charts" tabindex="0" role="group" aria-label="{html.escape(isolated(about))}">'
     return f"<figure><figcaption>{caption}</figcaption>{box}{drawn}</div></figure>"
 
 
-def _panel(panel: Panel, about: str) -> Element:
-    names = min(_NAMES, 4 + max((svg.width_of(entry.name) for entry in panel.entries), default=0))
+def _panel(panel: Panel, about: str, names: float, numbers: float) -> Element:
+    """One of the small multiples, with so many pixels for names and numbers."""
     bottom = _TOP + _LINE * len(panel.entries)
     height = bottom + (36 if panel.unit else 20)
     root = svg.drawing(svg.WIDTH, height, joined(about, panel.heading, by=": "), _described(panel), "chart dots")
-    numbers = 6 + max((svg.width_of(entry.number) for entry in panel.entries), default=0)
     scale = svg.Scale(*(panel.ends or extent([panel], 1e-3)), names + 14, svg.WIDTH - numbers - 8)
     svg.text(root, 0, 14, panel.heading, kind="head", room=svg.WIDTH)
     svg.axis_across(root, scale, _TOP - 2, bottom, panel.unit)

@@ -34,7 +34,7 @@ class Scale(NamedTuple):
     def __call__(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self, apart: float = 40) -> list[float]:
+    def ticks(self, apart: float = 34) -> list[float]:
         """Round numbers that are so many pixels apart or more."""
         return ticks(self.low, self.high, max(2, int(abs(self.end - self.start) // apart)))
 
@@ -123,7 +123,7 @@ def dot(parent: Element, x: float, y: float, radius: float = 4, kind: str = "") 
 def axis_across(parent: Element, scale: Scale, top: float, bottom: float, title: str = "") -> float:
     """A line from top to bottom for every round number of a scale that runs across, the numbers below, and the title below them; returns
     the height that it ends at."""
-    for tick in scale.ticks(34):
+    for tick in scale.ticks():
         line(parent, scale(tick), top, scale(tick), bottom, "grid" if tick else "zero")
         text(parent, scale(tick), bottom + 15, number(tick), "middle", "soft")
     if title:

@@ -15,7 +15,11 @@
       const title = element.querySelector(":scope > title");
       element.dataset.note = element.getAttribute("title") ?? title?.textContent ?? "";
       element.removeAttribute("title");
-      title?.remove();
+      if (!title) return element.dataset.note;
+      title.remove();
+      element.setAttribute("role", "img");
+      element.setAttribute("aria-label", element.dataset.note);
+      element.closest("svg").setAttribute("role", "group"); // what is in an image is told to nobody
     }
     return element.dataset.note;
   };

@@ -64,3 +64,8 @@ def test_letters_as_wide_as_they_are_high_are_counted_as_such():
 def test_24_series_are_told_apart_and_none_is_without_a_class():
     assert len({svg.series(index) for index in range(24)}) == 24
     assert svg.series(24) == svg.series(0)
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [(-9, 3, [-5, 0]), (-1.1, 1.1, [-1, 0, 1]), (-60, 5, [-60, -40, -20, 0])])
+def test_ticks_are_round_and_hold_zero(low, high, expected):
+    assert svg.ticks(low, high, 4) == expected

@@ -105,7 +105,7 @@ def test_cautions_are_those_that_the_study_needs(tmp_path):
 class Parts(HTMLParser):
     """Anchors, links within the page, tags in their order, and the text of a page; tags must close in the order in which they open."""
 
-    VOID = ("meta", "link", "img", "input", "br", "hr")
+    VOID = ("meta", "link", "img", "input", "br", "hr", "wbr")
 
     def __init__(self, page: str):
         super().__init__()
