@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from experiments.plotting.columns import ScoreKey, score_key
 from experiments.plotting.elements import empty_cell
+from experiments.plotting.escape import escaped
 from experiments.plotting.hover import note, plain, signed
 from experiments.plotting.marks import direction, significant
 from experiments.rows import Row
@@ -33,7 +34,7 @@ class Protocols:
 
     def listed(self) -> str:
         """The list, as HTML."""
-        lines = "".join(f"<li>{html.escape(text)}</li>" for text in self._numbers)
+        lines = "".join(f"<li>{escaped(text)}</li>" for text in self._numbers)
         return f'<details class="protocols"><summary>Protocols of these numbers</summary><ol>{lines}</ol></details>' if lines else ""
 
 
