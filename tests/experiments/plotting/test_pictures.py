@@ -50,7 +50,7 @@ def test_a_photograph_is_nearly_what_was_given_and_a_large_one_is_made_smaller()
     smooth = np.stack([np.add.outer(np.arange(64), np.arange(64)) + shade for shade in (0, 50, 100)], axis=-1).astype(np.uint8)
     assert np.abs(files(photograph("p", smooth))["p"].astype(int) - smooth).mean() < 2
     large = np.repeat(np.repeat(smooth, 7, axis=0), 14, axis=1)
-    assert files(photograph("p", large))["p"].shape == (112, 224, 3)
+    assert files(photograph("p", large))["p"].shape == (84, 168, 3)
 
 
 def test_an_outline_is_the_patch_and_a_photograph_lies_under_all_of_them():
