@@ -83,7 +83,7 @@ def section(results: StudyResults) -> str:
     shown = {f"m{i}": select(rows, model=model) for i, model in enumerate(results.models) if any(r["model"] == model for r in rows)}
     if not shown:
         return ""
-    axes = flow_axes({word: label(results.models[int(word[1:])]) for word in shown}, rows)
+    axes = flow_axes({word: of_model[0]["model"] for word, of_model in shown.items()}, rows)
     page = ""
     for word, of_model in shown.items():
         name = axes[0].options[word]
@@ -96,11 +96,20 @@ def section(results: StudyResults) -> str:
     return f"{views('attention-flow', axes, page)}{missing}"
 
 
-def flow_axes(names: Mapping[str, str], rows: Sequence[Row]) -> tuple[Axis, Axis]:
-    """The choice of a model, and of a block, which is the last of the deepest at first. They move together with those of other sections."""
+def flow_axes(models: Mapping[str, str], rows: Sequence[Row]) -> tuple[Axis, Axis]:
+    """The choice of a model, at first one with registers, and of a block, at first the last. They move together with those of other
+    sections.
+
+    Args:
+        models: by the words that stand for them, which are "m" and their place in the study.
+        rows: of these models and all their blocks.
+    """
+    with_registers = {r["model"] for r in rows if "r1" in (r["source"], r["target"], r["feature"])}
+    first = next((word for word, model in models.items() if model in with_registers), "")
     layers = sorted({r["layer"] for r in rows})
     blocks = {str(layer): str(layer) for layer in layers}
-    return Axis("model", names, group="model"), Axis("block", blocks, chosen=str(layers[-1]), slider=True, group="block")
+    names = {word: label(model) for word, model in models.items()}
+    return Axis("model", names, first, group="model"), Axis("block", blocks, str(layers[-1]), slider=True, group="block")
 
 
 def _groups(rows: Sequence[Row]) -> list[str]:

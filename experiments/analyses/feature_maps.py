@@ -75,25 +75,24 @@ def section(results: StudyResults) -> str:
     if not shown:
         return ""
     names = {word: label(results.models[int(word[1:])]) for word in shown}
-    first = next(iter(shown.values()))["images"]
-    photographs = [photograph(f"map-photo-{i}", image) for i, image in enumerate(first)]
-    axes = (Axis("model", names, group="model"), Axis("image", {str(i): str(i + 1) for i in range(len(first))}, group="map-image"))
-    features, attention = [], []
-    images = [ramp(), *photographs]
+    photographs = next(iter(shown.values()))["images"]
+    depth = max(len(arrays["attention"]) for arrays in shown.values())
+    axes = (
+        Axis("model", names, next((word for word in shown if shown[word]["attention"].shape[2] > 1), ""), group="model"),
+        Axis("image", {str(i): str(i + 1) for i in range(len(photographs))}, group="map-image"),
+    )
+    with_block = (*axes, Axis("block", {str(n): str(n) for n in range(depth)}, str(depth - 1), slider=True, group="block"))
+    features, attention = "", ""
+    images = [ramp(), *(photograph(f"map-photo-{i}", image) for i, image in enumerate(photographs))]
     for word, arrays in shown.items():
-        panels, sheets = _feature_panels(word, names[word], arrays, axes)
-        features.append(panels)
-        images += sheets
-    depths = {word: len(arrays["attention"]) for word, arrays in shown.items()}
-    blocks = {str(layer): str(layer) for layer in range(max(depths.values()))}
-    with_block = (*axes, Axis("block", blocks, chosen=str(max(depths.values()) - 1), slider=True, group="block"))
-    for word, arrays in shown.items():
-        panels, sheets = _attention_panels(word, names[word], arrays["attention"], with_block)
-        attention.append(panels)
-        images += sheets
+        of_features, feature_sheets = _feature_panels(word, names[word], arrays, axes)
+        of_attention, attention_sheet = _attention_panels(word, names[word], arrays["attention"], with_block)
+        features, attention = features + of_features, attention + of_attention
+        images += [*feature_sheets, attention_sheet]
+    none = '<p data-view="none">This model has no such block.</p>'
     return (
-        f"{definitions(images)}{views('feature-maps', axes, ''.join(features))}<h3>Attention on the image</h3>"
-        f'<p class="note">{ATTENTION_NOTE}</p>{views("attention-maps", with_block, "".join(attention))}'
+        f"{definitions(images)}{views('feature-maps', axes, features)}<h3>Attention on the image</h3>"
+        f'<p class="note">{ATTENTION_NOTE}</p>{views("attention-maps", with_block, attention + none)}'
         f"{not_shown([model for model in results.models if model not in by_model])}"
     )
 
@@ -120,12 +119,12 @@ def _feature_panels(word: str, name: str, arrays: Arrays, axes: Sequence[Axis]) 
                 f"{drawn(rows, columns, lengths.show(c * count + i), f'norms, {condition}: {said}', ends, 'map')}"
                 f"<small>{said}</small></div>"
             )
-        caption = f"{escaped(name)}, image {i + 1}: components above, norms below, {ramp_bar(f'{low[i]:.3g}', f'{high[i]:.3g}')}."
+        caption = f"{escaped(name)}, image {i + 1}: components above, norms below, {ramp_bar(f'{low[i]:.3g}', f'{high[i]:.3g}')}"
         panels += _figure(view(axes, word, str(i)), tiles, caption)
     return panels, [components_sheet, lengths_sheet]
 
 
-def _attention_panels(word: str, name: str, attention: np.ndarray, axes: Sequence[Axis]) -> tuple[str, list[str]]:
+def _attention_panels(word: str, name: str, attention: np.ndarray, axes: Sequence[Axis]) -> tuple[str, str]:
     """Panels of a model, one for each image and block: the attention of every source over patches; and the sheet that they show."""
     attention, sources = with_mean_register(attention)
     depth, count, _, rows, columns = attention.shape
@@ -140,9 +139,9 @@ def _attention_panels(word: str, name: str, attention: np.ndarray, axes: Sequenc
                 shown = show_photograph(f"map-photo-{i}", rows, columns) + maps.show((layer * count + i) * len(sources) + s)
                 picture = drawn(rows, columns, shown, f"{source}: 0 to {largest} %", f' data-high="{largest}"', "map")
                 tiles += f'<div class="tile"><b>{source}</b>{picture}<small>up to {largest} %</small></div>'
-            caption = f"{escaped(name)}, image {i + 1}, block {layer}: attention to a patch, {ramp_bar('0', 'the largest of the picture')}."
+            caption = f"{escaped(name)}, image {i + 1}, block {layer}: attention to a patch, {ramp_bar('0', 'the largest of the picture')}"
             panels += _figure(view(axes, word, str(i), str(layer)), tiles, caption, " %")
-    return panels, [maps_sheet]
+    return panels, maps_sheet
 
 
 def with_mean_register(attention: Float[np.ndarray, "layers images prefix rows columns"]) -> tuple[np.ndarray, list[str]]:

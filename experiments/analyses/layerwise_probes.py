@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import SubElement
 
@@ -112,8 +113,9 @@ def _routing(results: StudyResults) -> str:
     shown = {f"m{i}": model for i, model in enumerate(results.models) if model in run}
     if not shown:
         return ""
-    axes = attention_flow.flow_axes({word: label(model) for word, model in shown.items()}, [*probes, *flow])
-    tokens = {r[field]: token_label(r[field]) for rows, field in ((flow, "target"), (probes, "feature")) for r in rows}
+    axes = attention_flow.flow_axes(shown, [*probes, *flow])
+    found = {*(r["feature"] for r in probes), *(r["target"] for r in flow)}
+    tokens = {token: token_label(token) for token in sorted(found, key=_place)}
     ends = ends_of([Line("", 0, probes)])
     page = ""
     for word, model in shown.items():
@@ -136,6 +138,11 @@ def _routing(results: StudyResults) -> str:
     return f"{views('routing', axes, page)}{missing}"
 
 
+def _place(token: str) -> tuple[int, int]:
+    """CLS, registers by their numbers, patches."""
+    return (1, int(token[1:])) if re.fullmatch(r"r\d+", token) else (0 if token == "cls" else 2, 0)
+
+
 def select_layer(lines: Sequence[Line], layer: int) -> list[tuple[Line, Row]]:
     """The lines that have a number of a block, with it."""
     return [(line, row) for line in lines for row in line.rows if row["layer"] == layer]
@@ -151,10 +158,13 @@ def _bars(chosen: str, layer: int, lines: Sequence[tuple[Line, Row]], high: floa
     svg.text(root, 0, 14, f"attention of CLS at block {layer}", kind="head")
     svg.axis_across(root, scale, 24, bottom)
     for i, (line, row) in enumerate(lines):
-        y, (value, low, end) = 26 + _BAR * i, (scale(row["scale"] * row[field]) for field in ("value", "ci_low", "ci_high"))
+        y, (value, low, end) = (
+            26 + _BAR * i,
+            (max(scale.start, scale(row["scale"] * row[field])) for field in ("value", "ci_low", "ci_high")),
+        )
         svg.text(root, names, y + 15, line.name, "end")
         bar = svg.group(root, f"mark {svg.series(line.style)}", f"{line.name}: {said(row)}")
-        size = {"x": scale.start, "y": y + 4, "width": max(0, value - scale.start), "height": _BAR - 8}
+        size = {"x": scale.start, "y": y + 4, "width": value - scale.start, "height": _BAR - 8}
         SubElement(bar, "rect", {name: svg.pixels(length) for name, length in size.items()})
         svg.line(bar, low, y + _BAR / 2, end, y + _BAR / 2, "whisker")
         svg.text(root, svg.WIDTH, y + 15, scaled(row), "end")

@@ -21,7 +21,7 @@ from experiments.plotting.escape import escaped
 _STOPS = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4")
 """Inferno of matplotlib at ten even places: its lightness grows evenly, also for those who tell few colours apart."""
 _ACROSS = 32  # pictures of a sheet side by side
-_LARGEST, _QUALITY = 224, 88  # of photographs: longest side in pixels, and quality of WebP, which takes half the bytes of JPEG or less
+_LARGEST, _QUALITY = 168, 84  # of photographs: longest side in pixels, and quality of WebP, which takes half the bytes of JPEG or less
 _SMALL = 96  # pixels of a side up to which a photograph is shown as pixels
 
 
