@@ -53,8 +53,7 @@ def section(results: StudyResults) -> str:
 _KEY = (
     '<p class="note">Changes are coloured by their root: <span class="key costs">costs</span> <span class="key gains">gains</span>; '
     '<span class="key built">† by construction</span>; '
-    "<b>bold</b>: p below 0.05 after Holm. Percent and points, or the "
-    "unit of the heading.</p>"
+    "<b>Bold</b>: p below 0.05 after Holm. Numbers are percent and points, or in the unit of the heading.</p>"
 )
 
 

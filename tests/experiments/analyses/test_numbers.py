@@ -138,12 +138,13 @@ SIZES = ("dinov2_vitb14", "dinov2_vits14", "dinov3_vits16")
 
 def test_models_are_compared_with_others_of_their_family_alone_small_ones_first():
     rows = [made_row(model=model, delta=delta) for model, delta in zip(SIZES, (-0.25, -0.2, -0.1), strict=True)]
-    rows.append(made_row(model=SIZES[2], condition="zero_registers"))
+    rows += [made_row(model=model, condition="zero_registers") for model in (SIZES[2], "other")]
     page = scale_comparison.section(results(rows, *SIZES))
     (lines,) = panels(page).values()
     assert [line.name for line in lines] == ["S: dinov2_vits14", "B: dinov2_vitb14", "B − S"]
     assert (lines[2].words, lines[2].kind) == (["−5.0"], "sum"), "not tested here"
     assert "dinov3_vits16" not in page
+    assert "zero_registers" not in page, "no size of the family ran it"
 
 
 def test_the_difference_of_two_sizes_is_the_tested_one_where_there_is_one():

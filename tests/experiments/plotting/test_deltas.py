@@ -42,10 +42,15 @@ def test_a_dot_and_its_interval_stand_at_their_numbers_and_say_them():
 
 
 def test_a_dot_and_its_interval_are_in_the_unit_of_the_score_on_an_axis_of_its_own():
-    row = made_row(task="mine", metric="length", readout=None, delta=-2.5, delta_ci_low=-3.5, delta_ci_high=-0.5, **PLAIN | {"unit": "m"})
-    page = plot_deltas([row, made_row()], [*COLUMNS, Column("length", "cls", "length", task="mine")], ["model"], {"zero_cls": "CLS"})
+    columns = [*COLUMNS, Column("length", "cls", "length", task="mine")]
+    fields = {"task": "mine", "metric": "length", "readout": None, **PLAIN, "unit": "m"}
+    row = made_row(delta=-250.0, delta_ci_low=-350.0, delta_ci_high=-50.0, **fields)
+    page = plot_deltas([row, made_row()], columns, ["model"], {"zero_cls": "CLS"})
     (line,) = panels(page)["model: length"]
-    assert line.numbers == pytest.approx([-2.5, -3.5, -0.5], abs=0.02)
+    assert line.numbers == pytest.approx([-250, -350, -50], abs=2)
+    alone = plot_deltas([made_row()], columns, ["model"], {"zero_cls": "CLS"})
+    ticks = [re.findall(r'class="soft">([^<]*)<', text.split("</svg>")[0]) for text in (page, alone)]
+    assert ticks[0] == ticks[1] != [], "the axis of points is not that of metres"
     assert "change, m" in page
 
 
