@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from experiments.demo import label
 from experiments.features.conditions import FULL
@@ -85,21 +86,28 @@ def headings(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
 
 
 def published_table(rows: Sequence[Row], models: Sequence[str]) -> str:
-    """Published numbers beside measured ones: the difference, and whether the measured interval holds it; empty where there are none."""
-    pairs = [(row, other) for model in models for row in select(rows, model=model) for other in row["published"] or ()]
-    if not pairs:
-        return ""
-    held = sum(other["in_interval"] for _, other in pairs)
-    lines = []
-    for row, other in pairs:
-        measured = f"<td>{plain(row, row['value'])}<small>{plain(row, row['ci_low'])} – {plain(row, row['ci_high'])}</small></td>"
-        numbers = f"<td>{plain(row, other['value'])}</td><td>{signed(row, other['difference'])}</td>"
-        source = f'<td>{"yes" if other["in_interval"] else "no"}</td><td class="text">{escaped(other["source"])}</td>'
-        name = " ".join(filter(None, (row["task"], row["metric"], read_of(row), row["readout"])))
-        lines.append((joined(label(row["model"]), row["condition"], name), [measured + numbers + source]))
-    heads = ["measured", "published", "difference", "in the interval", "source"]
-    summary = f"Our interval holds {held} of {len(pairs)} published numbers; protocols differ"
-    return f"<h3>Published beside measured</h3><details><summary>{summary}</summary>{table('number', heads, lines)}</details>"
+    """Published numbers beside measured ones, model by model: the difference, and whether the measured interval holds it; empty where there
+    are none."""
+    page, held, total = "", 0, 0
+    for model in models:
+        pairs = [(row, other) for row in select(rows, model=model) for other in row["published"] or ()]
+        inside = sum(other["in_interval"] for _, other in pairs)
+        held, total = held + inside, total + len(pairs)
+        if pairs:
+            heads = ["measured", "published", "difference", "in the interval", "source"]
+            shown = table("number", heads, [_published_line(row, other) for row, other in pairs], f"{label(model)}: published and measured")
+            page += f"<details><summary>{escaped(label(model))}: {inside} of {len(pairs)}</summary>{shown}</details>"
+    said = f'<p class="note">Our 95 % interval holds {held} of {total} published numbers. It does not cover that protocols differ.</p>'
+    return page and f'<h3>Published beside measured</h3>{said}<div class="published">{page}</div>'
+
+
+def _published_line(row: Row, other: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """A published number as a line of a table."""
+    measured = f"<td>{plain(row, row['value'])}<small>{plain(row, row['ci_low'])} – {plain(row, row['ci_high'])}</small></td>"
+    numbers = f"<td>{plain(row, other['value'])}</td><td>{signed(row, other['difference'])}</td>"
+    source = f'<td>{"yes" if other["in_interval"] else "no"}</td><td class="text">{escaped(other["source"])}</td>'
+    name = f"{row['task'].replace('_', ' ')}, {row['metric']}{read_of(row)}{', frozen' if row['readout'] == 'frozen' else ''}"
+    return joined(row["condition"], name), [measured + numbers + source]
 
 
 def full_table(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[str], list[tuple[str, list[Row | None]]]]:

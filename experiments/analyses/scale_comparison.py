@@ -62,7 +62,8 @@ def _size(model: str) -> str:
 
 def _panel(rows: Sequence[Row], column: Column, models: Sequence[str], condition: str) -> Panel | None:
     """One score of all sizes, or None where fewer than two of them have it."""
-    found = {r["model"]: r for r in rows if r["condition"] == condition and r["delta"] is not None and score_key(r) == column.key}
+    compared = [r for r in rows if r["condition"] == condition and r["delta"] is not None and score_key(r) == column.key]
+    found = {r["model"]: r for r in compared if r["model"] in models}
     if len(found) < 2:
         return None
     name = plain_heading(column.heading)

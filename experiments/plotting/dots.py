@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from experiments.plotting import svg
-from experiments.plotting.escape import isolated, joined
+from experiments.plotting.escape import escaped, joined
 
 _LINE = 19  # pixels from one line to the next
 _TOP = 26  # above the first line: the heading
-_NAMES = 140  # pixels of the names at the left, at most
+_NAMES = 150  # pixels of the names at the left, at most
 
 
 class Entry(NamedTuple):
@@ -61,20 +60,29 @@ def extent(panels: Sequence[Panel], least: float = 1.0, around: float = 0.0) -> 
 
 
 def figure(panels: Sequence[Panel], about: str, caption: str) -> str:
-    """Panels side by side as far as there is room, as HTML; empty where there are none.
+    """Panels side by side as far as there is room, and a line on those that have no number; empty where there are none at all.
 
     Args:
         about: whose they are, as text.
         caption: as HTML.
     """
-    if not panels:
-        return ""
-    entries = [entry for panel in panels for entry in panel.entries]
-    names = min(_NAMES, 4 + max(svg.width_of(entry.name) for entry in entries))
-    numbers = 6 + max(svg.width_of(entry.number) for entry in entries)
-    drawn = "".join(svg.written(_panel(panel, about, names, numbers)) for panel in panels)
-    box = f'<div class="charts" tabindex="0" role="group" aria-label="{html.escape(isolated(about))}">'
-    return f"<figure><figcaption>{caption}</figcaption>{box}{drawn}</div></figure>"
+    drawn = [panel for panel in panels if any(entry.value is not None for entry in panel.entries)]
+    entries = [entry for panel in drawn for entry in panel.entries]
+    names = min(_NAMES, 4 + max((svg.width_of(entry.name) for entry in entries), default=0))
+    numbers = 6 + max((svg.width_of(entry.number) for entry in entries), default=0)
+    body = "".join(svg.written(_panel(panel, about, names, numbers)) for panel in drawn)
+    box = f'<div class="charts" tabindex="0" role="group" aria-label="{escaped(about)}">{body}</div>'
+    figure = f"<figure><figcaption>{caption}</figcaption>{box}</figure>" if drawn else ""
+    return figure + _unnumbered([panel for panel in panels if panel not in drawn])
+
+
+def _unnumbered(panels: Sequence[Panel]) -> str:
+    """What stands in the place of the numbers of some panels, as one line."""
+    by_words: dict[str, list[str]] = {}
+    for panel in panels:
+        by_words.setdefault(" or ".join(dict.fromkeys(entry.words for entry in panel.entries)), []).append(panel.heading)
+    lines = "; ".join(f"{escaped(words)}: {escaped(', '.join(headings))}" for words, headings in by_words.items())
+    return f'<p class="note">Without a number here, {lines}.</p>' if lines else ""
 
 
 def _panel(panel: Panel, about: str, names: float, numbers: float) -> Element:

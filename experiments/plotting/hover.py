@@ -1,15 +1,12 @@
-"""Rows as the text and the error bars of a figure."""
+"""Rows as texts of the page: numbers in their units, and what a number says where it is pointed at."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from experiments.demo import label
-from experiments.plotting.escape import escaped, isolated, joined
+from experiments.plotting.escape import isolated, joined
 from experiments.rows import Row, select
-
-_WRAP = 90  # characters in a line of a hover text
 
 
 def token_label(name: str) -> str:
@@ -27,47 +24,9 @@ def scaled(row: Row, field: str = "value", form: str = ".1f") -> str:
     return format(row["scale"] * row[field], form)
 
 
-def interval(row: Row) -> str:
-    """The value of a row and its 95 % interval, in its unit."""
-    scale = row["scale"]
-    return f"{scale * row['value']:.3f} [{scale * row['ci_low']:.3f}, {scale * row['ci_high']:.3f}]"
-
-
 def _p(p_value: float) -> str:
     """A p-value after its letter: "= 0.0312", "< 0.0001"."""
     return f"= {p_value:.4f}" if p_value >= 1e-4 else "< 0.0001"
-
-
-def hover(row: Row | None) -> str:
-    """Everything that is known of a number, as lines of HTML: what it is, its interval, its comparison, published counterparts. What the
-    row holds is escaped."""
-    if row is None:
-        return "not run"
-    scale, unit = row["scale"], f" {row['unit']}" if row["unit"] else ""
-    readout = f", {row['readout']}" if row["readout"] else ""
-    lines = [joined(label(row["model"]), row["condition"]), f"{row['task']}: {row['metric']}{read_of(row)}{readout}"]
-    lines += [row["protocol"][start : start + _WRAP] for start in range(0, len(row["protocol"]), _WRAP)]
-    lines.append(f"value {interval(row)}{unit}, n = {row['n']} {row['n_unit']}; the interval covers {row['ci_covers']}")
-    if row["seeds"] > 1:
-        lines.append(f"mean over {row['seeds']} draws, from {scale * min(row['by_seed']):.3f} to {scale * max(row['by_seed']):.3f}")
-    if row["delta"] is not None:
-        corrected = (
-            ""
-            if row["p_holm"] is None
-            else f", by Holm over {row['holm_tests']} p {_p(row['p_holm'])} ({row['holm_family'].partition(':')[0]} family)"
-        )
-        change, low, high = (scale * row[name] for name in ("delta", "delta_ci_low", "delta_ci_high"))
-        lines.append(f"against full {change:+.3f} [{low:+.3f}, {high:+.3f}], p {_p(row['p_value'])}{corrected}")
-    if row["repeats"]:
-        lines.append(f"one intervention with {row['repeats']} for what is read here")
-    for other in row["published"] or ():
-        where = "inside" if other["in_interval"] else "outside"
-        lines.append(
-            f"published {scale * other['value']:.2f} ({scale * other['difference']:+.2f} here), {where} this interval; protocols differ: "
-            f"{other['source'][:80]}"
-        )
-    lines += [f"{mark} {row[name]}" for mark, name in (("†", "note"), ("‡", "flag"), ("", "detail")) if row[name]]
-    return "<br>".join(map(escaped, [*lines, f"cell {row['cell']}"]))
 
 
 def note(row: Row, name: str = "") -> str:
@@ -144,7 +103,7 @@ def read_of(row: Row) -> str:
     """What a number is read from, after its name: " of cls, block 5", "[2] of patches, block 11", " of r1 and r2, block 11"."""
     index = "" if row["index"] is None else f"[{row['index']}]"
     pair = [row[name] for name in ("register_a", "register_b") if row[name]]
-    tokens = row["feature"] or " and ".join(pair)
+    tokens = row["feature"] or " and ".join(pair) or f"{row['source']} to {row['target']}"
     block = "" if row["layer"] is None else f", block {row['layer']}"
     return f"{index} of {tokens}{block}"
 
@@ -157,23 +116,4 @@ def meter_lines(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
     return {
         run: "off manifold, last block: " + ", ".join(f"{metric.replace('_', ' ')} {r['value']:.3f}" for metric, r in by_metric.items())
         for run, by_metric in last.items()
-    }
-
-
-def errors(rows: Sequence[Row], scale: float = 100) -> dict[str, Any]:
-    """The intervals of values as plotly error bars."""
-    return {
-        "array": [scale * (r["ci_high"] - r["value"]) for r in rows],
-        "arrayminus": [scale * (r["value"] - r["ci_low"]) for r in rows],
-        "thickness": 1,
-    }
-
-
-def delta_errors(rows: Sequence[Row]) -> dict[str, Any]:
-    """The intervals of differences from the full condition as plotly error bars, in the units of the rows; of length 0 where a row is not
-    compared."""
-    return {
-        "array": [r["scale"] * ((r["delta_ci_high"] or 0) - (r["delta"] or 0)) for r in rows],
-        "arrayminus": [r["scale"] * ((r["delta"] or 0) - (r["delta_ci_low"] or 0)) for r in rows],
-        "thickness": 1,
     }

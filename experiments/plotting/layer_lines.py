@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -90,7 +89,7 @@ def _plot_panels(rows: Sequence[Row], models: Sequence[str], field: str, names: 
 
 def side_by_side(drawings: str, about: str) -> str:
     """Drawings side by side as far as there is room; `about` is what they show, as text."""
-    return f'<div class="charts" tabindex="0" role="group" aria-label="{html.escape(isolated(about))}">{drawings}</div>'
+    return f'<div class="charts" tabindex="0" role="group" aria-label="{escaped(about)}">{drawings}</div>'
 
 
 def lines_of(rows: Sequence[Row], field: str, names: Mapping[str, str]) -> list[Line]:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from experiments.plotting.escape import isolated
+from experiments.plotting.escape import escaped
 
 _STOPS = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4")
 """Inferno of matplotlib at ten even places: its lightness grows evenly, also for those who tell few colours apart."""
@@ -123,7 +123,7 @@ def drawn(rows: int, columns: int, body: str, text: str, fields: str = "", kind:
     """
     box = " ".join(map(str, window or (0, 0, columns, rows)))
     classes = f' class="{kind}"' if kind else ""
-    return f'<svg{classes} viewBox="{box}" role="img" aria-label="{html.escape(isolated(text))}"{fields}>{body}</svg>'
+    return f'<svg{classes} viewBox="{box}" role="img" aria-label="{escaped(text)}"{fields}>{body}</svg>'
 
 
 def _encoded(file: Image.Image, kind: str) -> str:

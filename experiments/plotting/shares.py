@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from experiments.plotting.escape import escaped, isolated
+from experiments.plotting.escape import escaped
 
 
 def share_table(caption: str, corner: str, columns: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -18,7 +18,7 @@ def share_table(caption: str, corner: str, columns: Sequence[str], lines: Sequen
     """
     heads = "".join(f'<th scope="col">{escaped(name)}</th>' for name in columns)
     body = "".join(f'<tr><th scope="row">{escaped(name)}</th>{"".join(cells)}</tr>' for name, cells in lines)
-    box = f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(isolated(caption))}">'
+    box = f'<div class="scroll" tabindex="0" role="region" aria-label="{escaped(caption)}">'
     head = f'<thead><tr><th scope="col">{escaped(corner)}</th>{heads}</tr></thead>'
     return f'{box}<table class="shares"><caption>{escaped(caption)}</caption>{head}<tbody>{body}</tbody></table></div>'
 

@@ -45,7 +45,8 @@
     if (element) show(element);
     else hide();
   });
-  document.addEventListener("scroll", hide, true);
+  const follow = () => (document.activeElement.matches(NOTED) ? show(document.activeElement) : hide());
+  document.addEventListener("scroll", follow, true); // a cell that gets the focus is scrolled to
 
   const boxOf = (element) => element.closest(".scroll, .charts");
   document.addEventListener("focusin", ({ target }) => {
@@ -60,7 +61,6 @@
     element.setAttribute("tabindex", "-1");
     note(element);
     element.focus();
-    show(element); // after the box has scrolled to it
   };
 
   document.addEventListener("keydown", (event) => {

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from experiments.analyses.base import Analysis
 from experiments.analyses.presets import ANALYSES
@@ -82,7 +81,6 @@ def _page(results: StudyResults, analyses: Mapping[str, Analysis], absent: list[
     manifest = results.manifest
     return environment.get_template("page.html").render(
         style=Markup("").join(map(_file, STYLES)),
-        plotly=Markup(get_plotlyjs()),
         script=Markup("").join(map(_file, SCRIPTS)),
         manifest=manifest,
         models=results.models,

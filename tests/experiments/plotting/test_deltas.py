@@ -10,7 +10,8 @@ from experiments.plotting.columns import Column
 from experiments.plotting.deltas import plot_deltas
 from experiments.plotting.svg import FONT_SIZE, WIDTH
 from experiments.tasks.table import score_columns
-from tests.experiments.plotting.made_rows import PLAIN, made_row, panels
+from tests.experiments.plotting.drawings import panels
+from tests.experiments.plotting.made_rows import PLAIN, made_row
 
 COLUMNS = score_columns()
 CONDITIONS = {f"zero_r{i}": f"r{i}" for i in range(1, 28)}
