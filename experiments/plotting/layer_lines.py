@@ -99,9 +99,11 @@ def lines_of(rows: Sequence[Row], field: str, names: Mapping[str, str]) -> list[
 
 
 def ends_of(lines: Sequence[Line], intervals: bool = True) -> tuple[float, float]:
-    """The ends of an axis that all lines, and their intervals, fit on; 0 is on it."""
+    """The ends of an axis that all lines, their intervals and published numbers fit on; 0 is on it."""
     fields = ("ci_low", "ci_high") if intervals else ("value",)
-    return svg.span([row["scale"] * row[field] for line in lines for row in line.rows for field in fields], least=0.001)
+    rows = [row for line in lines for row in line.rows]
+    numbers = [row["scale"] * row[field] for row in rows for field in fields]
+    return svg.span([*numbers, *(row["scale"] * other["value"] for row in rows for other in row["published"] or ())], least=0.001)
 
 
 def layer_chart(
@@ -152,6 +154,9 @@ def _draw(root: Element, line: Line, across: svg.Scale, up: svg.Scale, heading: 
     SubElement(drawn, "polyline", {"points": " ".join(points(line.rows, "value"))})
     for row in line.rows:
         says = f"{joined(heading, line.name, by=', ')}, {along.title} {along(row)}: {said(row)}"
+        for other in row["published"] or ():
+            svg.dot(drawn, across(along(row)), up(row["scale"] * other["value"]), 4, "published")
+        says += "".join(f"\nPublished {row['scale'] * other['value']:.1f}: {isolated(other['source'])}" for other in row["published"] or ())
         svg.dot(svg.group(drawn, "mark", says), across(along(row)), up(row["scale"] * row["value"]), 3)
 
 
@@ -190,10 +195,14 @@ def numbers_table(corner: str, lines: Sequence[Line]) -> str:
 
 
 def legend(lines: Sequence[Line]) -> str:
-    """The names of lines beside their colours and dashes, each once; nothing where there is only one."""
+    """The names of lines beside their colours and dashes, each once, and what a circle is where there are published numbers; nothing where
+    there is only one line."""
     names = dict.fromkeys((line.name, line.style) for line in sorted(lines, key=lambda line: line.style))
-    if len(names) < 2:
+    published = any(row["published"] for line in lines for row in line.rows)
+    if len(names) + published < 2:
         return ""
     stroke = '<svg class="stroke" viewBox="0 0 24 8" width="24" height="8" aria-hidden="true"><line x1="0" x2="24" y1="4" y2="4"/></svg>'
     entries = "".join(f'<li class="{_look(index)}">{stroke}{escaped(name)}</li>' for name, index in names)
+    circle = '<svg class="stroke" viewBox="0 0 24 10" width="24" height="10" aria-hidden="true"><circle cx="12" cy="5" r="4"/></svg>'
+    entries += f'<li class="published">{circle}published</li>' if published else ""
     return f'<ul class="legend">{entries}</ul>'
