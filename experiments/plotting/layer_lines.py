@@ -11,7 +11,7 @@ from experiments.demo import label
 from experiments.plotting import svg
 from experiments.plotting.elements import table
 from experiments.plotting.escape import escaped, isolated, joined
-from experiments.plotting.hover import scaled, token_label
+from experiments.plotting.hover import plain, shown, token_label
 from experiments.rows import Row, select
 
 _LEFT, _TOP, _HEIGHT, _END = 38, 26, 190, 8  # pixels: numbers at the left, heading, height of the lines, room at the right
@@ -61,8 +61,8 @@ class Line(NamedTuple):
 
 def plot_layer_lines(rows: Sequence[Row], models: Sequence[str], task: str, metric: str, features: Sequence[str], title: str) -> str:
     """A metric of some features over blocks with intervals, as HTML: a line for each feature. Empty where there are no rows."""
-    shown = [r for r in select(rows, task=task, metric=metric) if r["feature"] in features]
-    return _plot_panels(shown, models, "feature", {name: token_label(name) for name in features}, title, intervals=True)
+    rows = [r for r in select(rows, task=task, metric=metric) if r["feature"] in features]
+    return _plot_panels(rows, models, "feature", {name: token_label(name) for name in features}, title, intervals=True)
 
 
 def plot_condition_lines(rows: Sequence[Row], models: Sequence[str], task: str, metric: str, title: str) -> str:
@@ -153,10 +153,10 @@ def _draw(root: Element, line: Line, across: svg.Scale, up: svg.Scale, heading: 
         SubElement(drawn, "polygon", {"points": " ".join([*points(line.rows, "ci_high"), *points(line.rows[::-1], "ci_low")])})
     SubElement(drawn, "polyline", {"points": " ".join(points(line.rows, "value"))})
     for row in line.rows:
-        says = f"{joined(heading, line.name, by=', ')}, {along.title} {along(row)}: {said(row)}"
+        says = f"{joined(heading, line.name, by=', ')}, {along.title} {along(row)}: {shown(row)}"
         for other in row["published"] or ():
             svg.dot(drawn, across(along(row)), up(row["scale"] * other["value"]), 4, "published")
-        says += "".join(f"\nPublished {row['scale'] * other['value']:.1f}: {isolated(other['source'])}" for other in row["published"] or ())
+        says += "".join(f"\nPublished {plain(row, other['value'])}: {isolated(other['source'])}" for other in row["published"] or ())
         svg.dot(svg.group(drawn, "mark", says), across(along(row)), up(row["scale"] * row["value"]), 3)
 
 
@@ -165,22 +165,12 @@ def _look(style: int) -> str:
     return f"line {svg.series(style)} w{style // (svg.COLOURS * svg.DASHES) % 3}"
 
 
-def said(row: Row) -> str:
-    """A number with its interval and unit: "50.0 % [40.0, 60.0]"."""
-    value, low, high = (_short(row, field) for field in ("value", "ci_low", "ci_high"))
-    return f"{value}{' ' if row['unit'] else ''}{row['unit']} [{low}, {high}]"
-
-
-def _short(row: Row, field: str = "value") -> str:
-    """A number in its unit: with one decimal where that is percent, else with three."""
-    return scaled(row, field, ".1f" if row["unit"] == "%" else ".3f")
-
-
 def _described(lines: Sequence[Line], along: Along) -> str:
     """First and last number of every line, for those who do not see it."""
     ends = [(line, line.rows[0], line.rows[-1]) for line in lines]
     return "; ".join(
-        f"{isolated(line.name)} from {_short(a)} at {along.title} {along(a)} to {_short(b)} at {along(b)}" for line, a, b in ends
+        f"{isolated(line.name)} from {plain(a, a['value'])} at {along.title} {along(a)} to {plain(b, b['value'])} at {along(b)}"
+        for line, a, b in ends
     )
 
 
@@ -190,7 +180,7 @@ def numbers_table(corner: str, lines: Sequence[Line]) -> str:
     cells = []
     for line in lines:
         by_layer = {row["layer"]: row for row in line.rows}
-        cells.append((line.name, [f"<td>{_short(by_layer[n]) if n in by_layer else ''}</td>" for n in layers]))
+        cells.append((line.name, [f"<td>{plain(by_layer[n], by_layer[n]['value']) if n in by_layer else ''}</td>" for n in layers]))
     return table(corner, [f"block {layers[0]}", *map(str, layers[1:])] if layers else [], cells)
 
 

@@ -136,7 +136,10 @@ def test_the_frame_is_around_the_patch_and_words_say_its_cosine_and_place(study)
         whole, near = drawings[2 * k : 2 * k + 2]
         row, column = divmod(patch, COLUMNS)
         for drawing in (whole, near):
-            assert f'<rect class="outline" x="{column}" y="{row}" width="1" height="1"/>' in drawing
+            (frame,) = re.findall(r'<rect class="outline" x="([^"]+)" y="([^"]+)" width="([^"]+)" height="([^"]+)"/>', drawing)
+            x, y, wide, high = map(float, frame)
+            assert (x + wide / 2, y + high / 2) == pytest.approx((column + 0.5, row + 0.5))
+            assert 0.8 < wide == high < 1
         left, top, width, height = map(int, re.findall(r'viewBox="(\d+) (\d+) (\d+) (\d+)"', near)[0])
         assert (width, height) == (3, 3)
         assert left <= column < left + width <= COLUMNS
