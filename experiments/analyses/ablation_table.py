@@ -8,9 +8,10 @@ from typing import Any
 from experiments.demo import label
 from experiments.features.conditions import FULL
 from experiments.plotting.columns import Column, filled, plain_heading, refitted, score_key
+from experiments.plotting.controls import views
 from experiments.plotting.elements import empty_cell, interval_cell, table
 from experiments.plotting.escape import escaped, isolated, joined
-from experiments.plotting.heat import SWITCH, Protocols, Shades, heat_cell
+from experiments.plotting.heat import SHOWN, Protocols, Shades, heat_cell
 from experiments.plotting.hover import meter_lines, plain, read_of, signed
 from experiments.rows import Row, select
 from experiments.study import grid
@@ -44,12 +45,13 @@ def section(results: StudyResults) -> str:
     shades = Shades([r for r in results.rows if score_key(r) in {column.key for column in shown}])
     protocols = Protocols()
     tables = "".join(condition_table(results.rows, shown, model, shades, protocols) for model in results.models)
-    body = f'<h3>Without ablation</h3>{html_table(results.rows, shown)}<div class="views heats">{SWITCH}{_KEY}{tables}</div>'
+    heats = views("ablation-table", [SHOWN], _KEY + tables)
+    body = f'<h3>Without ablation</h3>{html_table(results.rows, shown)}<div class="heats">{heats}</div>'
     return body + protocols.listed() + published_table(results.rows, results.models)
 
 
 _KEY = (
-    '<p class="note">Coloured by the root of the change: <span class="key costs">costs</span> <span class="key gains">gains</span>; '
+    '<p class="note">Changes are coloured by their root: <span class="key costs">costs</span> <span class="key gains">gains</span>; '
     '<span class="key built">† by construction</span>; '
     "<b>bold</b>: p below 0.05 after Holm. Percent and points, or the "
     "unit of the heading.</p>"

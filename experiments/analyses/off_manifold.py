@@ -12,7 +12,7 @@ from experiments.plotting.columns import plain_heading
 from experiments.plotting.dots import Entry, Panel
 from experiments.plotting.elements import interval_cell, table
 from experiments.plotting.escape import escaped, joined
-from experiments.plotting.hover import note, plain
+from experiments.plotting.hover import plain, sentence
 from experiments.plotting.layer_lines import plot_condition_lines
 from experiments.rows import Row, select
 from experiments.study.cells import Store
@@ -108,7 +108,7 @@ def _panel(metric: str, by_condition: Mapping[str, Row]) -> Panel:
     """One metric of one model."""
     name = plain_heading(METRIC_HEADINGS[metric])
     entries = [
-        Entry(condition, "", row["value"], row["ci_low"], row["ci_high"], plain(row, row["value"]), "value", note(row, name))
+        Entry(condition, "", row["value"], row["ci_low"], row["ci_high"], plain(row, row["value"]), "value", sentence(row, name))
         for condition, row in by_condition.items()
     ]
     return Panel(name, entries, reference=_CLEAN.get(metric))

@@ -9,7 +9,7 @@ from experiments.plotting import dots
 from experiments.plotting.columns import Column, ScoreKey, plain_heading, score_key
 from experiments.plotting.dots import Entry, Panel
 from experiments.plotting.escape import escaped
-from experiments.plotting.hover import note, signed
+from experiments.plotting.hover import sentence, signed
 from experiments.plotting.marks import kind_of
 from experiments.rows import Row
 
@@ -70,7 +70,7 @@ def entry(name: str, row: Row | None, score: str) -> Entry:
     if row["repeats"]:
         return Entry(name, f"as {row['repeats']}")
     value, low, high = (row["scale"] * row[field] for field in ("delta", "delta_ci_low", "delta_ci_high"))
-    return Entry(name, "", value, low, high, signed(row, row["delta"]), kind_of(row), note(row, score))
+    return Entry(name, "", value, low, high, signed(row, row["delta"]), kind_of(row), sentence(row, score))
 
 
 def unit_of(row: Row) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from experiments.plotting.columns import ScoreKey, score_key
+from experiments.plotting.controls import Axis
 from experiments.plotting.elements import empty_cell
 from experiments.plotting.escape import escaped
 from experiments.plotting.hover import note, plain, signed
@@ -15,11 +16,8 @@ from experiments.rows import Row
 
 MOST = 45
 """Percent of a colour in the cell with the largest number: letters stay readable on it."""
-SWITCH = (
-    '<fieldset class="switch"><legend>Shown</legend>'
-    '<label><input type="radio" name="ablation_table" value="delta" checked>change against full</label>'
-    '<label><input type="radio" name="ablation_table" value="raw">value</label></fieldset>'
-)
+SHOWN = Axis("Shown", {"delta": "change against full", "raw": "value"})
+"""What a reader chooses where cells hold both; without script both stand there."""
 
 
 class Protocols:

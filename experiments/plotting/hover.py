@@ -29,16 +29,21 @@ def _p(p_value: float) -> str:
     return f"= {p_value:.4f}" if p_value >= 1e-4 else "< 0.0001"
 
 
-def note(row: Row, name: str = "") -> str:
-    """What a number says where it is pointed at or has the focus, as text: a sentence (whose it is, what, its value, its change, Holm's p),
-    then, a line each, the test, draws, published numbers and marks. What was chosen and the protocol are not part of it.
+def sentence(row: Row, name: str = "") -> str:
+    """A number in one sentence, as text: whose it is, what, its value with its interval, its change, and p after Holm.
 
     Args:
         name: of the score; by default its task, metric and what is read.
     """
     readout = f", {row['readout']}" if row["readout"] else ""
     name = name or f"{row['task'].replace('_', ' ')}, {row['metric']}{read_of(row)}{readout}"
-    lines = [f"{joined(label(row['model']), row['condition'])}, {isolated(name)}: {shown(row)}{_changed(row)}."]
+    return f"{joined(label(row['model']), row['condition'])}, {isolated(name)}: {shown(row)}{_changed(row)}."
+
+
+def note(row: Row, name: str = "") -> str:
+    """What a number says where it is pointed at or has the focus, as text: its `sentence`, then, a line each, the test, draws, published
+    numbers and marks. What was chosen and the protocol are not part of it."""
+    lines = [sentence(row, name)]
     test = "" if row["p_value"] is None else f"p {_p(row['p_value'])} before Holm; "
     lines.append(f"{test}n = {row['n']} {isolated(row['n_unit'])}; the interval covers {row['ci_covers']}.")
     if row["seeds"] > 1:

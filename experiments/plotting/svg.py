@@ -85,7 +85,7 @@ def drawing(width: float, height: float, title: str, description: str = "", kind
 
 def written(root: Element) -> str:
     """A drawing as a piece of a page."""
-    return tostring(root, encoding="unicode")
+    return tostring(root, encoding="unicode").replace(" />", "/>")
 
 
 def group(parent: Element, kind: str, says: str = "") -> Element:
