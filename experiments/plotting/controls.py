@@ -65,10 +65,9 @@ def _control(name: str, axis: Axis) -> str:
     group = f' data-group="{html.escape(axis.group)}"' if axis.group else ""
     name = html.escape(name)
     if axis.slider:
-        words = list(map(int, axis.options))
-        field = (
-            f'<input type="range" min="{min(words)}" max="{max(words)}" value="{axis.first}" data-label="{html.escape(axis.name)}"{group}>'
-        )
+        numbers = list(map(int, axis.options))
+        ends = f'min="{min(numbers)}" max="{max(numbers)}" value="{axis.first}"'
+        field = f'<input type="range" {ends} data-label="{html.escape(axis.name)}"{group}>'
         return f'<label class="slide"><output>{escaped(axis.name)} {axis.first}</output>{field}</label>'
     if sum(3 + len(text) for text in axis.options.values()) > _ROOM:
         options = "".join(
