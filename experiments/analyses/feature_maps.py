@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from experiments.demo import label
 from experiments.plotting.controls import Axis, not_shown, view, views
 from experiments.plotting.escape import escaped
-from experiments.plotting.pictures import definitions, drawn, photograph, ramp, ramp_bar, sheet, show_photograph, steps
+from experiments.plotting.pictures import definitions, drawn, photograph, ramp, ramp_bar, sheet, show_photograph, steps, thumbnail
 from experiments.rows import Row
 from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
@@ -76,10 +76,11 @@ def section(results: StudyResults) -> str:
         return ""
     names = {word: label(results.models[int(word[1:])]) for word in shown}
     photographs = next(iter(shown.values()))["images"]
+    icons = {str(i): thumbnail(f"map-photo-{i}") for i in range(len(photographs))}
     depth = max(len(arrays["attention"]) for arrays in shown.values())
     axes = (
         Axis("model", names, next((word for word in shown if shown[word]["attention"].shape[2] > 1), ""), group="model"),
-        Axis("image", {str(i): str(i + 1) for i in range(len(photographs))}, group="map-image"),
+        Axis("image", {str(i): str(i + 1) for i in range(len(photographs))}, group="map-image", icons=icons),
     )
     with_block = (*axes, Axis("block", {str(n): str(n) for n in range(depth)}, str(depth - 1), slider=True, group="block"))
     features, attention = "", ""

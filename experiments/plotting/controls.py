@@ -21,6 +21,7 @@ class Axis(NamedTuple):
         chosen: the option at first; by default the first.
         slider: a slider over options that are whole numbers in order, which have `name` before them.
         group: axes of one group move together, wherever they are on the page.
+        icons: what stands before the name of an option, as HTML; nothing in a list.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Axis(NamedTuple):
     chosen: str = ""
     slider: bool = False
     group: str = ""
+    icons: Mapping[str, str] = {}
 
     @property
     def first(self) -> str:
@@ -77,7 +79,7 @@ def _control(name: str, axis: Axis) -> str:
         return f"<label>{escaped(axis.name)} <select{group}>{options}</select></label>"
     radios = "".join(
         f'<label><input type="radio" name="{name}" value="{html.escape(word)}"{" checked" if word == axis.first else ""}>'
-        f"{escaped(text)}</label>"
+        f"{axis.icons.get(word, '')}{escaped(text)}</label>"
         for word, text in axis.options.items()
     )
     return f'<fieldset class="switch"{group}><legend>{escaped(axis.name)}</legend>{radios}</fieldset>'

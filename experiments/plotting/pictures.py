@@ -103,6 +103,11 @@ def show_photograph(name: str, rows: int, columns: int) -> str:
     return f'<use href="#{name}" transform="scale({scale})"/>'
 
 
+def thumbnail(name: str) -> str:
+    """A photograph, small, beside words that say what it is."""
+    return f'<svg class="thumb" viewBox="0 0 1 1" aria-hidden="true"><use href="#{name}"/></svg>'
+
+
 def definitions(images: Sequence[str]) -> str:
     """Definitions as a part of a page that is not seen."""
     return f'<svg class="definitions" width="0" height="0" aria-hidden="true">{"".join(images)}</svg>'
