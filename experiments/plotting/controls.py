@@ -19,7 +19,7 @@ class Axis(NamedTuple):
         name: of the control, as text.
         options: what can be chosen: a word without spaces that stands for it, and its name as text. An axis of one option has no control.
         chosen: the option at first; by default the first.
-        slider: a slider over options that are whole numbers in order, which have `name` before them.
+        slider: a slider over options that are whole numbers in equal steps, which have `name` before them.
         group: axes of one group move together, wherever they are on the page.
         icons: what stands before the name of an option, as HTML; nothing in a list.
     """
@@ -68,7 +68,7 @@ def _control(name: str, axis: Axis) -> str:
     name = html.escape(name)
     if axis.slider:
         numbers = list(map(int, axis.options))
-        ends = f'min="{min(numbers)}" max="{max(numbers)}" value="{axis.first}"'
+        ends = f'min="{numbers[0]}" max="{numbers[-1]}" step="{numbers[1] - numbers[0]}" value="{axis.first}"'
         field = f'<input type="range" {ends} data-label="{html.escape(axis.name)}"{group}>'
         return f'<label class="slide"><output>{escaped(axis.name)} {axis.first}</output>{field}</label>'
     if sum(3 + len(text) for text in axis.options.values()) > _ROOM:

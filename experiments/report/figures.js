@@ -139,4 +139,5 @@
     root.querySelectorAll("svg.map").forEach(activateMap);
   };
   window.jaxvitFigures(document);
+  addEventListener("pageshow", () => document.querySelectorAll(".views.on").forEach(show)); // browsers restore controls after a reload
 }
