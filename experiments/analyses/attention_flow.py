@@ -11,8 +11,8 @@ from experiments.demo import label
 from experiments.features.conditions import FULL
 from experiments.plotting.controls import Axis, not_shown, view, views, words
 from experiments.plotting.escape import escaped
-from experiments.plotting.hover import scaled, token_label
-from experiments.plotting.layer_lines import ends_of, layer_chart, legend, lines_of, said, side_by_side
+from experiments.plotting.hover import scaled, shown, token_label
+from experiments.plotting.layer_lines import ends_of, layer_chart, legend, lines_of, side_by_side
 from experiments.plotting.shares import share_cell, share_table
 from experiments.rows import Row, select, token_name
 from experiments.study.compare import compared_rows
@@ -150,7 +150,7 @@ def _published(row: Row, other: Mapping[str, Any]) -> str:
     """A published number beside the measured one, and where it stands."""
     what = f"{token_label(row['source'])} to {token_label(row['target'])}"
     where = "inside" if other["in_interval"] else "outside"
-    numbers = f"published {100 * other['value']:.2f}, here {said(row)}: {where} this interval"
+    numbers = f"published {100 * other['value']:.2f}, here {shown(row)}: {where} this interval"
     return escaped(f"{what}: {numbers} ({other['source']})")
 
 

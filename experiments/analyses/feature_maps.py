@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from experiments.demo import label
 from experiments.plotting.controls import Axis, not_shown, view, views
 from experiments.plotting.escape import escaped
-from experiments.plotting.pictures import definitions, drawn, photograph, ramp, ramp_bar, sheet, show_photograph, steps
+from experiments.plotting.pictures import definitions, drawn, photograph, ramp, ramp_bar, sheet, show_photograph, steps, thumbnail
 from experiments.rows import Row
 from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
@@ -31,6 +31,8 @@ ATTENTION_NOTE = (
 KIND = "maps"
 VERSION = 2
 IMAGES = 6
+BLOCKS = 12
+"""Most blocks of a model whose attention is on the page; the cell has all."""
 CONDITIONS = ("full", "zero_cls", "zero_registers", "mean_registers")
 
 
@@ -76,12 +78,14 @@ def section(results: StudyResults) -> str:
         return ""
     names = {word: label(results.models[int(word[1:])]) for word in shown}
     photographs = next(iter(shown.values()))["images"]
+    icons = {str(i): thumbnail(f"map-photo-{i}") for i in range(len(photographs))}
     depth = max(len(arrays["attention"]) for arrays in shown.values())
+    blocks = shown_blocks(depth)
     axes = (
         Axis("model", names, next((word for word in shown if shown[word]["attention"].shape[2] > 1), ""), group="model"),
-        Axis("image", {str(i): str(i + 1) for i in range(len(photographs))}, group="map-image"),
+        Axis("image", {str(i): str(i + 1) for i in range(len(photographs))}, group="map-image", icons=icons),
     )
-    with_block = (*axes, Axis("block", {str(n): str(n) for n in range(depth)}, str(depth - 1), slider=True, group="block"))
+    with_block = (*axes, Axis("block", {str(n): str(n) for n in blocks}, str(depth - 1), slider=True, group="block"))
     features, attention = "", ""
     images = [ramp(), *(photograph(f"map-photo-{i}", image) for i, image in enumerate(photographs))]
     for word, arrays in shown.items():
@@ -127,21 +131,31 @@ def _feature_panels(word: str, name: str, arrays: Arrays, axes: Sequence[Axis]) 
 def _attention_panels(word: str, name: str, attention: np.ndarray, axes: Sequence[Axis]) -> tuple[str, str]:
     """Panels of a model, one for each image and block: the attention of every source over patches; and the sheet that they show."""
     attention, sources = with_mean_register(attention)
-    depth, count, _, rows, columns = attention.shape
+    blocks = [int(block) for block in axes[-1].options if int(block) < len(attention)]
+    if not blocks:
+        return "", ""
+    attention = attention[blocks]
+    _, count, _, rows, columns = attention.shape
     high = attention.max(axis=(3, 4))
     maps, maps_sheet = sheet(f"{word}-attention", steps(attention, 0.0, high[..., None, None]).reshape(-1, rows, columns))
     panels = ""
     for i in range(count):
-        for layer in range(depth):
+        for place, layer in enumerate(blocks):
             tiles = ""
             for s, source in enumerate(sources):
-                largest = f"{100 * high[layer, i, s]:.3g}"
-                shown = show_photograph(f"map-photo-{i}", rows, columns) + maps.show((layer * count + i) * len(sources) + s)
+                largest = f"{100 * high[place, i, s]:.3g}"
+                shown = show_photograph(f"map-photo-{i}", rows, columns) + maps.show((place * count + i) * len(sources) + s)
                 picture = drawn(rows, columns, shown, f"{source}: 0 to {largest} %", f' data-high="{largest}"', "map")
                 tiles += f'<div class="tile"><b>{source}</b>{picture}<small>up to {largest} %</small></div>'
             caption = f"{escaped(name)}, image {i + 1}, block {layer}: attention to a patch, {ramp_bar('0', 'the largest of the picture')}"
             panels += _figure(view(axes, word, str(i), str(layer)), tiles, caption, " %")
     return panels, maps_sheet
+
+
+def shown_blocks(depth: int) -> list[int]:
+    """Blocks whose attention is on the page, at most `BLOCKS` in equal steps up to the last: a deep model's would make it heavy."""
+    step = -(-depth // BLOCKS)
+    return list(range((depth - 1) % step, depth, step))
 
 
 def with_mean_register(attention: Float[np.ndarray, "layers images prefix rows columns"]) -> tuple[np.ndarray, list[str]]:

@@ -16,8 +16,8 @@ from experiments.features.extraction import patch_grid
 from experiments.plotting import svg
 from experiments.plotting.controls import not_shown, view, views, words
 from experiments.plotting.escape import escaped
-from experiments.plotting.hover import scaled, token_label
-from experiments.plotting.layer_lines import Line, ends_of, layer_chart, legend, lines_of, plot_layer_lines, said, side_by_side
+from experiments.plotting.hover import scaled, shown, token_label
+from experiments.plotting.layer_lines import Line, ends_of, layer_chart, legend, lines_of, plot_layer_lines, side_by_side
 from experiments.rows import Row, select
 from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key
@@ -110,15 +110,15 @@ def _routing(results: StudyResults) -> str:
     probes = [r for r in select(results.rows, task=register_probes.TASK, metric="top1") if not r["feature"].endswith("_mean")]
     flow = [r for r in select(results.rows, task=attention_flow.TASK, source="cls") if r["target"] != attention_flow.ALL_REGISTERS]
     run = {row["model"] for row in (*probes, *flow)}
-    shown = {f"m{i}": model for i, model in enumerate(results.models) if model in run}
-    if not shown:
+    models = {f"m{i}": model for i, model in enumerate(results.models) if model in run}
+    if not models:
         return ""
-    axes = attention_flow.flow_axes(shown, [*probes, *flow])
+    axes = attention_flow.flow_axes(models, [*probes, *flow])
     found = {*(r["feature"] for r in probes), *(r["target"] for r in flow)}
     tokens = {token: token_label(token) for token in sorted(found, key=_place)}
     ends = ends_of([Line("", 0, probes)])
     page = ""
-    for word, model in shown.items():
+    for word, model in models.items():
         read, attended = (lines_of(select(rows, model=model), field, tokens) for rows, field in ((probes, "feature"), (flow, "target")))
         layers = sorted({row["layer"] for line in (*read, *attended) for row in line.rows})
         blocks = {layer: words(axes, word, str(layer)) for layer in layers}
@@ -126,7 +126,7 @@ def _routing(results: StudyResults) -> str:
         if attended:
             charts += layer_chart("attention of CLS, percent", attended, ends_of(attended), blocks)
             high = ends_of(attended)[1]
-            bars = "".join(_bars(view(axes, word, str(layer)), layer, select_layer(attended, layer), high) for layer in layers)
+            bars = "".join(_bars(view(axes, word, str(layer)), layer, _of_layer(attended, layer), high) for layer in layers)
             charts += f'<div>{bars}<p data-view="none">This model has no such block.</p></div>'
         else:
             charts += "<p>Attention flow: not run.</p>"
@@ -143,7 +143,7 @@ def _place(token: str) -> tuple[int, int]:
     return (1, int(token[1:])) if re.fullmatch(r"r\d+", token) else (0 if token == "cls" else 2, 0)
 
 
-def select_layer(lines: Sequence[Line], layer: int) -> list[tuple[Line, Row]]:
+def _of_layer(lines: Sequence[Line], layer: int) -> list[tuple[Line, Row]]:
     """The lines that have a number of a block, with it."""
     return [(line, row) for line in lines for row in line.rows if row["layer"] == layer]
 
@@ -152,7 +152,7 @@ def _bars(chosen: str, layer: int, lines: Sequence[tuple[Line, Row]], high: floa
     """The attention that CLS gives each token group at one block, as a drawing of bars with intervals."""
     names = 6 + max(svg.width_of(line.name) for line, _ in lines)
     bottom = 26 + _BAR * len(lines)
-    described = "; ".join(f"{line.name} {said(row)}" for line, row in lines)
+    described = "; ".join(f"{line.name} {shown(row)}" for line, row in lines)
     root = svg.drawing(svg.WIDTH, bottom + 20, f"attention of CLS at block {layer}", described, "chart bars")
     scale = svg.Scale(0, high, names + 6, svg.WIDTH - 44)
     svg.text(root, 0, 14, f"attention of CLS at block {layer}", kind="head")
@@ -163,7 +163,7 @@ def _bars(chosen: str, layer: int, lines: Sequence[tuple[Line, Row]], high: floa
             (max(scale.start, scale(row["scale"] * row[field])) for field in ("value", "ci_low", "ci_high")),
         )
         svg.text(root, names, y + 15, line.name, "end")
-        bar = svg.group(root, f"mark {svg.series(line.style)}", f"{line.name}: {said(row)}")
+        bar = svg.group(root, f"mark {svg.series(line.style)}", f"{line.name}: {shown(row)}")
         size = {"x": scale.start, "y": y + 4, "width": value - scale.start, "height": _BAR - 8}
         SubElement(bar, "rect", {name: svg.pixels(length) for name, length in size.items()})
         svg.line(bar, low, y + _BAR / 2, end, y + _BAR / 2, "whisker")

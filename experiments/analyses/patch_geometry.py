@@ -9,7 +9,8 @@ from experiments.plotting import dots
 from experiments.plotting.controls import not_shown
 from experiments.plotting.elements import interval_cell, table
 from experiments.plotting.escape import joined
-from experiments.plotting.layer_lines import Along, LogScale, layer_chart, legend, lines_of, said, side_by_side
+from experiments.plotting.hover import shown
+from experiments.plotting.layer_lines import Along, LogScale, layer_chart, legend, lines_of, side_by_side
 from experiments.plotting.shares import share_cell, share_table
 from experiments.rows import Row, select
 from experiments.study import grid
@@ -66,7 +67,7 @@ def _ranks(rows: Sequence[Row], models: Sequence[str]) -> str:
         full = by_condition["full"]["value"] if "full" in by_condition else None
         entries = []
         for name, r in by_condition.items():
-            says = f"{joined(label(model), name)}: {said(r)}"
+            says = f"{joined(label(model), name)}: {shown(r)}"
             entries.append(dots.Entry(name, "", r["value"], r["ci_low"], r["ci_high"], f"{r['value']:.2f}", "value", says))
         panels.append(dots.Panel(label(model), entries, reference=full))
     ends = dots.extent(panels)
@@ -110,7 +111,7 @@ def _cosine_table(name: str, rows: Sequence[Row]) -> str:
 
     def cell(pair: tuple[str, str]) -> str:
         row = by_pair.get(pair)
-        return "<td>–</td>" if row is None else share_cell(row["value"], f"{row['value']:.2f}".replace("-", "−"), said(row))
+        return "<td>–</td>" if row is None else share_cell(row["value"], f"{row['value']:.2f}".replace("-", "−"), shown(row))
 
     lines = [(a, [cell((a, b)) for b in registers]) for a in registers]
     return share_table(f"{name}: mean cosine of registers", "register", registers, lines)

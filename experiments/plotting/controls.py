@@ -19,8 +19,9 @@ class Axis(NamedTuple):
         name: of the control, as text.
         options: what can be chosen: a word without spaces that stands for it, and its name as text. An axis of one option has no control.
         chosen: the option at first; by default the first.
-        slider: a slider over options that are whole numbers in order, which have `name` before them.
+        slider: a slider over options that are whole numbers in equal steps, which have `name` before them.
         group: axes of one group move together, wherever they are on the page.
+        icons: what stands before the name of an option, as HTML; nothing in a list.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Axis(NamedTuple):
     chosen: str = ""
     slider: bool = False
     group: str = ""
+    icons: Mapping[str, str] = {}
 
     @property
     def first(self) -> str:
@@ -65,10 +67,9 @@ def _control(name: str, axis: Axis) -> str:
     group = f' data-group="{html.escape(axis.group)}"' if axis.group else ""
     name = html.escape(name)
     if axis.slider:
-        words = list(map(int, axis.options))
-        field = (
-            f'<input type="range" min="{min(words)}" max="{max(words)}" value="{axis.first}" data-label="{html.escape(axis.name)}"{group}>'
-        )
+        numbers = list(map(int, axis.options))
+        ends = f'min="{numbers[0]}" max="{numbers[-1]}" step="{numbers[1] - numbers[0]}" value="{axis.first}"'
+        field = f'<input type="range" {ends} data-label="{html.escape(axis.name)}"{group}>'
         return f'<label class="slide"><output>{escaped(axis.name)} {axis.first}</output>{field}</label>'
     if sum(3 + len(text) for text in axis.options.values()) > _ROOM:
         options = "".join(
@@ -78,7 +79,7 @@ def _control(name: str, axis: Axis) -> str:
         return f"<label>{escaped(axis.name)} <select{group}>{options}</select></label>"
     radios = "".join(
         f'<label><input type="radio" name="{name}" value="{html.escape(word)}"{" checked" if word == axis.first else ""}>'
-        f"{escaped(text)}</label>"
+        f"{axis.icons.get(word, '')}{escaped(text)}</label>"
         for word, text in axis.options.items()
     )
     return f'<fieldset class="switch"{group}><legend>{escaped(axis.name)}</legend>{radios}</fieldset>'

@@ -11,7 +11,7 @@ from experiments.demo import label
 from experiments.plotting import svg
 from experiments.plotting.elements import table
 from experiments.plotting.escape import escaped, isolated, joined
-from experiments.plotting.hover import scaled, token_label
+from experiments.plotting.hover import plain, shown, token_label
 from experiments.rows import Row, select
 
 _LEFT, _TOP, _HEIGHT, _END = 38, 26, 190, 8  # pixels: numbers at the left, heading, height of the lines, room at the right
@@ -61,8 +61,8 @@ class Line(NamedTuple):
 
 def plot_layer_lines(rows: Sequence[Row], models: Sequence[str], task: str, metric: str, features: Sequence[str], title: str) -> str:
     """A metric of some features over blocks with intervals, as HTML: a line for each feature. Empty where there are no rows."""
-    shown = [r for r in select(rows, task=task, metric=metric) if r["feature"] in features]
-    return _plot_panels(shown, models, "feature", {name: token_label(name) for name in features}, title, intervals=True)
+    rows = [r for r in select(rows, task=task, metric=metric) if r["feature"] in features]
+    return _plot_panels(rows, models, "feature", {name: token_label(name) for name in features}, title, intervals=True)
 
 
 def plot_condition_lines(rows: Sequence[Row], models: Sequence[str], task: str, metric: str, title: str) -> str:
@@ -99,9 +99,11 @@ def lines_of(rows: Sequence[Row], field: str, names: Mapping[str, str]) -> list[
 
 
 def ends_of(lines: Sequence[Line], intervals: bool = True) -> tuple[float, float]:
-    """The ends of an axis that all lines, and their intervals, fit on; 0 is on it."""
+    """The ends of an axis that all lines, their intervals and published numbers fit on; 0 is on it."""
     fields = ("ci_low", "ci_high") if intervals else ("value",)
-    return svg.span([row["scale"] * row[field] for line in lines for row in line.rows for field in fields], least=0.001)
+    rows = [row for line in lines for row in line.rows]
+    numbers = [row["scale"] * row[field] for row in rows for field in fields]
+    return svg.span([*numbers, *(row["scale"] * other["value"] for row in rows for other in row["published"] or ())], least=0.001)
 
 
 def layer_chart(
@@ -151,7 +153,10 @@ def _draw(root: Element, line: Line, across: svg.Scale, up: svg.Scale, heading: 
         SubElement(drawn, "polygon", {"points": " ".join([*points(line.rows, "ci_high"), *points(line.rows[::-1], "ci_low")])})
     SubElement(drawn, "polyline", {"points": " ".join(points(line.rows, "value"))})
     for row in line.rows:
-        says = f"{joined(heading, line.name, by=', ')}, {along.title} {along(row)}: {said(row)}"
+        says = f"{joined(heading, line.name, by=', ')}, {along.title} {along(row)}: {shown(row)}"
+        for other in row["published"] or ():
+            svg.dot(drawn, across(along(row)), up(row["scale"] * other["value"]), 4, "published")
+        says += "".join(f"\nPublished {plain(row, other['value'])}: {isolated(other['source'])}" for other in row["published"] or ())
         svg.dot(svg.group(drawn, "mark", says), across(along(row)), up(row["scale"] * row["value"]), 3)
 
 
@@ -160,22 +165,12 @@ def _look(style: int) -> str:
     return f"line {svg.series(style)} w{style // (svg.COLOURS * svg.DASHES) % 3}"
 
 
-def said(row: Row) -> str:
-    """A number with its interval and unit: "50.0 % [40.0, 60.0]"."""
-    value, low, high = (_short(row, field) for field in ("value", "ci_low", "ci_high"))
-    return f"{value}{' ' if row['unit'] else ''}{row['unit']} [{low}, {high}]"
-
-
-def _short(row: Row, field: str = "value") -> str:
-    """A number in its unit: with one decimal where that is percent, else with three."""
-    return scaled(row, field, ".1f" if row["unit"] == "%" else ".3f")
-
-
 def _described(lines: Sequence[Line], along: Along) -> str:
     """First and last number of every line, for those who do not see it."""
     ends = [(line, line.rows[0], line.rows[-1]) for line in lines]
     return "; ".join(
-        f"{isolated(line.name)} from {_short(a)} at {along.title} {along(a)} to {_short(b)} at {along(b)}" for line, a, b in ends
+        f"{isolated(line.name)} from {plain(a, a['value'])} at {along.title} {along(a)} to {plain(b, b['value'])} at {along(b)}"
+        for line, a, b in ends
     )
 
 
@@ -185,15 +180,19 @@ def numbers_table(corner: str, lines: Sequence[Line]) -> str:
     cells = []
     for line in lines:
         by_layer = {row["layer"]: row for row in line.rows}
-        cells.append((line.name, [f"<td>{_short(by_layer[n]) if n in by_layer else ''}</td>" for n in layers]))
+        cells.append((line.name, [f"<td>{plain(by_layer[n], by_layer[n]['value']) if n in by_layer else ''}</td>" for n in layers]))
     return table(corner, [f"block {layers[0]}", *map(str, layers[1:])] if layers else [], cells)
 
 
 def legend(lines: Sequence[Line]) -> str:
-    """The names of lines beside their colours and dashes, each once; nothing where there is only one."""
+    """The names of lines beside their colours and dashes, each once, and what a circle is where there are published numbers; nothing where
+    there is only one line."""
     names = dict.fromkeys((line.name, line.style) for line in sorted(lines, key=lambda line: line.style))
-    if len(names) < 2:
+    published = any(row["published"] for line in lines for row in line.rows)
+    if len(names) + published < 2:
         return ""
     stroke = '<svg class="stroke" viewBox="0 0 24 8" width="24" height="8" aria-hidden="true"><line x1="0" x2="24" y1="4" y2="4"/></svg>'
     entries = "".join(f'<li class="{_look(index)}">{stroke}{escaped(name)}</li>' for name, index in names)
+    circle = '<svg class="stroke" viewBox="0 0 24 10" width="24" height="10" aria-hidden="true"><circle cx="12" cy="5" r="4"/></svg>'
+    entries += f'<li class="published">{circle}published</li>' if published else ""
     return f'<ul class="legend">{entries}</ul>'

@@ -22,6 +22,7 @@ _STOPS = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", 
 """Inferno of matplotlib at ten even places: its lightness grows evenly, also for those who tell few colours apart."""
 _ACROSS = 32  # pictures of a sheet side by side
 _LARGEST, _QUALITY = 168, 84  # of photographs: longest side in pixels, and quality of WebP, which takes half the bytes of JPEG or less
+_INSIDE = 0.05  # of a patch: how far its frame is from its border, so that it is whole at the border of a photograph
 _SMALL = 96  # pixels of a side up to which a photograph is shown as pixels
 
 
@@ -102,6 +103,11 @@ def show_photograph(name: str, rows: int, columns: int) -> str:
     return f'<use href="#{name}" transform="scale({scale})"/>'
 
 
+def thumbnail(name: str) -> str:
+    """A photograph, small, beside words that say what it is."""
+    return f'<svg class="thumb" viewBox="0 0 1 1" aria-hidden="true"><use href="#{name}"/></svg>'
+
+
 def definitions(images: Sequence[str]) -> str:
     """Definitions as a part of a page that is not seen."""
     return f'<svg class="definitions" width="0" height="0" aria-hidden="true">{"".join(images)}</svg>'
@@ -109,7 +115,7 @@ def definitions(images: Sequence[str]) -> str:
 
 def outline(row: int, column: int) -> str:
     """A frame around a patch, bright in dark so that it is seen on every photograph, as a part of a drawing."""
-    place = f'x="{column}" y="{row}" width="1" height="1"'
+    place = f'x="{column + _INSIDE:g}" y="{row + _INSIDE:g}" width="{1 - 2 * _INSIDE:g}" height="{1 - 2 * _INSIDE:g}"'
     return f'<rect class="halo" {place}/><rect class="outline" {place}/>'
 
 

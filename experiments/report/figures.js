@@ -114,7 +114,8 @@
       const number = (low + share * (high - low)).toPrecision(3);
       output.value = `${map.getAttribute("aria-label").split(":")[0]}, row ${y + 1}, column ${x + 1}: ${number}${figure.dataset.unit ?? ""}`;
     };
-    const leave = () => {
+    const leave = (event) => {
+      if (event.pointerType === "touch") return; // the finger leaves at once: what it chose stays
       marker.setAttribute("visibility", "hidden");
       output.value = "";
     };
@@ -138,4 +139,5 @@
     root.querySelectorAll("svg.map").forEach(activateMap);
   };
   window.jaxvitFigures(document);
+  addEventListener("pageshow", () => document.querySelectorAll(".views.on").forEach(show)); // browsers restore controls after a reload
 }

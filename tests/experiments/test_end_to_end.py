@@ -15,7 +15,9 @@ import pytest
 
 import jaxvit
 from experiments import open_study, reproduce, results
+from experiments.analyses import feature_maps, nearest_patches
 from experiments.analyses.presets import ANALYSES
+from experiments.datasets.scenes import scenes
 from experiments.features.conditions import REPLACEMENTS
 from experiments.report import __main__ as report_program
 from experiments.report import page, tables
@@ -24,7 +26,7 @@ from experiments.study import run
 from experiments.study.cells import cell_hash
 from experiments.tasks import off_manifold
 from experiments.tasks.overwritten import LEFT_OUT
-from tests.experiments.tiny_study import save_models, study
+from tests.experiments.tiny_study import CONFIG, SIZE, save_models, study
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +295,38 @@ def test_flow_rows_sum_to_one(finished):
         together = targets.pop("registers", 0)
         assert abs(sum(targets.values()) - 1) < 1e-5
         assert abs(sum(v for name, v in targets.items() if name.startswith("r")) - together) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def seen(models) -> jaxvit.Output:
+    """What the tiny model with registers makes of the gallery, of which the pictures are the first."""
+    model = jaxvit.load(models[0])
+    return jaxvit.forward(model, jaxvit.normalise(scenes("test", SIZE.gallery).images, model.config), capture="attention")
+
+
+def test_pictures_hold_the_attention_of_every_block_with_their_photographs(finished, seen):
+    (arrays,) = [cell.arrays for cell in open_study(finished).cells("maps") if cell.key["name"] == "with_registers"]
+    count, prefix = feature_maps.IMAGES, 1 + CONFIG.registers
+    np.testing.assert_array_equal(arrays["images"], scenes("test", count).images)
+    expected = np.asarray(seen.captured["attention"])[:, :count, :, :prefix, prefix:].mean(axis=2)
+    assert arrays["attention"].shape == (CONFIG.depth, count, prefix, 8, 8)
+    np.testing.assert_allclose(arrays["attention"].reshape(expected.shape), expected, atol=1e-5)
+
+
+def test_the_nearest_patches_are_those_of_a_search_through_all(finished, seen):
+    (cell,) = open_study(finished).cells("nearest_patches")
+    tokens, arrays, prefix = np.asarray(seen.tokens, np.float64), cell.arrays, 1 + CONFIG.registers
+    patches = tokens[:, prefix:] / np.linalg.norm(tokens[:, prefix:], axis=-1, keepdims=True)
+    for r in range(CONFIG.registers):
+        mean = tokens[:, 1 + r].mean(axis=0)
+        cosines = patches @ (mean / np.linalg.norm(mean))
+        order = np.argsort(-cosines.max(axis=1))[: nearest_patches.SHOWN]
+        np.testing.assert_array_equal(arrays["numbers"][r], order)
+        np.testing.assert_array_equal(arrays["patches"][r], cosines[order].argmax(axis=1))
+        np.testing.assert_allclose(arrays["cosines"][r], cosines[order].max(axis=1), atol=1e-5)
+        np.testing.assert_array_equal(arrays["images"][arrays["places"][r]], scenes("test", SIZE.gallery).images[order])
+        assert cell.rows[r]["value"] == pytest.approx(cosines.max(axis=1).mean(), abs=1e-5)
+    assert arrays["grid"].tolist() == [8, 8]
 
 
 def test_an_interrupted_study_resumes_and_ends_with_the_same_numbers(finished, models, tmp_path, monkeypatch):

@@ -102,6 +102,23 @@ def test_attention_of_every_block_image_and_source_is_that_of_the_cell_in_percen
                 assert f"<small>up to {expected.max():.3g} %</small>" in panels[f"{i} {layer}"]
 
 
+@pytest.mark.parametrize(("depth", "count"), [(1, 1), (6, 6), (12, 12), (13, 7), (24, 12), (40, 10)])
+def test_of_deep_models_some_blocks_are_shown_in_equal_steps_the_last_among_them(depth, count):
+    blocks = feature_maps.shown_blocks(depth)
+    assert len(blocks) == count <= feature_maps.BLOCKS
+    assert blocks[-1] == depth - 1
+    assert len(set(np.diff(blocks))) <= 1
+
+
+def test_blocks_that_are_shown_are_those_of_their_number(study):
+    arrays = maps(0, depth=24)
+    page = feature_maps.section(study("maps", feature_maps.VERSION, {"deep": arrays}))
+    assert 'min="1" max="23" step="2" value="23"' in page
+    (drawing,) = tiles(figures(page, "attention-maps")["2 17"])["CLS"]
+    expected = 100 * arrays["attention"][17, 2, 0]
+    np.testing.assert_allclose(numbers(drawing, page), expected, atol=expected.max() / 100)
+
+
 def test_a_photograph_is_once_on_the_page(study):
     page = feature_maps.section(study("maps", feature_maps.VERSION, {"a": maps(1), "b": maps(1), "c": maps(0)}))
     assert len([name for name in files(page) if "photo" in name]) == 3
@@ -136,7 +153,10 @@ def test_the_frame_is_around_the_patch_and_words_say_its_cosine_and_place(study)
         whole, near = drawings[2 * k : 2 * k + 2]
         row, column = divmod(patch, COLUMNS)
         for drawing in (whole, near):
-            assert f'<rect class="outline" x="{column}" y="{row}" width="1" height="1"/>' in drawing
+            (frame,) = re.findall(r'<rect class="outline" x="([^"]+)" y="([^"]+)" width="([^"]+)" height="([^"]+)"/>', drawing)
+            x, y, wide, high = map(float, frame)
+            assert (x + wide / 2, y + high / 2) == pytest.approx((column + 0.5, row + 0.5))
+            assert 0.8 < wide == high < 1
         left, top, width, height = map(int, re.findall(r'viewBox="(\d+) (\d+) (\d+) (\d+)"', near)[0])
         assert (width, height) == (3, 3)
         assert left <= column < left + width <= COLUMNS

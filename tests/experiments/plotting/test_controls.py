@@ -26,11 +26,16 @@ def test_few_short_names_stand_side_by_side_and_more_in_a_list():
     assert re.findall(r'value="(\d)" selected', many) == ["1"]
 
 
+def test_a_picture_of_an_option_stands_before_its_name():
+    html = views("f", (Axis("image", {"0": "1", "1": "2"}, icons={"1": "<svg/>"}),), "")
+    assert re.findall(r'value="(\d)"(?: checked)?>(.*?)</label>', html) == [("0", "1"), ("1", "<svg/>2")]
+
+
 def test_names_are_text_and_every_control_has_one():
     html = views("figure", (MODELS, BLOCKS), "<p>body</p>")
     assert "&lt;second&gt;" in html
     assert "<legend>model</legend>" in html
-    assert '<label class="slide"><output>block 2</output><input type="range" min="0" max="2" value="2" data-label="block">' in html
+    assert '<label class="slide"><output>block 2</output><input type="range" min="0" max="2" step="1" value="2" data-label="block">' in html
     assert html.endswith("<p>body</p></div>")
 
 

@@ -89,6 +89,18 @@ def test_a_mark_for_each_block_that_a_control_chooses_stands_at_its_block():
     assert [float(x) for x in marks.values()] == [x for x, _ in points]
 
 
+def test_a_published_number_is_a_circle_at_its_value_on_the_axis_and_its_source_is_said():
+    rows = drawn("cls", values=(0.2, 0.6))
+    rows[1]["published"] = [{"value": 0.95, "difference": -0.35, "in_interval": False, "source": "a paper", "protocol": "?"}]
+    page = plot_layer_lines(rows, ["model"], "layer_probe", "top1", ["cls"], "top-1")
+    (chart,) = charts(page, "lines")
+    (circle,) = [dot for dot in chart.iter("circle") if dot.get("class") == "published"]
+    numbers, places = zip(*sorted(axis_up(chart).items()), strict=True)
+    assert np.polyval(np.polyfit(places, numbers, 1), float(circle.get("cy"))) == pytest.approx(95, abs=0.3)
+    assert notes(chart)[1].endswith("\nPublished 95.0: a paper")
+    assert "published</li>" in page
+
+
 @pytest.mark.parametrize("name", ["שלום", "<b>&\"'"])
 def test_names_keep_their_markup_and_direction_to_themselves(name):
     (chart,) = charts(plot_layer_lines(drawn("cls", model=name), [name], "layer_probe", "top1", ["cls"], "top-1"), "lines")

@@ -54,7 +54,7 @@ def test_a_photograph_is_nearly_what_was_given_and_a_large_one_is_made_smaller()
 
 
 def test_an_outline_is_the_patch_and_a_photograph_lies_under_all_of_them():
-    assert 'x="5" y="2" width="1" height="1"' in outline(2, 5)
+    assert 'x="5.05" y="2.05" width="0.9" height="0.9"' in outline(2, 5)
     assert show_photograph("p", 3, 8) == '<use href="#p" transform="scale(8 3)"/>'
 
 
