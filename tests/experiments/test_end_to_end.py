@@ -188,7 +188,7 @@ def test_one_intervention_of_two_names_is_marked_and_one_test(models, tmp_path):
             assert (row["p_holm"], row["holm_tests"]) == (None, None)
     tests = {(r["feature"], r["holm_tests"]) for r in rows if r["metric"] == "accuracy" and not r["repeats"]}
     assert tests == {("patches", 2 * 2), ("digit_patches", 2)}, "two interventions: with the k-NN of CLS, the other main score; alone"
-    assert "one intervention with mean_registers" in (both.out / "report.html").read_text()
+    assert "One intervention with mean_registers" in (both.out / "report.html").read_text()
 
 
 def test_a_read_out_of_a_constant_token_is_marked_as_by_construction(finished):
@@ -473,8 +473,12 @@ def test_an_unknown_model_is_refused_before_the_folder_is_made(tmp_path):
 def test_the_page_is_whole_and_needs_no_network(finished):
     written = (finished / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", written)
-    maps = 6 * (1 + 4 + 4 + 2) + 6 * (1 + 2 + 2 + 1)  # image, components and norms under each condition, attention
-    assert written.count("data:image/png;base64,") == maps + 2 * 5  # the patches nearest to each register
+    features = 6 * (1 + 4) + 6 * (1 + 2)  # image, and components and norms under each condition
+    attention = 2 * 6 * (4 + 1)  # of CLS, mean and single registers, at each block
+    assert written.count('<div class="tile">') == features + attention + 2 * 5  # the patches nearest to each register
+    assert written.count("data:image/png;base64,") == 2 * 3 + 1  # components, norms and attention of each model; the ramp of colours
+    (gallery,) = [cell.arrays["images"] for cell in open_study(finished).cells("nearest_patches")]
+    assert written.count("data:image/webp;base64,") == 6 + len(gallery), "a photograph is once on the page, or once in each section"
     wanted = [e.TITLE for e in ANALYSES.values() if e.TITLE != "Model size within a family"]
     assert [heading for heading in wanted if heading not in written] == []
     assert page.write(finished).read_text().count("<h2>") == written.count("<h2>")
