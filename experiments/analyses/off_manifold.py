@@ -9,6 +9,7 @@ from experiments.datasets.base import first_id
 from experiments.demo import label
 from experiments.plotting import dots
 from experiments.plotting.columns import plain_heading
+from experiments.plotting.deltas import NOT_RUN
 from experiments.plotting.dots import Entry, Panel
 from experiments.plotting.elements import interval_cell, table
 from experiments.plotting.escape import escaped, joined
@@ -86,7 +87,7 @@ def section(results: StudyResults) -> str:
         return ""
     models = list(dict.fromkeys(model for model, _ in last))
     panels = {
-        model: [_panel(metric, {c: by[metric] for (of, c), by in last.items() if of == model}) for metric in METRIC_HEADINGS]
+        model: [_panel(metric, {c: by.get(metric) for (of, c), by in last.items() if of == model}) for metric in METRIC_HEADINGS]
         for model in models
     }
     ends = [
@@ -104,11 +105,13 @@ _CLEAN = {"patch_cosine": 1.0, "patch_norm_ratio": 1.0, "patch_mahalanobis": 1.0
 """What metrics are where nothing is ablated, those that are not 0 there."""
 
 
-def _panel(metric: str, by_condition: Mapping[str, Row]) -> Panel:
+def _panel(metric: str, by_condition: Mapping[str, Row | None]) -> Panel:
     """One metric of one model."""
     name = plain_heading(METRIC_HEADINGS[metric])
     entries = [
         Entry(condition, "", row["value"], row["ci_low"], row["ci_high"], plain(row, row["value"]), "value", sentence(row, name))
+        if row
+        else Entry(condition, NOT_RUN)
         for condition, row in by_condition.items()
     ]
     return Panel(name, entries, reference=_CLEAN.get(metric))

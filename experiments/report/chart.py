@@ -58,6 +58,7 @@ def zeroing_chart(changes: Sequence[Change], models: Sequence[str], narrow: bool
     height = int(y) + 40
     title = f"Change in points of every main score of {joined(*map(label, shown), by=', ')}"
     chart = svg.drawing(width, height, title, "Left with CLS, right with all registers zeroed.", "narrow" if narrow else "wide")
+    chart.set("tabindex", "0")  # from where arrow keys lead to its dots
     _axes(chart, plan, y)
     chart.append(body)
     svg.text(chart, (plan.left + width) / 2, height - 4, "change against full, points", "middle", "soft")

@@ -5,6 +5,7 @@
 // "Protocol 3, ..." has the text of that protocol from the list of its section.
 {
   const NOTED = "td[title], td[data-note], th[title], th[data-note], .mark";
+  const BOX = ".scroll, .charts, svg[tabindex]";
   const tip = document.body.appendChild(document.createElement("div"));
   Object.assign(tip, { className: "tip", hidden: true });
   tip.setAttribute("role", "status");
@@ -48,10 +49,10 @@
   const follow = () => (document.activeElement.matches(NOTED) ? show(document.activeElement) : hide());
   document.addEventListener("scroll", follow, true); // a cell that gets the focus is scrolled to
 
-  const boxOf = (element) => element.closest(".scroll, .charts");
+  const boxOf = (element) => element.closest(BOX);
   document.addEventListener("focusin", ({ target }) => {
     if (target.matches(NOTED)) show(target);
-    else if (target.matches(".scroll, .charts") && target.matches(":focus-visible") && target.querySelector(NOTED)) {
+    else if (target.matches(BOX) && target.matches(":focus-visible") && target.querySelector(NOTED)) {
       show(target, "Arrow keys lead from number to number, Escape leads back.");
     } else hide();
   });

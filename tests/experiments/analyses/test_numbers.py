@@ -124,6 +124,10 @@ def test_the_last_block_of_every_condition_has_a_dot_and_stands_in_the_table():
         assert lines[0].numbers == pytest.approx([1.125, 1.025, 1.225], abs=0.01)
     assert re.findall(r'<th scope="row">model · (\w+)</th>', page.replace("<wbr>", "")) == ["zero_cls", "zero_registers"]
     assert page.count("<td>1.125<small>") == 2 * len(off_manifold.METRICS)
+    rows = [row for row in off_rows("zero_cls", "b") if (row["condition"], row["metric"]) != ("b", "patch_cosine")]
+    page = off_manifold.section(results(rows))
+    assert [line.words for line in panels(page)["model: cosine of patches with the clean run"]] == [["1.125"], ["not run"]]
+    assert page.count('<td class="none">not run</td>') == 1
 
 
 def test_what_has_no_number_under_any_condition_is_a_sentence_and_no_empty_panel():

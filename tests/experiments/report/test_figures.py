@@ -29,9 +29,9 @@ def figure(name: str, *shown: tuple[str | None, str | None]) -> str:
     return views(name, (MODELS, BLOCKS), f'{panels}<p data-view="none">{name} none</p>')
 
 
-def run(folder: Path, body: str, steps: str) -> Any:
-    """What the steps return, an async function's body of JavaScript, after the script has made the page's figures alive."""
-    script = (files("experiments.report") / "figures.js").read_text()
+def run(folder: Path, body: str, steps: str, script: str = "figures.js") -> Any:
+    """What the steps return, an async function's body of JavaScript, after a script of the page has made the page alive."""
+    script = (files("experiments.report") / script).read_text()
     seen = "const seen = () => [...document.querySelectorAll('p')].filter((p) => !p.hidden).map((p) => p.textContent);"
     end = "const out = document.body.appendChild(document.createElement('pre')); out.id = 'out'; out.textContent = JSON.stringify(result);"
     last = f"<script>{seen}(async () => {{{steps}}})().then((result) => {{{end}}})</script>"
