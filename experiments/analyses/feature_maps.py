@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from experiments.demo import label
-from experiments.plotting.controls import Axis, not_shown, view, views
+from experiments.plotting.controls import OUTDATED, Axis, not_shown, view, views
 from experiments.plotting.escape import escaped
 from experiments.plotting.pictures import definitions, drawn, photograph, ramp, ramp_bar, sheet, show_photograph, steps, thumbnail
 from experiments.rows import Row
@@ -74,8 +74,11 @@ def section(results: StudyResults) -> str:
     cells = sorted(results.cells(KIND, VERSION), key=lambda cell: len(cell.key["conditions"]))
     by_model = {cell.key["name"]: cell.arrays for cell in cells}
     shown = {f"m{i}": by_model[model] for i, model in enumerate(results.models) if model in by_model}
+    outdated = results.outdated(KIND, VERSION)
+    missing = not_shown(outdated, OUTDATED)
     if not shown:
-        return ""
+        return missing
+    missing += not_shown([model for model in results.models if model not in by_model and model not in outdated])
     names = {word: label(results.models[int(word[1:])]) for word in shown}
     photographs = next(iter(shown.values()))["images"]
     icons = {str(i): thumbnail(f"map-photo-{i}") for i in range(len(photographs))}
@@ -96,8 +99,7 @@ def section(results: StudyResults) -> str:
     none = '<p data-view="none">This model has no such block.</p>'
     return (
         f"{definitions(images)}{views('feature-maps', axes, features)}<h3>Attention on the image</h3>"
-        f'<p class="note">{ATTENTION_NOTE}</p>{views("attention-maps", with_block, attention + none)}'
-        f"{not_shown([model for model in results.models if model not in by_model])}"
+        f'<p class="note">{ATTENTION_NOTE}</p>{views("attention-maps", with_block, attention + none)}{missing}'
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.demo import label
 from experiments.features.conditions import FULL
 from experiments.features.extraction import patch_grid
-from experiments.plotting.controls import Axis, not_shown, view, views
+from experiments.plotting.controls import OUTDATED, Axis, not_shown, view, views
 from experiments.plotting.escape import escaped
 from experiments.plotting.pictures import definitions, drawn, outline, photograph, show_photograph
 from experiments.rows import Row, token_name
@@ -77,8 +77,10 @@ def section(results: StudyResults) -> str:
     """For every register the images with the nearest patches: the patch in the whole image, and cut out with those around it."""
     cells = {cell.key["name"]: cell.arrays for cell in results.cells(KIND, VERSION)}
     shown = {f"m{i}": cells[model] for i, model in enumerate(results.models) if model in cells}
+    outdated = results.outdated(KIND, VERSION)
+    missing = not_shown(outdated, OUTDATED)
     if not shown:
-        return ""
+        return missing
     names = {word: label(results.models[int(word[1:])]) for word in shown}
     most = max(len(arrays["places"]) for arrays in shown.values())
     registers = {f"r{r + 1}": _register(r) for r in range(most)}
@@ -93,7 +95,7 @@ def section(results: StudyResults) -> str:
         own = [photographs[image.tobytes()] for image in arrays["images"]]
         panels += "".join(_panel(view(axes, word, f"r{r + 1}"), names[word], r, arrays, own) for r in range(len(arrays["places"])))
     panels += '<p data-view="none">The chosen model has no such register.</p>'
-    missing = not_shown([model for model in results.models if model not in cells], "without registers or not computed")
+    missing += not_shown([m for m in results.models if m not in cells and m not in outdated], "without registers or not computed")
     return f"{definitions(images)}{views('nearest-patches', axes, panels)}{missing}"
 
 

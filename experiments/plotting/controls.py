@@ -58,6 +58,10 @@ def views(name: str, axes: Sequence[Axis], body: str) -> str:
     return f'<div class="views" id="{html.escape(name)}"><div class="controls">{controls}</div>{body}</div>'
 
 
+OUTDATED = "computed by an earlier version (run the study again in its folder)"
+"""Why a figure does not show a model whose cells hold other arrays."""
+
+
 def not_shown(names: Sequence[str], why: str = "not computed") -> str:
     """A line that names models that a figure does not show; empty where there are none."""
     return f'<p class="note">Not shown, {why}: {", ".join(map(escaped, names))}.</p>' if names else ""

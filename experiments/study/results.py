@@ -53,6 +53,13 @@ class StudyResults(NamedTuple):
         cells = (store.open(name) for name, cell_kind, _ in self.manifest["cells"] if cell_kind == kind)
         return (cell for cell in cells if version is None or cell.key["version"] == version)
 
+    def outdated(self, kind: str, version: int) -> list[str]:
+        """Models that have cells of a kind, but none of this version: an earlier one computed them."""
+        versions: dict[str, set[int]] = {}
+        for cell in self.cells(kind):
+            versions.setdefault(cell.key["name"], set()).add(cell.key["version"])
+        return [model for model in self.models if model in versions and version not in versions[model]]
+
     def conditions(self, model: str, task: str) -> list[str]:
         """Conditions under which a model has numbers of a task, in order."""
         return list(dict.fromkeys(row["condition"] for row in select(self.rows, model=model, task=task)))

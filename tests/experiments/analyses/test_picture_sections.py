@@ -125,10 +125,13 @@ def test_a_photograph_is_once_on_the_page(study):
     assert len(re.findall(' id="', page)) == len(set(re.findall(' id="([^"]*)"', page)))
 
 
-def test_models_without_pictures_are_named_and_cells_of_another_version_are_none(study):
+def test_models_without_pictures_are_named_and_those_of_an_earlier_version_told_what_to_do(study):
     page = feature_maps.section(study("maps", feature_maps.VERSION, {"a": maps(1)}, ("<b>", "a")))
     assert "Not shown, not computed: &lt;b&gt;." in page
-    assert feature_maps.section(study("maps", 1, {"a": maps(1)})) == ""
+    early = "Not shown, computed by an earlier version (run the study again in its folder): a, b."
+    for analysis in (feature_maps, nearest_patches):
+        page = analysis.section(study(analysis.KIND, 1, {"a": {}, "b": {}}))
+        assert re.sub("<.*?>", "", page) == early
 
 
 def nearest(registers: int) -> dict[str, np.ndarray]:
