@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from experiments.features.extraction import Features
 from experiments.features.recipes import Recipe, recipe_of
 from experiments.plotting.elements import empty_cell, table
 from experiments.plotting.escape import escaped, joined
-from experiments.plotting.hover import note
+from experiments.plotting.hover import protocol, sentence
 from experiments.rows import Row, select
 from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key
@@ -113,4 +112,7 @@ def section(results: StudyResults) -> str:
 
 def _cell(row: Row | None) -> str:
     """The largest change as it is: every digit of a number that has to be 0."""
-    return empty_cell() if row is None else f'<td title="{html.escape(note(row))}">{row["value"]:g}</td>'
+    if row is None:
+        return empty_cell()
+    title = escaped("\n".join((sentence(row), protocol(row))))
+    return f'<td title="{title}">{row["value"]:g}</td>'

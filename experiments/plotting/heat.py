@@ -10,7 +10,7 @@ from experiments.plotting.columns import ScoreKey, score_key
 from experiments.plotting.controls import Axis
 from experiments.plotting.elements import empty_cell
 from experiments.plotting.escape import escaped
-from experiments.plotting.hover import note, plain, signed
+from experiments.plotting.hover import note, plain, protocol, signed
 from experiments.plotting.marks import direction, significant
 from experiments.rows import Row
 
@@ -28,7 +28,7 @@ class Protocols:
 
     def named(self, row: Row) -> str:
         """The last line of a note."""
-        return f"Protocol {self._numbers.setdefault(row['protocol'], len(self._numbers) + 1)}, cell {row['cell']}."
+        return f"Protocol {self._numbers.setdefault(protocol(row), len(self._numbers) + 1)}, cell {row['cell']}."
 
     def listed(self) -> str:
         """The list, as HTML."""

@@ -42,10 +42,12 @@ def sentence(row: Row, name: str = "") -> str:
 
 def note(row: Row, name: str = "") -> str:
     """What a number says where it is pointed at or has the focus, as text: its `sentence`, then, a line each, the test, draws, published
-    numbers and marks. What was chosen and the protocol are not part of it."""
+    numbers and marks. The `protocol` is not part of it, nor what was chosen."""
     lines = [sentence(row, name)]
-    test = "" if row["p_value"] is None else f"p {_p(row['p_value'])} before Holm; "
-    lines.append(f"{test}n = {row['n']} {isolated(row['n_unit'])}; the interval covers {row['ci_covers']}.")
+    if row["p_holm"] is not None:
+        lines.append(f"p {_p(row['p_value'])} before Holm over {row['holm_tests']} {row['holm_family'].partition(':')[0]} tests.")
+    elif row["p_value"] is not None:
+        lines.append(f"p {_p(row['p_value'])}, in no family of tests.")
     if row["seeds"] > 1:
         lines.append(f"Mean over {row['seeds']} draws, from {plain(row, min(row['by_seed']))} to {plain(row, max(row['by_seed']))}.")
     if row["repeats"]:
@@ -54,6 +56,11 @@ def note(row: Row, name: str = "") -> str:
         where = "inside" if other["in_interval"] else "outside"
         lines.append(f"Published {plain(row, other['value'])}, {where} this interval: {isolated(other['source'])}")
     return "\n".join([*lines, *(f"{mark}{isolated(row[field])}" for mark, field in _MARKED if row[field])])
+
+
+def protocol(row: Row) -> str:
+    """How a number was measured, on how many units, and what its interval covers, as text."""
+    return f"{row['protocol']}; n = {row['n']} {row['n_unit']}, the interval covers {row['ci_covers']}"
 
 
 _MARKED = (("† ", "note"), ("‡ ", "flag"))
@@ -77,9 +84,7 @@ def _changed(row: Row) -> str:
         return ""
     if row["by_construction"]:
         return f", {change(row)} against {_other(row)}, by construction"
-    corrected = (
-        "" if row["p_holm"] is None else f", Holm p {_p(row['p_holm'])} ({row['holm_tests']} {row['holm_family'].partition(':')[0]} tests)"
-    )
+    corrected = "" if row["p_holm"] is None else f", Holm p {_p(row['p_holm'])}"
     return f", {change(row)} against {_other(row)}{corrected}"
 
 

@@ -39,7 +39,7 @@ def test_a_cell_shows_value_and_change_and_says_all_that_is_known_with_the_proto
     said = html.unescape(re.search('title="(.*?)"', cell, re.DOTALL)[1]).split("\n")
     assert said[0] == "model · zero_cls, probe: 50.0 % [40.0, 60.0], −25.0 points [−37.5, −12.5] against full, by construction."
     assert said[-2:] == ["† constant <b>", f"Protocol 1, cell {'0' * 20}."]
-    assert "<li>ridge(select=val)</li>" in protocols.listed()
+    assert "<li>ridge(select=val); n = 30 images, the interval covers units</li>" in protocols.listed()
     assert protocols.named(made_row(protocol="<i>")).startswith("Protocol 2")
     assert protocols.named(row).startswith("Protocol 1")
     assert "<i>" not in protocols.listed()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.plotting.hover import meter_lines, note, scaled, shown, signed, token_label
+from experiments.plotting.hover import meter_lines, note, protocol, scaled, shown, signed, token_label
 from experiments.plotting.marks import kind_of
 from tests.experiments.plotting.made_rows import PLAIN, made_row
 
@@ -22,8 +22,8 @@ def test_a_note_is_a_sentence_first_and_says_everything_that_is_known_of_a_numbe
     row = made_row(seeds=2, by_seed=[0.25, 0.75], note="a token of its own", flag="edge", published=published, repeats="mean_cls")
     assert note(row).split("\n") == [
         "model · zero_cls, linear probe, top1 of cls, block 5, refitted: 50.0 % [40.0, 60.0], −25.0 points [−37.5, −12.5] against full, "
-        "Holm p = 0.0200 (2 secondary tests).",
-        "p = 0.0100 before Holm; n = 30 images; the interval covers units.",
+        "Holm p = 0.0200.",
+        "p = 0.0100 before Holm over 2 secondary tests.",
         "Mean over 2 draws, from 25.0 to 75.0.",
         "One intervention with mean_cls for what is read here.",
         "Published 75.0, outside this interval: a paper",
@@ -34,10 +34,8 @@ def test_a_note_is_a_sentence_first_and_says_everything_that_is_known_of_a_numbe
 
 def test_a_note_is_in_the_unit_of_its_row():
     row = made_row(unit="bits", scale=1.0, readout=None, delta=None, p_value=None, p_holm=None, value=1.5, n_unit="pairs of views")
-    assert note(row, "entropy").split("\n") == [
-        "model · zero_cls, entropy: 1.500 bits [1.400, 1.600].",
-        "n = 30 pairs of views; the interval covers units.",
-    ]
+    assert note(row, "entropy") == "model · zero_cls, entropy: 1.500 bits [1.400, 1.600]."
+    assert protocol(row) == "ridge(select=val); n = 30 pairs of views, the interval covers units"
     assert (shown(row), shown(made_row())) == ("1.500 bits [1.400, 1.600]", "50.0 % [40.0, 60.0]")
     assert [scaled(made_row()), scaled(made_row(), "ci_low"), scaled(made_row(), "delta", "+.2f")] == ["50.0", "40.0", "-25.00"]
     assert [signed(made_row(), value) for value in (-0.031, 0.0002, -0.0002, 0.02)] == ["−3.1", "0.0", "0.0", "+2.0"]

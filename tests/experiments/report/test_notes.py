@@ -7,7 +7,7 @@ import pytest
 from experiments.plotting.deltas import plot_deltas
 from experiments.plotting.elements import table
 from experiments.plotting.heat import Protocols, Shades, heat_cell
-from experiments.plotting.hover import sentence
+from experiments.plotting.hover import protocol, sentence
 from experiments.tasks.table import score_columns
 from tests.experiments.plotting.made_rows import made_row
 from tests.experiments.report.test_figures import BROWSER, run
@@ -45,7 +45,7 @@ def test_keys_lead_through_cells_and_marks_and_each_says_its_number_with_its_pro
     assert [text for text, _ in found["cells"]] == [f"{value}−25.0" for value in ("25.0", "75.0", "75.0", "75.0", "75.0")]
     for (_, said), row in zip(found["cells"], (rows[0], rows[1], rows[3], rows[3], rows[3]), strict=True):
         assert said.split("\n")[0] == sentence(row, "score")
-        assert said.endswith(f": {row['protocol']}, cell {row['cell']}.")
+        assert said.endswith(f": {protocol(row)}, cell {row['cell']}.")
     assert found["back"] == "scroll"
     assert found["marks"] == [sentence(row, "linear probe CLS") for row in rows[::2]]
     assert found["pointed"] == [found["marks"][0], ""]
