@@ -68,7 +68,7 @@ def test_the_half_registers_have_their_section(finished):
     assert (windows["mean_early"], windows["mean_late"]) == ("0", "1")
     written = (finished / "run" / "report.html").read_text()
     assert "Registers replaced in half of the blocks" in written
-    assert "mean_late (blocks 1)" in written
+    assert "late (blocks 1)" in written
 
 
 def test_the_half_registers_have_their_section_where_no_main_score_was_run(finished):
@@ -76,7 +76,7 @@ def test_the_half_registers_have_their_section_where_no_main_score_was_run(finis
     rows = select(study.rows, task="rotation")
     assert rows
     assert not any(row["primary"] for row in rows)
-    assert "mean_late (blocks 1)" in load_plugin(str(EXAMPLES / "half_registers.py")).analyses["half_registers"].section(
+    assert "late (blocks 1)" in load_plugin(str(EXAMPLES / "half_registers.py")).analyses["half_registers"].section(
         study._replace(rows=rows)
     )
 

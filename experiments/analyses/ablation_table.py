@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-
-import plotly.graph_objects as go
+from typing import Any
 
 from experiments.demo import label
-from experiments.plotting.columns import Column, ScoreKey, filled, refitted, score_key
-from experiments.plotting.elements import interval_cell, plot, table
-from experiments.plotting.escape import escaped, joined
-from experiments.plotting.hover import hover, meter_lines, scaled
+from experiments.features.conditions import FULL
+from experiments.plotting.columns import Column, filled, plain_heading, refitted, score_key
+from experiments.plotting.controls import views
+from experiments.plotting.elements import empty_cell, interval_cell, table
+from experiments.plotting.escape import escaped, isolated, joined
+from experiments.plotting.heat import SHOWN, Protocols, Shades, heat_cell
+from experiments.plotting.hover import meter_lines, plain, read_of, signed
 from experiments.rows import Row, select
 from experiments.study import grid
 from experiments.study.jobs import Job
@@ -20,9 +21,9 @@ from experiments.study.target import Target
 
 TITLE = "What an ablation costs"
 NOTE = (
-    "Tokens are overwritten at the output of every block. Point at a cell for its exact "
-    "value and interval, its protocol, and the paired difference from the full condition with its p-value. Read-outs are "
-    "fitted anew for each condition; <i>frozen</i> ones are fitted in the full condition and applied unchanged: they show that features "
+    "Tokens are overwritten at the output of every block. Point at a cell, or reach it by Tab and the arrow keys, for its value, the "
+    "paired difference from the full condition with its interval and p-value, and its protocol. Read-outs are fitted anew for each "
+    "condition; <i>frozen</i> ones are fitted in the full condition and applied unchanged: they show that features "
     "changed, not whether the information is still there. † marks what holds by construction: with CLS overwritten by a constant, "
     "nothing can be read from it, so only the dense tasks say anything about zero_cls and mean_cls. Patches that a condition overwrites "
     "are left out of scores of single patches, in the full condition that they are compared with too. A zeroed token "
@@ -37,76 +38,77 @@ def jobs(target: Target) -> Iterator[Job]:
 
 
 def section(results: StudyResults) -> str:
-    """The table of models and baselines without ablation, and the heat map of all conditions."""
+    """The table of models and baselines without ablation, then for each model that of all conditions."""
     shown = filled(results.columns, results.rows)
     if not shown:
         return ""
-    return html_table(results.rows, shown) + plot(heat_map(results.rows, shown, results.models))
+    shades = Shades([r for r in results.rows if score_key(r) in {column.key for column in shown}])
+    protocols = Protocols()
+    tables = "".join(condition_table(results.rows, shown, model, shades, protocols) for model in results.models)
+    heats = views("ablation-table", [SHOWN], _KEY + tables)
+    body = f'<h3>Without ablation</h3>{html_table(results.rows, shown)}<div class="heats">{heats}</div>'
+    return body + protocols.listed() + published_table(results.rows, results.models)
 
 
-def heat_map(rows: Sequence[Row], shown: Sequence[Column], models: Sequence[str]) -> go.Figure:
-    """Model and condition against score: values, or differences from the full condition."""
-    keys = {column.key for column in shown}
-    scores = [r for r in rows if score_key(r) in keys]
-    by_key = {(r["model"], r["condition"], *score_key(r)): r for r in scores}
-    runs = list(dict.fromkeys((m, r["condition"]) for m in models for r in select(scores, model=m)))
-    meters = meter_lines(rows)
-    largest = {column.key: max(abs(r["value"]) for r in scores if score_key(r) == column.key) or 1 for column in shown}
-    values: dict[str, list[list]] = {name: [] for name in ("raw", "delta", "raw_text", "delta_text", "hover")}
-    for model, condition in runs:
-        line = [by_key.get((model, condition, *column.key)) for column in shown]
-        marks = ["†" if r and r["by_construction"] else "" for r in line]
-        values["raw"].append([None if r is None else _shade(r, "value", largest) for r in line])
-        values["delta"].append([None if r is None else _shade(r, "delta", largest) for r in line])
-        values["raw_text"].append(["" if r is None else scaled(r) + mark for r, mark in zip(line, marks, strict=True)])
-        values["delta_text"].append(
-            ["" if r is None or r["delta"] is None else scaled(r, "delta", "+.1f") + mark for r, mark in zip(line, marks, strict=True)]
-        )
-        meter = meters.get((model, condition), "")
-        values["hover"].append([hover(r) + (f"<br>{meter}" if r and meter else "") for r in line])
-    # differences that hold by construction are the largest: a colour scale that spans them would hide all others
-    shades = [_shade(r, "delta", largest) for r in scores if r["delta"] is not None and not r["by_construction"]]
-    span = max(map(abs, shades), default=0) or 1
-    return _switchable(values, [escaped(joined(label(m), c)) for m, c in runs], [column.heading for column in shown], span)
+_KEY = (
+    '<p class="note">Changes are coloured by their root: <span class="key costs">costs</span> <span class="key gains">gains</span>; '
+    '<span class="key built">† by construction</span>; '
+    "<b>Bold</b>: p below 0.05 after Holm. Numbers are percent and points, or in the unit of the heading.</p>"
+)
 
 
-def _wrapped(heading: str) -> str:
-    """A heading in lines that fit over a column of the heat map."""
-    return "<br>".join(
-        part for line in heading.split("<br>") for part in textwrap.wrap(line.replace("(k ", "(k\u00a0"), 10, break_long_words=False)
-    )
+def condition_table(rows: Sequence[Row], shown: Sequence[Column], model: str, shades: Shades, protocols: Protocols) -> str:
+    """Conditions of one model against scores, with a sentence on scores that the model has none of; empty where it has none at all."""
+    scores = {(r["condition"], *score_key(r)): r for r in select(rows, model=model)}
+    columns = [column for column in shown if any(key[1:] == column.key for key in scores)]
+    conditions = [name for name in dict.fromkeys(key[0] for key in scores) if any((name, *c.key) in scores for c in columns)]
+    if not columns:
+        return ""
+    lines = [(name, [_cell(scores.get((name, *column.key)), name, column, shades, protocols) for column in columns]) for name in conditions]
+    meters = {condition: text for (of, condition), text in meter_lines(rows).items() if of == model}
+    heads = [heading.replace("(k ", "(k&nbsp;") for heading in headings(rows, columns)]
+    table_of = table("condition", heads, lines, f"{isolated(label(model))}: conditions against scores", meters)
+    absent = [plain_heading(column.heading) for column in shown if column not in columns]
+    missing = f'<p class="note">Not run for this model: {escaped(", ".join(absent))}.</p>' if absent else ""
+    return f"<h3>{escaped(label(model))}</h3>{table_of}{missing}"
 
 
-def _shade(row: Row, field: str, largest: Mapping[ScoreKey, float]) -> float:
-    """The colour of a number, in percent: of a score that is no share, percent of the largest in its column."""
-    return float(100 * (row[field] or 0) / (1 if row["unit"] == "%" else largest[score_key(row)]))
+def _cell(row: Row | None, condition: str, column: Column, shades: Shades, protocols: Protocols) -> str:
+    """A number of the table. Where nothing is ablated, what was fitted once is what would be fitted anew."""
+    if row is None and condition == FULL and column.readout == "frozen":
+        return empty_cell("as refitted")
+    return heat_cell(row, plain_heading(column.heading), shades, protocols)
 
 
-def _switchable(values: dict[str, list[list]], names: list[str], headings: list[str], span: float) -> go.Figure:
-    """Two heat maps of the same cells and the buttons that show one of them."""
-    common = {"x": headings, "y": names, "customdata": values["hover"], "hovertemplate": "%{customdata}<extra></extra>"}
-    common["texttemplate"] = "%{text}"
-    raw = {"colorscale": "Viridis", "zmin": 0, "zmax": 100, "colorbar": {"title": "percent"}}
-    delta = {"colorscale": "RdBu", "zmin": -span, "zmax": span, "colorbar": {"title": "points"}}
-    figure = go.Figure(
-        [
-            go.Heatmap(z=values["raw"], text=values["raw_text"], **raw, **common),
-            go.Heatmap(z=values["delta"], text=values["delta_text"], visible=False, **delta, **common),
-        ]
-    )
-    buttons = [
-        {"label": name, "method": "update", "args": [{"visible": [i == k for i in range(2)]}]}
-        for k, name in enumerate(("raw", "difference from full"))
-    ]
-    position = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 66}}
-    figure.update_layout(
-        updatemenus=[{"type": "buttons", "direction": "right", "buttons": buttons, **position}],
-        xaxis={"side": "top", "tickangle": 0, "tickfont": {"size": 11}, "tickvals": headings, "ticktext": [*map(_wrapped, headings)]},
-        yaxis={"autorange": "reversed"},
-        height=190 + 26 * len(names),
-        margin={"l": 250, "r": 20, "t": 160, "b": 20},
-    )
-    return figure
+def headings(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Headings of columns as HTML, each with its unit where that is not percent."""
+    units = {score_key(r): r["unit"] for r in rows}
+    return [column.heading + (f"<br>{units[column.key]}" if units[column.key] not in ("%", "") else "") for column in columns]
+
+
+def published_table(rows: Sequence[Row], models: Sequence[str]) -> str:
+    """Published numbers beside measured ones, model by model: the difference, and whether the measured interval holds it; empty where there
+    are none."""
+    page, held, total = "", 0, 0
+    for model in models:
+        pairs = [(row, other) for row in select(rows, model=model) for other in row["published"] or ()]
+        inside = sum(other["in_interval"] for _, other in pairs)
+        held, total = held + inside, total + len(pairs)
+        if pairs:
+            heads = ["measured", "published", "difference", "in the interval", "source"]
+            shown = table("number", heads, [_published_line(row, other) for row, other in pairs], f"{label(model)}: published and measured")
+            page += f"<details><summary>{escaped(label(model))}: {inside} of {len(pairs)}</summary>{shown}</details>"
+    said = f'<p class="note">Our 95 % interval holds {held} of {total} published numbers. It does not cover that protocols differ.</p>'
+    return page and f'<h3>Published beside measured</h3>{said}<div class="published">{page}</div>'
+
+
+def _published_line(row: Row, other: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """A published number as a line of a table."""
+    measured = f"<td>{plain(row, row['value'])}<small>{plain(row, row['ci_low'])} – {plain(row, row['ci_high'])}</small></td>"
+    numbers = f"<td>{plain(row, other['value'])}</td><td>{signed(row, other['difference'])}</td>"
+    source = f'<td>{"yes" if other["in_interval"] else "no"}</td><td class="text">{escaped(other["source"])}</td>'
+    name = f"{row['task'].replace('_', ' ')}, {row['metric']}{read_of(row)}{', frozen' if row['readout'] == 'frozen' else ''}"
+    return joined(row["condition"], name), [measured + numbers + source]
 
 
 def full_table(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[str], list[tuple[str, list[Row | None]]]]:
@@ -114,12 +116,10 @@ def full_table(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[str
     shown = refitted(filled(columns, rows))
     by_key = {(r["model"], *score_key(r)): r for r in select(rows, condition="full")}
     models = dict.fromkeys(r["model"] for r in rows)
-    units = {score_key(r): r["unit"] for r in rows}
-    headings = [column.heading + (f"<br>{units[column.key]}" if units[column.key] not in ("%", "") else "") for column in shown]
-    return headings, [(m, [by_key.get((m, *column.key)) for column in shown]) for m in models]
+    return headings(rows, shown), [(m, [by_key.get((m, *column.key)) for column in shown]) for m in models]
 
 
 def html_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """Scores of models and baselines without ablation, as an HTML table: percent, or the unit in the heading, with 95 % intervals."""
-    headings, lines = full_table(rows, columns)
-    return table("full", headings, [(label(model), [interval_cell(score, ".1f") for score in scores]) for model, scores in lines])
+    heads, lines = full_table(rows, columns)
+    return table("full", heads, [(label(model), [interval_cell(score, ".1f") for score in scores]) for model, scores in lines])

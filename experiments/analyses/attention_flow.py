@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from experiments.demo import label
 from experiments.features.conditions import FULL
-from experiments.plotting.elements import plot
+from experiments.plotting.controls import Axis, not_shown, view, views, words
 from experiments.plotting.escape import escaped
-from experiments.plotting.hover import interval, percent, token_label
+from experiments.plotting.hover import scaled, shown, token_label
+from experiments.plotting.layer_lines import ends_of, layer_chart, legend, lines_of, side_by_side
+from experiments.plotting.shares import share_cell, share_table
 from experiments.rows import Row, select, token_name
 from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key
@@ -25,7 +26,8 @@ from jaxvit.inference import mean_scores
 TITLE = "Where attention flows"
 NOTE = (
     "Share of attention that goes from a source (row) to a target (column), in percent: mean over heads, over the queries of the source "
-    "and over images, summed over the keys of the target. Every row sums to 100. Move the slider to see other blocks."
+    "and over images, summed over the keys of the target. Every row sums to 100. Registers together are the mean of them as sources and "
+    "their sum as targets. Where numbers are published for this model they stand beside, and protocols differ."
 )
 TASK = "attention_flow"
 VERSION = 1
@@ -76,53 +78,92 @@ def _with_all_registers(flow: np.ndarray, names: list[str], registers: int) -> t
 
 
 def section(results: StudyResults) -> str:
-    """One heat map for each model, with a slider over blocks."""
-    rows = [r for r in results.rows if r["task"] == TASK and ALL_REGISTERS not in (r["source"], r["target"])]
-    models = [model for model in results.models if select(rows, model=model)]
-    if not models:
+    """For each model the flow of one block as tables, of groups and of single registers, and of all blocks as lines."""
+    rows = select(results.rows, task=TASK)
+    shown = {f"m{i}": select(rows, model=model) for i, model in enumerate(results.models) if any(r["model"] == model for r in rows)}
+    if not shown:
         return ""
+    axes = flow_axes({word: of_model[0]["model"] for word, of_model in shown.items()}, rows)
+    page = ""
+    for word, of_model in shown.items():
+        name = axes[0].options[word]
+        layers = sorted({r["layer"] for r in of_model})
+        blocks = {layer: words(axes, word, str(layer)) for layer in layers}
+        tables = "".join(_tables(view(axes, word, str(layer)), name, layer, select(of_model, layer=layer)) for layer in layers)
+        none = '<p data-view="none">This model has no such block.</p>'
+        page += f"<div {view(axes, word, None)}>{tables}{none}{_lines(name, of_model, blocks)}</div>"
+    missing = not_shown([model for model in results.models if model not in {r["model"] for r in rows}])
+    return f"{views('attention-flow', axes, page)}{missing}"
+
+
+def flow_axes(models: Mapping[str, str], rows: Sequence[Row]) -> tuple[Axis, Axis]:
+    """The choice of a model, at first one with registers, and of a block, at first the last. They move together with those of other
+    sections.
+
+    Args:
+        models: by the words that stand for them, which are "m" and their place in the study.
+        rows: of these models and all their blocks.
+    """
+    with_registers = {r["model"] for r in rows if "r1" in (r["source"], r["target"], r["feature"])}
+    first = next((word for word, model in models.items() if model in with_registers), "")
     layers = sorted({r["layer"] for r in rows})
-    figure = make_subplots(
-        1, len(models), subplot_titles=[escaped(label(m)) for m in models], horizontal_spacing=0.5 / (1 + 2 * len(models))
-    )
-    panel_layers: list[int] = []
-    for column, model in enumerate(models, start=1):
-        for layer in sorted({r["layer"] for r in select(rows, model=model)}):
-            figure.add_trace(_panel(select(rows, model=model, layer=layer), layer == layers[-1]), row=1, col=column)
-            panel_layers.append(layer)
-    steps = [
-        {"label": str(layer), "method": "update", "args": [{"visible": [layer == panel for panel in panel_layers]}]} for layer in layers
-    ]
-    slider = {"active": len(layers) - 1, "currentvalue": {"prefix": "block "}, "steps": steps, "pad": {"t": 70}}
-    figure.update_layout(sliders=[slider], height=520, margin={"t": 40, "b": 20, "l": 80})
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title_text="to")
-    return plot(figure)
+    blocks = {str(layer): str(layer) for layer in layers}
+    names = {word: label(model) for word, model in models.items()}
+    return Axis("model", names, first, group="model"), Axis("block", blocks, str(layers[-1]), slider=True, group="block")
 
 
-def _panel(rows: Sequence[Row], visible: bool) -> go.Heatmap:
-    """The flow of one model at one block."""
-    tokens = list(dict.fromkeys(r["source"] for r in rows))
+def _groups(rows: Sequence[Row]) -> list[str]:
+    """CLS, registers, patches: those that a model has."""
+    names = {r["source"] for r in rows}
+    return [name for name in ("cls", ALL_REGISTERS, "patches") if name in names]
+
+
+def _tables(chosen: str, name: str, layer: int, rows: Sequence[Row]) -> str:
+    """The flow of a block among groups, with intervals; and among single registers, where there are any."""
+    groups = _groups(rows)
     by_pair = {(r["source"], r["target"]): r for r in rows}
-    cells = [[by_pair[from_token, to_token] for to_token in tokens] for from_token in tokens]
-    names = [token_label(token) for token in tokens]
-    return go.Heatmap(
-        x=names,
-        y=names,
-        z=[[100 * r["value"] for r in line] for line in cells],
-        text=[[percent(r["value"]) for r in line] for line in cells],
-        customdata=[[_hover(r) for r in line] for line in cells],
-        hovertemplate="%{customdata}<extra></extra>",
-        texttemplate="%{text}",
-        colorscale="Blues",
-        zmin=0,
-        zmax=100,
-        visible=visible,
-        showscale=False,
+    tables = _table(f"{name}, block {layer}: from (row) to (column), percent", groups, by_pair, with_interval=True)
+    if ALL_REGISTERS in groups:
+        single = [token for token in dict.fromkeys(r["source"] for r in rows) if token != ALL_REGISTERS]
+        tables += _table(f"{name}, block {layer}, each register", single, by_pair, with_interval=False)
+    published = [_published(row, other) for row in rows for other in row["published"] or ()]
+    listed = f"<ul>{''.join(f'<li>{line}</li>' for line in published)}</ul>" if published else ""
+    return f'<div {chosen}><div class="tables">{tables}</div>{listed}</div>'
+
+
+def _table(caption: str, tokens: Sequence[str], by_pair: Mapping[tuple[str, str], Row], with_interval: bool) -> str:
+    """The flow from every token (group) to every one."""
+    lines = [(token_label(a), [_cell(by_pair.get((a, b)), with_interval) for b in tokens]) for a in tokens]
+    return share_table(caption, "from", list(map(token_label, tokens)), lines)
+
+
+def _cell(row: Row | None, with_interval: bool) -> str:
+    if row is None:
+        return "<td></td>"
+    interval = f"{scaled(row, 'ci_low')} – {scaled(row, 'ci_high')}"
+    published = "".join(f"<small>published {100 * other['value']:.1f}</small>" for other in row["published"] or ())
+    small = f"<small>{interval}</small>" if with_interval else ""
+    return share_cell(row["value"], scaled(row) + small + published, "" if with_interval else interval)
+
+
+def _published(row: Row, other: Mapping[str, Any]) -> str:
+    """A published number beside the measured one, and where it stands."""
+    what = f"{token_label(row['source'])} to {token_label(row['target'])}"
+    where = "inside" if other["in_interval"] else "outside"
+    numbers = f"published {100 * other['value']:.2f}, here {shown(row)}: {where} this interval"
+    return escaped(f"{what}: {numbers} ({other['source']})")
+
+
+def _lines(name: str, rows: Sequence[Row], blocks: Mapping[int, str]) -> str:
+    """The flow of every block as lines: a drawing for each group that attends, a line for each that is attended to."""
+    groups = _groups(rows)
+    names = {group: f"to {token_label(group)}" for group in ("cls", ALL_REGISTERS, "patches")}
+    by_source = {
+        source: lines_of([r for r in rows if r["source"] == source and r["target"] in groups], "target", names) for source in groups
+    }
+    every = [line for lines in by_source.values() for line in lines]
+    charts = "".join(
+        layer_chart(f"from {token_label(source)}", lines, ends_of(every), blocks) for source, lines in by_source.items() if lines
     )
-
-
-def _hover(row: Row) -> str:
-    lines = [f"{token_label(row['source'])} → {token_label(row['target'])}, block {row['layer']}", interval(row), f"n = {row['n']} images"]
-    lines += [f"published {100 * other['value']:.2f}: {other['source'][:70]}" for other in row["published"] or ()]
-    return "<br>".join(map(escaped, lines))
+    caption = f"{escaped(name)}: share of attention in percent, by block, with 95 % intervals over images."
+    return f"<figure><figcaption>{caption}</figcaption>{legend(every)}{side_by_side(charts, f'attention flow of {name}')}</figure>"

@@ -12,8 +12,9 @@ from experiments.datasets.base import first_id
 from experiments.demo import label
 from experiments.features.extraction import Features
 from experiments.features.recipes import Recipe, recipe_of
-from experiments.plotting.elements import table
-from experiments.plotting.escape import joined
+from experiments.plotting.elements import empty_cell, table
+from experiments.plotting.escape import escaped, joined
+from experiments.plotting.hover import protocol, sentence
 from experiments.rows import Row, select
 from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key
@@ -98,6 +99,20 @@ def verdicts(results: StudyResults) -> list[str]:
 
 
 def section(results: StudyResults) -> str:
-    """A table of the largest changes."""
-    lines = [(joined(label(r["model"]), r["condition"]), [f"<td>{r['value']:g}</td>"]) for r in select(results.rows, task=TASK)]
-    return table("zeroed at the last block", ["largest change of another token"], lines) if lines else ""
+    """Whether the check holds, and a table of the largest changes: models against what was zeroed."""
+    rows = select(results.rows, task=TASK)
+    if not rows:
+        return ""
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    found = {(row["model"], row["condition"]): row for row in rows}
+    lines = [(label(m), [_cell(found.get((m, c))) for c in conditions]) for m in dict.fromkeys(row["model"] for row in rows)]
+    said = "".join(f"<p><b>{escaped(line[0].upper() + line[1:])}.</b></p>" for line in verdicts(results))
+    return said + table("largest change of another token", list(map(escaped, conditions)), lines)
+
+
+def _cell(row: Row | None) -> str:
+    """The largest change as it is: every digit of a number that has to be 0."""
+    if row is None:
+        return empty_cell()
+    title = escaped("\n".join((sentence(row), protocol(row))))
+    return f'<td title="{title}">{row["value"]:g}</td>'

@@ -14,8 +14,8 @@ from experiments.study.target import Target
 TITLE = "Zeroing random patches instead"
 NOTE = (
     f"As many random patches as the model has registers ({RANDOM_PATCHES} where it has none; unless the study defines that condition anew) "
-    "against all registers. The patches are drawn for each image and are the same at all blocks. Difference from the full condition in "
-    "points, with 95 % intervals of the paired difference; for random patches the mean over their draws. Tasks that score single patches "
+    "against all registers. The patches are drawn for each image and are the same at all blocks. For random patches the "
+    "difference is the mean over their draws. Tasks that score single patches "
     "leave the zeroed ones out, and so does the full condition that they are compared with: nothing of the image is left in them. With "
     "them the condition loses by construction; those numbers end in _raw in results.jsonl."
 )
@@ -28,5 +28,5 @@ def jobs(target: Target) -> Iterator[Job]:
 
 
 def section(results: StudyResults) -> str:
-    """Bars of differences, one panel for each model."""
-    return plot_deltas(results.rows, results.columns, results.models, CONDITIONS)
+    """Dots with intervals: for each model a panel for each score."""
+    return plot_deltas(results.rows, results.columns, results.models, {name: name.replace("_", " ") for name in CONDITIONS})

@@ -13,11 +13,11 @@ from experiments.study.target import Target
 
 TITLE = "Replacing registers: zero, mean, noise, shuffle"
 NOTE = (
-    "Difference from the full condition in points, with 95 % intervals of the paired difference. A register set to zero is an activation "
+    "A register set to zero is an activation "
     "that the model never saw in training; its mean, noise with the calibrated mean and variance, and the registers of another image "
     "(shuffle; shuffle_registers_whole keeps one donor for all blocks) are not. For CLS and patches mean_registers is fix_reg_mean of Sun "
-    "et al. (2024), which replaces registers by their mean at the input of every block: it is run where it is asked for, and has no bars "
-    "of its own beside mean_registers."
+    "et al. (2024), which replaces registers by their mean at the input of every block: it is run where it is asked for, and has no "
+    "numbers of its own beside mean_registers."
 )
 CONDITIONS = (*REPLACEMENTS, "fix_reg_mean")
 
@@ -28,5 +28,6 @@ def jobs(target: Target) -> Iterator[Job]:
 
 
 def section(results: StudyResults) -> str:
-    """Bars of differences, one panel for each model with registers."""
-    return plot_deltas(results.rows, results.columns, results.models, CONDITIONS)
+    """Dots with intervals: for each model with registers a panel for each score."""
+    names = {name: name.replace("_registers", "").replace("_", " ") for name in REPLACEMENTS} | {"fix_reg_mean": "fix_reg_mean"}
+    return plot_deltas(results.rows, results.columns, results.models, names)

@@ -37,8 +37,5 @@ def joined(*parts: str, by: str = " · ") -> str:
 
 
 def escaped(text: str) -> str:
-    """The text as HTML and as a text of a plotly figure, both of which read markup: isolated, and with its markup shown as it is written.
-
-    Quotes are left as they are (plotly shows their entities): not for attributes.
-    """
-    return html.escape(isolated(text), quote=False)
+    """The text as HTML, also as the value of an attribute: isolated, and with its markup shown as it is written."""
+    return html.escape(isolated(text))

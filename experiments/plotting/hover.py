@@ -1,15 +1,12 @@
-"""Rows as the text and the error bars of a figure."""
+"""Rows as texts of the page: numbers in their units, and what a number says where it is pointed at."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from experiments.demo import label
-from experiments.plotting.escape import escaped, joined
+from experiments.plotting.escape import isolated, joined
 from experiments.rows import Row, select
-
-_WRAP = 90  # characters in a line of a hover text
 
 
 def token_label(name: str) -> str:
@@ -27,54 +24,96 @@ def scaled(row: Row, field: str = "value", form: str = ".1f") -> str:
     return format(row["scale"] * row[field], form)
 
 
-def interval(row: Row) -> str:
-    """The value of a row and its 95 % interval, in its unit."""
-    scale = row["scale"]
-    return f"{scale * row['value']:.3f} [{scale * row['ci_low']:.3f}, {scale * row['ci_high']:.3f}]"
-
-
 def _p(p_value: float) -> str:
     """A p-value after its letter: "= 0.0312", "< 0.0001"."""
     return f"= {p_value:.4f}" if p_value >= 1e-4 else "< 0.0001"
 
 
-def hover(row: Row | None) -> str:
-    """Everything that is known of a number, as lines of HTML: what it is, its interval, its comparison, published counterparts. What the
-    row holds is escaped."""
-    if row is None:
-        return "not run"
-    scale, unit = row["scale"], f" {row['unit']}" if row["unit"] else ""
+def sentence(row: Row, name: str = "") -> str:
+    """A number in one sentence, as text: whose it is, what, its value with its interval, its change, and p after Holm.
+
+    Args:
+        name: of the score; by default its task, metric and what is read.
+    """
     readout = f", {row['readout']}" if row["readout"] else ""
-    lines = [joined(label(row["model"]), row["condition"]), f"{row['task']}: {row['metric']}{_read(row)}{readout}"]
-    lines += [row["protocol"][start : start + _WRAP] for start in range(0, len(row["protocol"]), _WRAP)]
-    lines.append(f"value {interval(row)}{unit}, n = {row['n']} {row['n_unit']}; the interval covers {row['ci_covers']}")
+    name = name or f"{row['task'].replace('_', ' ')}, {row['metric']}{read_of(row)}{readout}"
+    return f"{joined(label(row['model']), row['condition'])}, {isolated(name)}: {shown(row)}{_changed(row)}."
+
+
+def note(row: Row, name: str = "") -> str:
+    """What a number says where it is pointed at or has the focus, as text: its `sentence`, then, a line each, the test, draws, published
+    numbers and marks. The `protocol` is not part of it, nor what was chosen."""
+    lines = [sentence(row, name)]
+    if row["p_holm"] is not None:
+        lines.append(f"p {_p(row['p_value'])} before Holm over {row['holm_tests']} {row['holm_family'].partition(':')[0]} tests.")
+    elif row["p_value"] is not None:
+        lines.append(f"p {_p(row['p_value'])}, in no family of tests.")
     if row["seeds"] > 1:
-        lines.append(f"mean over {row['seeds']} draws, from {scale * min(row['by_seed']):.3f} to {scale * max(row['by_seed']):.3f}")
-    if row["delta"] is not None:
-        corrected = (
-            ""
-            if row["p_holm"] is None
-            else f", by Holm over {row['holm_tests']} p {_p(row['p_holm'])} ({row['holm_family'].partition(':')[0]} family)"
-        )
-        change, low, high = (scale * row[name] for name in ("delta", "delta_ci_low", "delta_ci_high"))
-        lines.append(f"against full {change:+.3f} [{low:+.3f}, {high:+.3f}], p {_p(row['p_value'])}{corrected}")
+        lines.append(f"Mean over {row['seeds']} draws, from {plain(row, min(row['by_seed']))} to {plain(row, max(row['by_seed']))}.")
     if row["repeats"]:
-        lines.append(f"one intervention with {row['repeats']} for what is read here")
+        lines.append(f"One intervention with {isolated(row['repeats'])} for what is read here.")
     for other in row["published"] or ():
         where = "inside" if other["in_interval"] else "outside"
-        lines.append(
-            f"published {scale * other['value']:.2f} ({scale * other['difference']:+.2f} here), {where} this interval; protocols differ: "
-            f"{other['source'][:80]}"
-        )
-    lines += [f"{mark} {row[name]}" for mark, name in (("†", "note"), ("‡", "flag"), ("", "detail")) if row[name]]
-    return "<br>".join(map(escaped, [*lines, f"cell {row['cell']}"]))
+        lines.append(f"Published {plain(row, other['value'])}, {where} this interval: {isolated(other['source'])}")
+    return "\n".join([*lines, *(f"{mark}{isolated(row[field])}" for mark, field in _MARKED if row[field])])
 
 
-def _read(row: Row) -> str:
-    """What a number is read from: " of cls, block 5", "[2] of patches, block 11", " of r1 and r2, block 11"."""
+def protocol(row: Row) -> str:
+    """How a number was measured, on how many units, and what its interval covers, as text."""
+    return f"{row['protocol']}; n = {row['n']} {row['n_unit']}, the interval covers {row['ci_covers']}"
+
+
+_MARKED = (("† ", "note"), ("‡ ", "flag"))
+
+
+def shown(row: Row) -> str:
+    """The value of a row with its 95 % interval and its unit: "50.0 % [40.0, 60.0]"."""
+    unit = f" {row['unit']}" if row["unit"] else ""
+    return f"{plain(row, row['value'])}{unit} [{plain(row, row['ci_low'])}, {plain(row, row['ci_high'])}]"
+
+
+def change(row: Row) -> str:
+    """The difference of a row with its interval, in points or its unit: "−25.0 points [−37.5, −12.5]"."""
+    unit = f" {'points' if row['unit'] == '%' else row['unit']}" if row["unit"] else ""
+    return f"{signed(row, row['delta'])}{unit} [{signed(row, row['delta_ci_low'])}, {signed(row, row['delta_ci_high'])}]"
+
+
+def _changed(row: Row) -> str:
+    """The second half of the sentence on a number: its change, and Holm's p."""
+    if row["delta"] is None:
+        return ""
+    if row["by_construction"]:
+        return f", {change(row)} against {_other(row)}, by construction"
+    corrected = "" if row["p_holm"] is None else f", Holm p {_p(row['p_holm'])}"
+    return f", {change(row)} against {_other(row)}{corrected}"
+
+
+def _other(row: Row) -> str:
+    """What a row is compared with."""
+    other = row["reference"]
+    return isolated(other["condition"] if other["model"] == row["model"] else label(other["model"]))
+
+
+def plain(row: Row, value: float) -> str:
+    """A number in the unit of a row: one decimal where that is percent, else three."""
+    return f"{row['scale'] * value:.{_decimals(row)}f}".replace("-", "−")
+
+
+def signed(row: Row, value: float) -> str:
+    """A difference in the unit of a row, with its sign: "−3.1", "+0.2"; "0.0" where nothing is left of it."""
+    text = f"{row['scale'] * value:+.{_decimals(row)}f}".replace("-", "−")
+    return text[1:] if not text.strip("+−0.") else text
+
+
+def _decimals(row: Row) -> int:
+    return 1 if row["unit"] == "%" else 3
+
+
+def read_of(row: Row) -> str:
+    """What a number is read from, after its name: " of cls, block 5", "[2] of patches, block 11", " of r1 and r2, block 11"."""
     index = "" if row["index"] is None else f"[{row['index']}]"
     pair = [row[name] for name in ("register_a", "register_b") if row[name]]
-    tokens = row["feature"] or " and ".join(pair)
+    tokens = row["feature"] or " and ".join(pair) or f"{row['source']} to {row['target']}"
     block = "" if row["layer"] is None else f", block {row['layer']}"
     return f"{index} of {tokens}{block}"
 
@@ -87,23 +126,4 @@ def meter_lines(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
     return {
         run: "off manifold, last block: " + ", ".join(f"{metric.replace('_', ' ')} {r['value']:.3f}" for metric, r in by_metric.items())
         for run, by_metric in last.items()
-    }
-
-
-def errors(rows: Sequence[Row], scale: float = 100) -> dict[str, Any]:
-    """The intervals of values as plotly error bars."""
-    return {
-        "array": [scale * (r["ci_high"] - r["value"]) for r in rows],
-        "arrayminus": [scale * (r["value"] - r["ci_low"]) for r in rows],
-        "thickness": 1,
-    }
-
-
-def delta_errors(rows: Sequence[Row]) -> dict[str, Any]:
-    """The intervals of differences from the full condition as plotly error bars, in the units of the rows; of length 0 where a row is not
-    compared."""
-    return {
-        "array": [r["scale"] * ((r["delta_ci_high"] or 0) - (r["delta"] or 0)) for r in rows],
-        "arrayminus": [r["scale"] * ((r["delta"] or 0) - (r["delta_ci_low"] or 0)) for r in rows],
-        "thickness": 1,
     }

@@ -1,16 +1,17 @@
 """The chart of the summary as SVG: what zeroing CLS and zeroing the registers change in every main score, as dots with intervals.
 
-Colours, fonts and line widths are those of `style.css`: the chart follows the light and the dark style, and needs no script.
+Colours, fonts and line widths are those of the page's style: the chart follows the light and the dark one, and needs no script.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
-from xml.etree.ElementTree import Element, SubElement, tostring
+from xml.etree.ElementTree import Element
 
 from experiments.demo import label
+from experiments.plotting import svg
+from experiments.plotting.dots import interval
 from experiments.plotting.escape import isolated, joined
 from experiments.report.summary import Change, Verdict, verdict
 from experiments.report.wording import signed
@@ -18,7 +19,6 @@ from experiments.report.wording import signed
 _LINE, _NAME = 20, 16  # pixels from one line of the chart to the next; of a line that holds a name alone
 _TOP = 40  # above the first line: names of the panels, and numbers of the axis
 _GAP = 14  # between panels
-_CHARACTER, _BOLD = 6.8, 7.8  # pixels of an average one, at the 12 px of the labels and of headings
 PANELS = {"zero_cls": "zero CLS", "zero_registers": "zero registers"}
 """Titles of the panels, of the conditions in their order."""
 
@@ -33,9 +33,8 @@ class _Plan(NamedTuple):
     low: float
     high: float
 
-    def x(self, panel: int, points: float) -> float:
-        share = (points - self.low) / (self.high - self.low)
-        return self.start(panel) + share * self.panel
+    def scale(self, panel: int) -> svg.Scale:
+        return svg.Scale(self.low, self.high, self.start(panel), self.start(panel) + self.panel)
 
     def start(self, panel: int) -> float:
         return self.left + 2 + panel * (self.panel + _GAP)
@@ -48,8 +47,8 @@ def zeroing_chart(changes: Sequence[Change], models: Sequence[str], narrow: bool
         changes: under the conditions of the two panels.
         models: in their order; those without changes are left out.
     """
-    width, left = (328, 0) if narrow else (560, 184)
-    low, high = _range(changes)
+    width, left = (svg.WIDTH, 0) if narrow else (560, 184)
+    low, high = svg.span(end for change in changes if not change.by_construction for end in (change.low, change.high))
     plan = _Plan(width, left, (width - left - _GAP - 4) / len(PANELS), low, high)
     shown = [model for model in models if any(change.model == model for change in changes)]
     body = Element("g")
@@ -57,23 +56,13 @@ def zeroing_chart(changes: Sequence[Change], models: Sequence[str], narrow: bool
     for model in shown:
         y = _block(body, plan, [change for change in changes if change.model == model], y)
     height = int(y) + 40
-    alternative = (
-        f"Change in points of every main score of {joined(*map(label, shown), by=', ')}: left with CLS, right with all registers zeroed."
-    )
-    size = {"viewBox": f"0 0 {width} {height}", "width": str(width), "height": str(height)}
-    chart = Element("svg", {**size, "class": "narrow" if narrow else "wide", "role": "img", "aria-label": alternative})
+    title = f"Change in points of every main score of {joined(*map(label, shown), by=', ')}"
+    chart = svg.drawing(width, height, title, "Left with CLS, right with all registers zeroed.", "narrow" if narrow else "wide")
+    chart.set("tabindex", "0")  # from where arrow keys lead to its dots
     _axes(chart, plan, y)
     chart.append(body)
-    _text(chart, (plan.left + width) / 2, height - 4, "change against full, points", "middle", "soft")
-    return tostring(chart, encoding="unicode")
-
-
-def _range(changes: Sequence[Change]) -> tuple[float, float]:
-    """The ends of the axis: all intervals but those of numbers that hold by construction, 0, and a point on each side of it."""
-    ends = [end for change in changes if not change.by_construction for end in (change.low, change.high)]
-    low, high = min([-1.0, *ends]), max([1.0, *ends])
-    margin = 0.05 * (high - low)
-    return low - margin, high + margin
+    svg.text(chart, (plan.left + width) / 2, height - 4, "change against full, points", "middle", "soft")
+    return svg.written(chart)
 
 
 def _block(parent: Element, plan: _Plan, changes: Sequence[Change], y: float) -> float:
@@ -83,14 +72,14 @@ def _block(parent: Element, plan: _Plan, changes: Sequence[Change], y: float) ->
         scores = list(dict.fromkeys(change.score for change in changes if change.score.dense == dense))
         if scores:
             kind = ": dense scores" if dense else ": global scores"
-            name = _short(label(changes[0].model), plan.width - _BOLD * len(kind), _BOLD)
-            _text(parent, 2, y + 14, isolated(name) + kind, "start", "head")
+            name = svg.shortened(label(changes[0].model), plan.width - svg.width_of(kind, bold=True), bold=True)
+            svg.text(parent, 2, y + 14, isolated(name) + kind, kind="head")
             y += _LINE
         for score in scores:
             if plan.left:
-                _text(parent, plan.left - 8, y + 14, isolated(_short(score.name, plan.left)), "end")
+                svg.text(parent, plan.left - 8, y + 14, score.name, "end", room=plan.left)
             else:
-                _text(parent, 2, y + 13, isolated(_short(score.name, plan.width)), "start")
+                svg.text(parent, 2, y + 13, score.name, room=plan.width)
                 y += _NAME
             for panel, condition in enumerate(PANELS):
                 _cell(parent, plan, panel, y + _LINE / 2, by_cell.get((score, condition)))
@@ -102,50 +91,25 @@ def _cell(parent: Element, plan: _Plan, panel: int, y: float, change: Change | N
     """One dot with its interval, or words where there is none."""
     if change is None or change.by_construction:
         words = "by construction" if change else "not run"
-        _text(parent, plan.start(panel) + 4, y + 4, words, "start", "soft")
+        svg.text(parent, plan.start(panel) + 4, y + 4, words, kind="soft")
         return
-    said = verdict(change)
-    group = SubElement(parent, "g", {"class": {Verdict.COSTS: "costs", Verdict.GAINS: "gains"}.get(said, "same")})
-    SubElement(group, "title").text = _sentence(change)
-    ends = {"x1": f"{plan.x(panel, change.low):.1f}", "x2": f"{plan.x(panel, change.high):.1f}"}
-    SubElement(group, "line", {**ends, "y1": f"{y:.1f}", "y2": f"{y:.1f}"})
-    SubElement(group, "circle", {"cx": f"{plan.x(panel, change.delta):.1f}", "cy": f"{y:.1f}", "r": "4"})
+    kind = {Verdict.COSTS: "costs", Verdict.GAINS: "gains"}.get(verdict(change), "same")
+    interval(parent, plan.scale(panel), y, (change.delta, change.low, change.high), kind, _sentence(change))
 
 
 def _sentence(change: Change) -> str:
     """What a dot says where it is pointed at."""
     p = "" if change.p_holm is None else f", Holm p = {change.p_holm:.2g}"
-    interval = f"{signed(change.delta)} points [{signed(change.low)}, {signed(change.high)}]"
+    numbers = f"{signed(change.delta)} points [{signed(change.low)}, {signed(change.high)}]"
     what = joined(label(change.model), PANELS[change.condition], change.score.name, by=", ")
-    return f"{what}: {interval}{p}"
+    return f"{what}: {numbers}{p}"
 
 
 def _axes(parent: Element, plan: _Plan, bottom: float) -> None:
     """Names of the panels, a line for every number of the axis, and the numbers above and below."""
     for panel, title in enumerate(PANELS.values()):
-        _text(parent, plan.start(panel) + plan.panel / 2, 12, title, "middle", "head")
-        for tick in ticks(plan.low, plan.high, max(2, int(plan.panel // 36))):
-            x = f"{plan.x(panel, tick):.1f}"
-            line = {"x1": x, "x2": x, "y1": str(_TOP - 6), "y2": f"{bottom:.1f}", "class": "grid" if tick else "zero"}
-            SubElement(parent, "line", line)
-            for y in (_TOP - 10, bottom + 14):
-                _text(parent, plan.x(panel, tick), y, f"{tick:g}".replace("-", "−"), "middle", "soft")
-
-
-def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from low to high, 0 among them where it lies between: at most so many steps of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _short(text: str, pixels: float, character: float = _CHARACTER) -> str:
-    """The text, cut where it would be wider than its place."""
-    most = int(pixels / character)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _text(parent: Element, x: float, y: float, words: str, anchor: str, kind: str = "") -> None:
-    fields = {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor} | ({"class": kind} if kind else {})
-    SubElement(parent, "text", fields).text = words
+        scale = plan.scale(panel)
+        svg.text(parent, plan.start(panel) + plan.panel / 2, 12, title, "middle", "head")
+        svg.axis_across(parent, scale, _TOP - 6, bottom)
+        for tick in scale.ticks():
+            svg.text(parent, scale(tick), _TOP - 10, svg.number(tick), "middle", "soft")

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from experiments.analyses.base import Analysis
 from experiments.analyses.presets import ANALYSES
@@ -22,6 +21,10 @@ from experiments.report.summary import ALPHA, CHARTED, MARGIN, changes_of, summa
 from experiments.report.wording import signed
 from experiments.study.results import StudyResults, read_results
 from jaxvit.files import write_text
+
+STYLES = ("style.css", "figures.css", "pictures.css")
+SCRIPTS = ("page.js", "notes.js", "figures.js")
+"""Files of this package that are the style and the script of the page, in their order."""
 
 
 class Section(NamedTuple):
@@ -77,9 +80,8 @@ def _page(results: StudyResults, analyses: Mapping[str, Analysis], absent: list[
     environment.filters |= {"isolated": isolated, "label": label, "signed": signed}
     manifest = results.manifest
     return environment.get_template("page.html").render(
-        style=_file("style.css"),
-        plotly=Markup(get_plotlyjs()),
-        script=_file("page.js"),
+        style=Markup("").join(map(_file, STYLES)),
+        script=Markup("").join(map(_file, SCRIPTS)),
         manifest=manifest,
         models=results.models,
         demo=[model for model in results.models if model in NOTES],

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from experiments.demo import INDUCED, label
 from experiments.plotting.columns import Column, ScoreKey, plain_heading, refitted, score_key
-from experiments.plotting.elements import SIGNIFICANT
 from experiments.plotting.escape import isolated
+from experiments.plotting.marks import SIGNIFICANT
 from experiments.report import wording
 from experiments.report.wording import listed, reach_text, signed
 from experiments.rows import Row, select

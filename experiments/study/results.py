@@ -46,10 +46,19 @@ class StudyResults(NamedTuple):
         store = Store(self.folder / "cells")
         return np.concatenate([store.open(name).arrays[row["scores_array"]] for name in row["scores_cell"]], axis=1)
 
-    def cells(self, kind: str) -> Iterator[Cell]:
-        """The finished cells of a kind, in the order of the study, one in memory at a time."""
+    def cells(self, kind: str, version: int | None = None) -> Iterator[Cell]:
+        """The finished cells of a kind, in the order of the study, one in memory at a time; those of one version where it is given, as an
+        earlier one may hold other arrays."""
         store = Store(self.folder / "cells")
-        return (store.open(name) for name, cell_kind, _ in self.manifest["cells"] if cell_kind == kind)
+        cells = (store.open(name) for name, cell_kind, _ in self.manifest["cells"] if cell_kind == kind)
+        return (cell for cell in cells if version is None or cell.key["version"] == version)
+
+    def outdated(self, kind: str, version: int) -> list[str]:
+        """Models that have cells of a kind, but none of this version: an earlier one computed them."""
+        versions: dict[str, set[int]] = {}
+        for cell in self.cells(kind):
+            versions.setdefault(cell.key["name"], set()).add(cell.key["version"])
+        return [model for model in self.models if model in versions and version not in versions[model]]
 
     def conditions(self, model: str, task: str) -> list[str]:
         """Conditions under which a model has numbers of a task, in order."""

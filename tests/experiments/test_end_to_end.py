@@ -15,7 +15,9 @@ import pytest
 
 import jaxvit
 from experiments import open_study, reproduce, results
+from experiments.analyses import feature_maps, nearest_patches
 from experiments.analyses.presets import ANALYSES
+from experiments.datasets.scenes import scenes
 from experiments.features.conditions import REPLACEMENTS
 from experiments.report import __main__ as report_program
 from experiments.report import page, tables
@@ -24,7 +26,7 @@ from experiments.study import run
 from experiments.study.cells import cell_hash
 from experiments.tasks import off_manifold
 from experiments.tasks.overwritten import LEFT_OUT
-from tests.experiments.tiny_study import save_models, study
+from tests.experiments.tiny_study import CONFIG, SIZE, save_models, study
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +188,7 @@ def test_one_intervention_of_two_names_is_marked_and_one_test(models, tmp_path):
             assert (row["p_holm"], row["holm_tests"]) == (None, None)
     tests = {(r["feature"], r["holm_tests"]) for r in rows if r["metric"] == "accuracy" and not r["repeats"]}
     assert tests == {("patches", 2 * 2), ("digit_patches", 2)}, "two interventions: with the k-NN of CLS, the other main score; alone"
-    assert "one intervention with mean_registers" in (both.out / "report.html").read_text()
+    assert "One intervention with mean_registers" in (both.out / "report.html").read_text()
 
 
 def test_a_read_out_of_a_constant_token_is_marked_as_by_construction(finished):
@@ -293,6 +295,38 @@ def test_flow_rows_sum_to_one(finished):
         together = targets.pop("registers", 0)
         assert abs(sum(targets.values()) - 1) < 1e-5
         assert abs(sum(v for name, v in targets.items() if name.startswith("r")) - together) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def seen(models) -> jaxvit.Output:
+    """What the tiny model with registers makes of the gallery, of which the pictures are the first."""
+    model = jaxvit.load(models[0])
+    return jaxvit.forward(model, jaxvit.normalise(scenes("test", SIZE.gallery).images, model.config), capture="attention")
+
+
+def test_pictures_hold_the_attention_of_every_block_with_their_photographs(finished, seen):
+    (arrays,) = [cell.arrays for cell in open_study(finished).cells("maps") if cell.key["name"] == "with_registers"]
+    count, prefix = feature_maps.IMAGES, 1 + CONFIG.registers
+    np.testing.assert_array_equal(arrays["images"], scenes("test", count).images)
+    expected = np.asarray(seen.captured["attention"])[:, :count, :, :prefix, prefix:].mean(axis=2)
+    assert arrays["attention"].shape == (CONFIG.depth, count, prefix, 8, 8)
+    np.testing.assert_allclose(arrays["attention"].reshape(expected.shape), expected, atol=1e-5)
+
+
+def test_the_nearest_patches_are_those_of_a_search_through_all(finished, seen):
+    (cell,) = open_study(finished).cells("nearest_patches")
+    tokens, arrays, prefix = np.asarray(seen.tokens, np.float64), cell.arrays, 1 + CONFIG.registers
+    patches = tokens[:, prefix:] / np.linalg.norm(tokens[:, prefix:], axis=-1, keepdims=True)
+    for r in range(CONFIG.registers):
+        mean = tokens[:, 1 + r].mean(axis=0)
+        cosines = patches @ (mean / np.linalg.norm(mean))
+        order = np.argsort(-cosines.max(axis=1))[: nearest_patches.SHOWN]
+        np.testing.assert_array_equal(arrays["numbers"][r], order)
+        np.testing.assert_array_equal(arrays["patches"][r], cosines[order].argmax(axis=1))
+        np.testing.assert_allclose(arrays["cosines"][r], cosines[order].max(axis=1), atol=1e-5)
+        np.testing.assert_array_equal(arrays["images"][arrays["places"][r]], scenes("test", SIZE.gallery).images[order])
+        assert cell.rows[r]["value"] == pytest.approx(cosines.max(axis=1).mean(), abs=1e-5)
+    assert arrays["grid"].tolist() == [8, 8]
 
 
 def test_an_interrupted_study_resumes_and_ends_with_the_same_numbers(finished, models, tmp_path, monkeypatch):
@@ -438,10 +472,13 @@ def test_an_unknown_model_is_refused_before_the_folder_is_made(tmp_path):
 
 def test_the_page_is_whole_and_needs_no_network(finished):
     written = (finished / "report.html").read_text()
-    outside = re.sub(r"<script>.*?</script>", "", written, count=1, flags=re.DOTALL)  # plotly itself, inlined
-    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", outside)
-    maps = 6 * (1 + 4 + 4 + 2) + 6 * (1 + 2 + 2 + 1)  # image, components and norms under each condition, attention
-    assert outside.count("data:image/png;base64,") == maps + 2 * 5  # the patches nearest to each register
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", written)
+    features = 6 * (1 + 4) + 6 * (1 + 2)  # image, and components and norms under each condition
+    attention = 2 * 6 * (4 + 1)  # of CLS, mean and single registers, at each block
+    assert written.count('<div class="tile">') == features + attention + 2 * 5  # the patches nearest to each register
+    assert written.count("data:image/png;base64,") == 2 * 3 + 1  # components, norms and attention of each model; the ramp of colours
+    (gallery,) = [cell.arrays["images"] for cell in open_study(finished).cells("nearest_patches")]
+    assert written.count("data:image/webp;base64,") == 6 + len(gallery), "a photograph is once on the page, or once in each section"
     wanted = [e.TITLE for e in ANALYSES.values() if e.TITLE != "Model size within a family"]
     assert [heading for heading in wanted if heading not in written] == []
     assert page.write(finished).read_text().count("<h2>") == written.count("<h2>")

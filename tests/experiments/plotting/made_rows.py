@@ -1,9 +1,7 @@
-"""Rows made by hand, and what a page's figures show of them."""
+"""Rows made by hand."""
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any
 
 from experiments.rows import Row, make_row
@@ -28,9 +26,3 @@ def made_flow(source: str, target: str, **changes: Any) -> Row:
     """A row of the attention that one token group gives another."""
     fields = {"task": "attention_flow", "metric": "attention", "feature": None, "readout": None, "higher_is_better": None}
     return made_row(**fields, source=source, target=target, **changes)
-
-
-def traces(page: str) -> list[dict[str, Any]]:
-    """The traces of all figures of a piece of a page, in order, as plotly reads them."""
-    starts = re.finditer(r'Plotly\.newPlot\(\s*"[^"]+",\s*', page)
-    return [trace for start in starts for trace in json.JSONDecoder().raw_decode(page, start.end())[0]]

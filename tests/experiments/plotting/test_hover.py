@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.plotting.hover import delta_errors, errors, hover, interval, meter_lines, scaled, token_label
+from experiments.plotting.hover import meter_lines, note, protocol, scaled, shown, signed, token_label
+from experiments.plotting.marks import kind_of
 from tests.experiments.plotting.made_rows import PLAIN, made_row
 
 
@@ -16,60 +17,59 @@ def test_tokens_have_labels(name, label):
     assert token_label(name) == label
 
 
-def test_a_hover_text_says_everything_that_is_known_of_a_number():
+def test_a_note_is_a_sentence_first_and_says_everything_that_is_known_of_a_number():
     published = [{"value": 0.75, "difference": -0.25, "in_interval": False, "source": "a paper", "protocol": "?"}]
-    row = made_row(
-        seeds=2, by_seed=[0.25, 0.75], by_construction=True, note="by construction", flag="edge", detail="penalty 1", published=published
-    )
-    assert hover(row).split("<br>") == [
-        "model · zero_cls",
-        "linear_probe: top1 of cls, block 5, refitted",
-        "ridge(select=val)",
-        "value 50.000 [40.000, 60.000] %, n = 30 images; the interval covers units",
-        "mean over 2 draws, from 25.000 to 75.000",
-        "against full -25.000 [-37.500, -12.500], p = 0.0100, by Holm over 2 p = 0.0200 (secondary family)",
-        "published 75.00 (-25.00 here), outside this interval; protocols differ: a paper",
-        "† by construction",
+    row = made_row(seeds=2, by_seed=[0.25, 0.75], note="a token of its own", flag="edge", published=published, repeats="mean_cls")
+    assert note(row).split("\n") == [
+        "model · zero_cls, linear probe, top1 of cls, block 5, refitted: 50.0 % [40.0, 60.0], −25.0 points [−37.5, −12.5] against full, "
+        "Holm p = 0.0200.",
+        "p = 0.0100 before Holm over 2 secondary tests.",
+        "Mean over 2 draws, from 25.0 to 75.0.",
+        "One intervention with mean_cls for what is read here.",
+        "Published 75.0, outside this interval: a paper",
+        "† a token of its own",
         "‡ edge",
-        " penalty 1",
-        f"cell {'0' * 20}",
     ]
-    assert hover(None) == "not run"
 
 
-def test_a_hover_text_is_in_the_unit_of_its_row():
-    row = made_row(unit="bits", scale=1.0, readout=None, delta=None, value=1.5, n_unit="pairs of views", published=None)
-    assert hover(row).split("<br>")[1:4] == [
-        "linear_probe: top1 of cls, block 5",
-        "ridge(select=val)",
-        "value 1.500 [1.400, 1.600] bits, n = 30 pairs of views; the interval covers units",
-    ]
-    assert (interval(row), interval(made_row())) == ("1.500 [1.400, 1.600]", "50.000 [40.000, 60.000]")
+def test_a_note_is_in_the_unit_of_its_row():
+    row = made_row(unit="bits", scale=1.0, readout=None, delta=None, p_value=None, p_holm=None, value=1.5, n_unit="pairs of views")
+    assert note(row, "entropy") == "model · zero_cls, entropy: 1.500 bits [1.400, 1.600]."
+    assert protocol(row) == "ridge(select=val); n = 30 pairs of views, the interval covers units"
+    assert (shown(row), shown(made_row())) == ("1.500 bits [1.400, 1.600]", "50.0 % [40.0, 60.0]")
     assert [scaled(made_row()), scaled(made_row(), "ci_low"), scaled(made_row(), "delta", "+.2f")] == ["50.0", "40.0", "-25.00"]
+    assert [signed(made_row(), value) for value in (-0.031, 0.0002, -0.0002, 0.02)] == ["−3.1", "0.0", "0.0", "+2.0"]
+    assert [signed(made_row(**PLAIN), value) for value in (-0.031, 0.0002)] == ["−0.031", "0.000"]
+
+
+def test_a_note_names_the_other_model_and_what_holds_by_construction():
+    row = made_row(reference={"model": "other", "condition": "zero_cls", "value": 0.5})
+    assert "−25.0 points [−37.5, −12.5] against other, Holm" in note(row)
+    assert note(made_row(by_construction=True, p_value=None, p_holm=None)).split("\n")[0].endswith("against full, by construction.")
 
 
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"layer": None}, "linear_probe: top1 of cls, refitted"),
-        ({"readout": "frozen"}, "linear_probe: top1 of cls, block 5, frozen"),
-        ({"readout": None, "metric": "spectrum", "index": 2, "feature": "patches"}, "linear_probe: spectrum[2] of patches, block 5"),
+        ({"layer": None}, "linear probe, top1 of cls, refitted"),
+        ({"readout": "frozen"}, "linear probe, top1 of cls, block 5, frozen"),
+        ({"readout": None, "metric": "spectrum", "index": 2, "feature": "patches"}, "linear probe, spectrum[2] of patches, block 5"),
         (
             {"readout": None, "metric": "cosine", "register_a": "r1", "register_b": "r3", "feature": None},
-            "linear_probe: cosine of r1 and r3, block 5",
+            "linear probe, cosine of r1 and r3, block 5",
         ),
     ],
 )
-def test_a_hover_text_says_what_a_number_is_of(fields, text):
-    assert hover(made_row(**fields)).split("<br>")[1] == text
+def test_a_note_says_what_a_number_is_of(fields, text):
+    assert note(made_row(**fields)).startswith(f"model · zero_cls, {text}: ")
 
 
-def test_error_bars_are_the_distances_to_the_ends_of_intervals():
-    bars = errors([made_row(), made_row(value=0.25, ci_low=0.125, ci_high=0.5)])
-    assert bars["array"] == pytest.approx([10, 25])
-    assert bars["arrayminus"] == pytest.approx([10, 12.5])
-    differences = delta_errors([made_row(), made_row(**PLAIN), made_row(delta=None, delta_ci_low=None, delta_ci_high=None)])
-    assert differences["array"] == differences["arrayminus"] == [12.5, 0.125, 0]
+@pytest.mark.parametrize(("better", "delta", "kind"), [(True, -0.25, "costs"), (False, -0.25, "gains"), (None, -0.25, "costs")])
+def test_a_mark_is_a_cost_where_a_significant_difference_is_for_the_worse(better, delta, kind):
+    fields = {"higher_is_better": better, "delta": delta}
+    assert kind_of(made_row(**fields)) == kind
+    assert kind_of(made_row(**fields, p_holm=0.05)) == kind_of(made_row(**fields, p_holm=None)) == "same"
+    assert kind_of(made_row(**fields, delta_ci_high=0.001)) == "same", "an interval that holds 0"
 
 
 def test_the_off_manifold_line_of_a_condition_is_of_its_last_block():
