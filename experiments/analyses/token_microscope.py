@@ -120,9 +120,10 @@ def _compute(target: Target, names: Sequence[str]) -> tuple[list[Row], Arrays]:
         "attention_conditions": np.array(with_attention, dtype=np.str_),
         "head_conditions": np.array(with_heads, dtype=np.str_),
     }
-    for name, codes in (("attention", attention), ("heads", heads)):
-        if codes:
-            arrays |= {name: np.stack([c.codes for c in codes.values()]), f"{name}_sums": np.stack([c.sums for c in codes.values()])}
+    for array, coded_maps, order in (("attention", attention, with_attention), ("heads", heads, with_heads)):
+        if order:
+            arrays[array] = np.stack([coded_maps[name].codes for name in order])
+            arrays[f"{array}_sums"] = np.stack([coded_maps[name].sums for name in order])
     return [], arrays
 
 

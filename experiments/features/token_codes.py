@@ -71,7 +71,9 @@ def leading_directions(units: Sequence[Float[np.ndarray, "tokens width"]]) -> Fl
     return _signed(np.linalg.eigh(gram)[1][:, : -MOST_DIMS - 1 : -1])
 
 
-def feature_codes(units: Float[np.ndarray, "*tokens width"], directions: Float[np.ndarray, "width dims"]) -> Int8[np.ndarray, "*tokens dims"]:
+def feature_codes(
+    units: Float[np.ndarray, "*tokens width"], directions: Float[np.ndarray, "width dims"]
+) -> Int8[np.ndarray, "*tokens dims"]:
     """Coordinates of unit vectors; the product of two tokens' codes, times FEATURE_STEP², is about their cosine."""
     return np.rint(units.astype(np.float32) @ directions / FEATURE_STEP).astype(np.int8)
 
@@ -86,9 +88,7 @@ def cosine_errors(
     return np.stack([np.abs(coordinates[:, :size] @ coordinates[:, :size].T - exact).ravel() for size in dims])
 
 
-def colours(
-    units: Float[np.ndarray, "conditions tokens width"], prefix: int
-) -> UInt8[np.ndarray, "conditions tokens 3"]:
+def colours(units: Float[np.ndarray, "conditions tokens width"], prefix: int) -> UInt8[np.ndarray, "conditions tokens 3"]:
     """Tokens of an image as red, green and blue: three principal components of its patches under the first condition, from the 2nd to
     the 98th percentile of these patches. Tokens of zeros are black.
 

@@ -196,12 +196,15 @@
       scheduled = false;
       const [of, image, withHeads] = [model, state.image, headNumber() !== null];
       const [codes, headCodes] = await Promise.all([data.image(of, image), withHeads ? data.heads(of, image) : null]);
+      if (!codes) throw new Error(`the page has no data of image ${image + 1} of ${of.label}`);
       if (of !== model || image !== state.image || withHeads !== (headNumber() !== null)) return; // another render is on its way
       const { layer, token } = state;
       measured = view.measure(model, codes, headCodes, { layer, token, condition: conditionIndex(), head: headNumber() });
       paint();
       showTexts();
+      say("problem", "");
     });
+    current = current.catch((error) => say("problem", `The data of the microscope cannot be opened in this browser: ${error.message}`));
   }
 
   function paint() {
@@ -241,7 +244,8 @@
     if (!values) return;
     const strip = element("i");
     strip.style.background = view.gradient(scale);
-    const ends = [scale.low, scale.high].map((end) => element("span", { textContent: view.said(quantity, name, end).replace("1 − cosine = ", "") }));
+    const text = (end) => view.said(quantity, name, end).replace(/1 − cosine = | points/, "");
+    const ends = [scale.low, scale.high].map((end) => element("span", { textContent: text(end) }));
     bar.append(strip, element("small", {}, ...ends));
   }
 
@@ -253,13 +257,15 @@
   // "patch in row 4, column 5 at block 5 attends to CLS 1.2 %, registers 3.0 %, patches 95.8 % in full; to ... under zero registers."
   function sentence() {
     const { full, ablated } = measured.attention;
-    const who = `${view.longName(model, state.token)}, block ${state.layer}${headNumber() === null ? "" : `, head ${state.head}`}`;
-    const start = full.values ? `${who}: attends to ${shares(full.values)} in full` : `${who}: attention in full was not kept`;
+    const name = view.longName(model, state.token);
+    const where = `at block ${state.layer}${headNumber() === null ? "" : ` in head ${state.head}`}`;
+    const who = `${name[0].toUpperCase()}${name.slice(1)} ${where}`;
+    const start = full.values ? `${who} attends to ${shares(full.values)} in full` : `${who}: its attention in full was not kept`;
     if (plain()) return `${start}.`;
     const condition = spaced(state.condition);
     const ablation = model.ablated[conditionIndex()];
-    const what = ablation ? ` (${ablation})` : "";
-    return `${start}; ${ablated.values ? `to ${shares(ablated.values)} under ${condition}${what}` : `under ${condition}${what} not kept`}.`;
+    const what = ablation ? ` (ablates ${ablation})` : "";
+    return `${start}; ${ablated.values ? `to ${shares(ablated.values)} under ${condition}${what}` : `under ${condition}${what} it was not kept`}.`;
   }
 
   function shares(weights) {

@@ -8,8 +8,8 @@ window.jaxvitTokenView = (() => {
   const DIVERGING = ramp("2166ac 4393c3 92c5de d1e5f0 f7f7f7 fddbc7 f4a582 d6604d b2182b");
   const HIDDEN = 0.35; // opacity of the lowest values over the image, as a share of that of the highest
 
-  // Changes smaller than these do not fill the scale: tiny ones would look large, and codes are not exact.
-  const LEAST_CHANGE = { attention: 0.005, cosine: 0.02, colours: 0.02, norm: 0.03 };
+  // Values smaller than these do not fill the scale: tiny changes would look large, and codes are not exact.
+  const LEAST = { attention: 0.005, cosine: 0.02, colours: 0.02, norm: 0.03 };
   const LOWEST_RATIO = -20; // log2 of the norm's ratio where the token has become zeros
 
   // What can be shown, in order: its name, and what its values are of the chosen token.
@@ -55,11 +55,11 @@ window.jaxvitTokenView = (() => {
     const [norm, ablatedNorm] = pair((c) => tokens.norms(model, codes, c, layer));
     const [pixels, ablatedPixels] = pair((c) => tokens.colours(model, codes, c, layer));
     return {
-      attention: compared([weights, ablatedWeights], sequential(0, largest(model, weights, ablatedWeights) || 1e-6), (change) =>
-        diverging(Math.max(LEAST_CHANGE.attention, largest(model, change))),
+      attention: compared([weights, ablatedWeights], sequential(0, Math.max(LEAST.attention, largest(model, weights, ablatedWeights))), (change) =>
+        diverging(Math.max(LEAST.attention, largest(model, change))),
       ),
       cosine: compared([cosine, ablatedCosine], diverging(1), (change) =>
-        diverging(Math.max(LEAST_CHANGE.cosine, 2 * model.cosineError, largest(model, change))),
+        diverging(Math.max(LEAST.cosine, 2 * model.cosineError, largest(model, change))),
       ),
       colours: {
         full: { pixels },
@@ -80,7 +80,7 @@ window.jaxvitTokenView = (() => {
 
   function movementOf(model, codes, condition, layer) {
     const values = tokens.movement(model, codes, condition, layer);
-    return { values, scale: sequential(0, Math.max(LEAST_CHANGE.colours, 2 * model.cosineError, largest(model, values))) };
+    return { values, scale: sequential(0, Math.max(LEAST.colours, 2 * model.cosineError, largest(model, values))) };
   }
 
   function normScale(model, ...norms) {
@@ -91,7 +91,7 @@ window.jaxvitTokenView = (() => {
   // The base-2 logarithm of the ratio; NaN where the token is zeros in full.
   function normChange(model, before, after) {
     const values = after.map((value, token) => (before[token] ? Math.max(LOWEST_RATIO, Math.log2(value / before[token])) : NaN));
-    return { values, scale: diverging(Math.max(LEAST_CHANGE.norm, largest(model, values))) };
+    return { values, scale: diverging(Math.max(LEAST.norm, largest(model, values))) };
   }
 
   // A value as text.

@@ -44,9 +44,11 @@ class Section(NamedTuple):
 
 
 STYLES = ("style.css", "figures.css", "pictures.css", "microscope.css")
-SCRIPTS = ("page.js", "figures.js", "microscope_data.js", "microscope_view.js", "microscope.js")
+SCRIPTS = ("page.js", "figures.js")
 """Files of this package that are part of the page as they are, in order."""
-OPEN = ("token_microscope", "ablation_table")
+MICROSCOPE, MICROSCOPE_SCRIPTS = "token_microscope", ("microscope_data.js", "microscope_view.js", "microscope.js")
+"""The section whose data are not HTML, and the scripts of pages that have it."""
+OPEN = (MICROSCOPE, "ablation_table")
 """Sections that are unfolded at first."""
 DEMO_MEGABYTES, MEGABYTES = 5.0, 12.0
 """What a page may weigh unless it is said: where all models are the bundled ones, and else."""
@@ -94,12 +96,13 @@ def _page(results: StudyResults, analyses: Mapping[str, Analysis], absent: list[
     )
     environment.filters |= {"isolated": isolated, "label": label, "signed": signed}
     manifest, sections = results.manifest, list(_sections(results, analyses))
+    with_tokens = any(section.name == MICROSCOPE for section in sections)
     plotly = Markup(get_plotlyjs()) if any("Plotly" in section.body for section in sections) else Markup()
     render = functools.partial(
         environment.get_template("page.html").render,
         style=_files(STYLES),
         plotly=plotly,
-        script=_files(SCRIPTS),
+        script=_files((*SCRIPTS, *MICROSCOPE_SCRIPTS) if with_tokens else SCRIPTS),
         manifest=manifest,
         models=results.models,
         demo=[model for model in results.models if model in NOTES],
@@ -112,9 +115,8 @@ def _page(results: StudyResults, analyses: Mapping[str, Analysis], absent: list[
         alpha=ALPHA,
         margin=MARGIN,
     )
-    if "token_microscope" not in analyses:
-        return render(tokens="")
-    return render(tokens=token_scripts(results, size - len(render(tokens="").encode()) + len(plotly)))
+    page = render(tokens="")
+    return render(tokens=token_scripts(results, size - len(page.encode()) + len(plotly))) if with_tokens else page
 
 
 def _files(names: Sequence[str]) -> Markup:

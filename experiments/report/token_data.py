@@ -13,7 +13,6 @@ the first are stored minus the first, modulo 256 or 65536. `experiments.features
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import zlib
@@ -24,7 +23,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from experiments.analyses.token_microscope import DIMS, KIND, attention_order
+from experiments.analyses.token_microscope import DIMS, KIND
 from experiments.demo import NOTES, label
 from experiments.features.token_codes import ATTENTION_LEVELS, FEATURE_STEP, NORM_LEVELS, SUM_LEVELS
 from experiments.plotting.escape import isolated
@@ -40,29 +39,29 @@ class Choice(NamedTuple):
     """How much of the cells a page has.
 
     Attributes:
-        heads: whether attention of single heads is there.
+        heads: conditions that have attention of single heads, at most.
         attention: conditions that have attention, at most; None for all.
         dims: coordinates of features.
         images: at most; None for all.
     """
 
-    heads: bool
+    heads: int
     attention: int | None
     dims: int
     images: int | None
 
 
 CHOICES = (
-    Choice(True, None, DIMS[0], None),
-    Choice(True, None, DIMS[1], None),
-    Choice(False, None, DIMS[1], None),
-    Choice(False, 4, DIMS[0], None),
-    Choice(False, 4, DIMS[1], None),
-    Choice(False, 4, DIMS[1], 2),
-    Choice(False, 4, DIMS[1], 1),
-    Choice(False, 2, DIMS[1], 1),
-    Choice(False, 1, DIMS[2], 1),
-    Choice(False, 0, DIMS[2], 1),
+    Choice(4, None, DIMS[0], None),
+    Choice(4, None, DIMS[1], None),
+    Choice(2, None, DIMS[1], None),
+    Choice(0, None, DIMS[1], None),
+    Choice(0, 4, DIMS[1], None),
+    Choice(0, 4, DIMS[1], 2),
+    Choice(0, 4, DIMS[1], 1),
+    Choice(0, 2, DIMS[1], 1),
+    Choice(0, 1, DIMS[2], 1),
+    Choice(0, 0, DIMS[2], 1),
 )
 """From the richest to the poorest; a page has the first that fits."""
 
@@ -78,7 +77,9 @@ def token_scripts(results: StudyResults, room: int) -> Markup:
     for choice in CHOICES:
         if _estimate(models, choice) <= room and len(scripts := _scripts(models, choice, missing)) <= room:
             return scripts
-    return _models_script([], "The data of the microscope do not fit into a page of this size. Write the page again with a larger --page-budget.")
+    return _models_script(
+        [], "The data of the microscope do not fit into a page of this size. Write the page again with a larger --page-budget."
+    )
 
 
 def _scripts(models: dict[str, Arrays], choice: Choice, missing: Sequence[str]) -> Markup:
@@ -127,7 +128,7 @@ def _head_bytes(arrays: Arrays, choice: Choice, image: int) -> list[bytes]:
     """The bytes of the chunk of heads, where there is one."""
     if not (choice.heads and "heads" in arrays):
         return []
-    return [_bytes(arrays["heads_sums"][:, :, image]) + _bytes(arrays["heads"][:, :, image])]
+    return [b"".join(_bytes(arrays[name][: choice.heads, :, image]) for name in ("heads_sums", "heads"))]
 
 
 def _bytes(codes: np.ndarray) -> bytes:
@@ -151,7 +152,7 @@ def _description(model: str, arrays: Arrays, choice: Choice) -> dict[str, Any]:
     prefix, rows, columns, heads = map(int, arrays["grid"])
     names = [str(name) for name in arrays["conditions"]]
     attention = [str(arrays["attention_conditions"][index]) for index in _attention_indices(arrays, choice)]
-    by_head = [str(name) for name in arrays["head_conditions"]] if choice.heads else []
+    by_head = [str(name) for name in arrays["head_conditions"][: choice.heads]]
     dims = min(choice.dims, arrays["features"].shape[-1])
     return {
         "id": model,
@@ -179,23 +180,23 @@ def _description(model: str, arrays: Arrays, choice: Choice) -> dict[str, Any]:
 def _kept(arrays: Arrays, choice: Choice, attention: Sequence[str], by_head: Sequence[str]) -> str:
     """What is there and what is not, by name."""
     names = [str(name) for name in arrays["conditions"]]
-    without = [name for name in names if name not in attention]
     images, of_all = _images(arrays, choice), len(arrays["images"])
-    dims = min(choice.dims, arrays["features"].shape[-1])
+    dims, error = min(choice.dims, arrays["features"].shape[-1]), arrays["cosine_errors"][DIMS.index(choice.dims)]
     parts = [
-        f"{images} of {of_all} images" if images < of_all else f"{images} image{'s' if images != 1 else ''}",
-        "attention of no condition" if not attention else f"attention of {_all_but(names, without)}",
-        f"attention of single heads of {', '.join(by_head)}" if by_head else "attention of single heads of no condition",
-        f"features of all conditions in {dims} dimensions (99 % of cosines are off by less than "
-        f"{arrays['cosine_errors'][DIMS.index(choice.dims)]:.2g})",
+        f"{images} of {of_all} images" if images < of_all else f"{images} image{'' if images == 1 else 's'}",
+        f"mean attention of {_all_but(names, attention)}",
+        f"attention of single heads of {_all_but(names, by_head)}",
+        f"features of all conditions in {dims} dimensions (99 % of cosines are off by less than {error:.2g})",
     ]
-    cut = choice != CHOICES[0]
-    return "; ".join(parts) + ("; more of it with --page-budget." if cut else ".")
+    return "; ".join(parts) + ("." if choice == CHOICES[0] else ". More is kept where the page is written with a larger --page-budget.")
 
 
-def _all_but(names: Sequence[str], without: Sequence[str]) -> str:
-    kept = [name for name in names if name not in without]
-    return f"{', '.join(kept)}, but not of {', '.join(without)}" if without else f"all {len(names)} conditions"
+def _all_but(names: Sequence[str], kept: Sequence[str]) -> str:
+    """All conditions, or those that are kept and those that are left out."""
+    left_out = [isolated(name) for name in names if name not in kept]
+    if not left_out:
+        return f"all {len(names)} conditions" if len(names) > 1 else names[0]
+    return f"{', '.join(map(isolated, kept))} (left out: {', '.join(left_out)})" if kept else "no condition"
 
 
 def _picture(pixels: np.ndarray) -> str:
