@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import re
 import zlib
@@ -16,15 +15,18 @@ import pytest
 
 import jaxvit
 from experiments.analyses import token_microscope
-from experiments.datasets.base import first_id
+from experiments.datasets.base import DataSize, Part, StudyData, first_id
 from experiments.features.conditions import conditions
+from experiments.features.recipes import made_up_moments
+from experiments.planning import Study, settings
 from experiments.report import token_data
 from experiments.study.cells import Store
 from experiments.study.results import StudyResults
-from tests.experiments.tiny_study import save_models, targets
+from experiments.study.target import Target
+from jaxvit.sharding import batch_mesh
 
 NAME = '<b>"mine" & yours'
-CONDITIONS = ("zero_registers", "cut_registers", "cut_registers_lost", "random_patches")
+CONDITIONS = ("zero_registers", "cut_registers_lost", "zero_r1")
 
 
 class Scripts(HTMLParser):
@@ -99,11 +101,16 @@ class Decoded:
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    """A tiny model with registers under conditions of every kind, with a name that has to be escaped."""
-    (target,) = targets(save_models(tmp_path_factory.mktemp("models"))[:1])
-    table = conditions(target.model.config)
-    return dataclasses.replace(target, name=NAME, ablations={name: table[name] for name in CONDITIONS})
+def target() -> Target:
+    """A tiny model with registers under conditions that zero and that cut, with a name that has to be escaped."""
+    config = jaxvit.ViTConfig(8, 24, 2, 3, 48, registers=2, image_size=32)
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 24, 3), np.uint8)
+    parts = {name: Part(images, 0) for name in ("train", "test")}
+    data = StudyData("noise", parts, {}, (), None, None, None, DataSize(calibration=4, analysis_images=7), {}, {})
+    table = conditions(config)
+    target = Target(NAME, jaxvit.create(config, 1), batch_mesh(), data, settings(Study()), {name: table[name] for name in CONDITIONS})
+    target.statistics = made_up_moments(config, (32, 24))  # no condition here needs real ones
+    return target
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +140,7 @@ def raw(target):
         output = jaxvit.forward(target.model, jaxvit.normalise(images, target.model), ablation, ["block_output", "attention"], ids)
         return {name: np.asarray(array) for name, array in output.captured.items()}
 
-    return {condition: run(condition) for condition in target.conditions}
+    return {condition: run(condition) for condition in ("full", "zero_registers", "cut_registers_lost")}
 
 
 def test_every_condition_of_the_study_is_there(decoded, target):
@@ -142,12 +149,11 @@ def test_every_condition_of_the_study_is_there(decoded, target):
     assert model["conditions"] == ["full", *CONDITIONS]
     assert [model["conditions"][i] for i in model["attention"]] == [
         "full",
-        "cut_registers",
         "cut_registers_lost",
         "zero_registers",
-        "random_patches",
+        "zero_r1",
     ], "attention in the order in which it is worth keeping, cuts first"
-    assert (model["tokens"], model["prefix"], model["grid"], model["layers"]) == (67, 3, [8, 8], 2)
+    assert (model["tokens"], model["prefix"], model["grid"], model["layers"]) == (15, 3, [4, 3], 2)
     assert model["ablated"][1:3] == ["registers", "cls, patches -> registers"]
     assert len(model["images"]) == 6
     assert all(uri.startswith("data:image/png;base64,") for uri in model["images"])
@@ -159,7 +165,8 @@ def test_what_is_decoded_is_what_the_model_computes(decoded, raw):
     (model,) = decoded.models
     for image in (0, 5):
         found = decoded.image(model, image)
-        for index, name in enumerate(model["conditions"]):
+        for name in raw:
+            index = model["conditions"].index(name)
             tokens = raw[name]["block_output"][:, image]
             norms = np.linalg.norm(tokens, axis=-1)
             np.testing.assert_allclose(found["norms"][index], norms, rtol=1e-3, err_msg=name)
@@ -169,23 +176,22 @@ def test_what_is_decoded_is_what_the_model_computes(decoded, raw):
             assert np.quantile(errors, 0.99) < 0.03, name
             attention = raw[name]["attention"][:, image]
             errors = np.abs(found["attention"][model["attention"].index(index)] - attention.mean(axis=1))
-            assert errors.mean() < 5e-4, name
+            assert errors.mean() < 0.01 * attention.mean(), name
             assert errors.max() < 0.015, name
             if index in model["headAttention"]:
                 of_heads = decoded.heads(model, image)[model["headAttention"].index(index)]
-                assert np.abs(of_heads - attention).mean() < 5e-4
+                assert np.abs(of_heads - attention).mean() < 0.01 * attention.mean()
 
 
 def test_what_a_cut_keeps_from_being_read_is_exactly_zero_and_lost_weight_is_missing(decoded):
     (model,) = decoded.models
     found = decoded.image(model, 0)["attention"]
     by_name = {model["conditions"][index]: found[i] for i, index in enumerate(model["attention"])}
-    readers, registers = [0, *range(3, 67)], slice(1, 3)
+    readers, registers = [0, *range(3, 15)], slice(1, 3)
     assert (by_name["full"][:, readers, registers] > 0).all()
-    for name in ("cut_registers", "cut_registers_lost"):
-        assert (by_name[name][:, readers, registers] == 0).all(), name
+    assert (by_name["cut_registers_lost"][:, readers, registers] == 0).all()
     sums = {name: attention[0, 0].sum() for name, attention in by_name.items()}
-    assert sums["cut_registers"] == pytest.approx(1, abs=1e-4)
+    assert sums["full"] == pytest.approx(1, abs=1e-4)
     assert sums["cut_registers_lost"] == pytest.approx(1 - by_name["full"][0, 0, registers].sum(), abs=2e-3)
 
 
@@ -199,24 +205,53 @@ def test_zeroed_tokens_are_zeros_and_black(decoded):
     assert (found["norms"][0] > 0).all()
 
 
-def test_a_page_keeps_what_fits_and_says_what_was_left_out(results):
-    whole = len(token_data.token_scripts(results, 10**8))
-    said, before = {}, whole + 1
-    for share in (1.0, 0.75, 0.45, 0.1):
-        scripts = token_data.token_scripts(results, int(whole * share))
-        assert len(scripts) <= whole * share
-        (model,) = Decoded(scripts).models
-        said[share] = model["kept"]
-        assert before >= len(scripts)
-        before = len(scripts)
-        for image in range(len(model["images"])):
-            Decoded(scripts).image(model, image)
-    assert said[1.0].startswith("6 images; mean attention of all 5 conditions; attention of single heads of full, ")
-    assert "--page-budget" not in said[1.0]
-    assert "(left out: random_patches)" in said[0.45]
-    assert "1 of 6 images" in said[0.1]
-    assert "--page-budget" in said[0.1]
-    nothing = Decoded(token_data.token_scripts(results, 3000))
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> StudyResults:
+    """Two models of random codes under six conditions: every part of them takes its room."""
+    names, rng, cells, folder = ["full", *(f"c{i}" for i in range(5))], np.random.default_rng(0), [], tmp_path_factory.mktemp("made")
+    for model in ("a", "b"):
+        maps = rng.integers(0, 64, (6, 2, 3, 2, 10, 10), np.uint8)
+        arrays = {
+            "images": np.zeros((3, 16, 24, 3), np.uint8),
+            "grid": np.array([4, 2, 3, 2]),
+            "conditions": np.array(names),
+            "ablated": np.array(names),
+            "norms": rng.integers(1, 4000, (6, 2, 3, 10), np.uint16),
+            "norm_range": np.array([1.0, 2.0]),
+            "features": rng.integers(-64, 65, (6, 2, 3, 10, 64), np.int8),
+            "cosine_errors": np.array([0.01, 0.02, 0.03]),
+            "colours": np.zeros((6, 2, 3, 10, 3), np.uint8),
+            "attention_conditions": np.array(names),
+            "head_conditions": np.array(names[:4]),
+            "attention": maps[:, :, :, 0],
+            "attention_sums": np.full((6, 2, 3, 10), 65535, np.uint16),
+            "heads": maps[:4],
+            "heads_sums": np.full((4, 2, 3, 2, 10), 65535, np.uint16),
+        }
+        cell = Store(folder / "cells").save({"kind": token_microscope.KIND, "name": model, "conditions": names}, [], arrays, {})
+        cells.append([cell.hash, token_microscope.KIND, model])
+    return StudyResults([], {"cells": cells}, folder, ["a", "b"])
+
+
+def test_a_page_keeps_what_fits_and_says_what_was_left_out(made):
+    whole = len(token_data.token_scripts(made, 10**8))
+    said = []
+    for room in range(whole, whole // 10, -whole // 25):
+        scripts = token_data.token_scripts(made, room)
+        assert len(scripts) <= room
+        decoded = Decoded(scripts)
+        for model in decoded.models:
+            for image in range(len(model["images"])):
+                decoded.image(model, image)
+        said += [decoded.models[0]["kept"]] if decoded.models else []
+    steps = list(dict.fromkeys(said))
+    assert len(steps) > 6
+    assert "--page-budget" not in steps[0]
+    assert all("--page-budget" in step for step in steps[1:])
+    assert "3 images; mean attention of all 6 conditions; attention of single heads of full, c0, c1, c2 (left out: c3, c4)" in steps[0]
+    assert any("mean attention of full, c0, c1, c2 (left out: c3, c4); attention of single heads of no condition" in step for step in steps)
+    assert any("1 of 3 images" in step for step in steps)
+    nothing = Decoded(token_data.token_scripts(made, 3000))
     assert nothing.models == []
     assert "larger --page-budget" in nothing.problem
 
