@@ -32,6 +32,7 @@
   let model = models[0];
   let measured = null; // what is on the screen, of `view.measure`
   let pointed = -1; // the token whose values are read, by pointer or by Shift and arrows
+  let tipPlace = null; // arguments of the last `showTip` while the tip is there
   let current = Promise.resolve(); // the render under way
   let scheduled = false;
   let linkTimer = 0;
@@ -224,7 +225,8 @@
     Object.assign(button.style, { background: view.css(colour), color: view.inkOn(colour) });
     button.setAttribute("aria-pressed", token === state.token);
     button.classList.toggle("ms-pointed", token === pointed);
-    button.lastChild.textContent = shown.values ? view.said(state.quantity, state.view, shown.values[token]) : shown.pixels ? "" : "not kept";
+    const text = shown.values && view.said(state.quantity, state.view, shown.values[token]).replace(/1 − cosine = | points/, "");
+    button.lastChild.textContent = text || (shown.pixels ? "" : "not kept");
   }
 
   function showTexts() {
@@ -235,6 +237,7 @@
       canvas.setAttribute("aria-label", mapText(canvas.dataset.quantity, canvas.dataset.view));
     }
     find("say").textContent = sentence();
+    if (tipPlace) showTip(...tipPlace); // its values have changed
   }
 
   function showScale(bar, quantity, name) {
@@ -259,12 +262,12 @@
     const { full, ablated } = measured.attention;
     const name = view.longName(model, state.token);
     const where = `at block ${state.layer}${headNumber() === null ? "" : ` in head ${state.head}`}`;
-    const who = `${name[0].toUpperCase()}${name.slice(1)} ${where}`;
+    const who = `${name.replace(/^p/, "P")} ${where}`;
     const start = full.values ? `${who} attends to ${shares(full.values)} in full` : `${who}: its attention in full was not kept`;
     if (plain()) return `${start}.`;
     const condition = spaced(state.condition);
     const ablation = model.ablated[conditionIndex()];
-    const what = ablation ? ` (ablates ${ablation})` : "";
+    const what = ablation ? ` (${ablation.includes("->") ? "cuts" : "ablates"} ${ablation.replaceAll("->", "→")})` : "";
     return `${start}; ${ablated.values ? `to ${shares(ablated.values)} under ${condition}${what}` : `under ${condition}${what} it was not kept`}.`;
   }
 
@@ -290,6 +293,7 @@
   function showTip(quantity, token, x, y) {
     const tip = find("tip");
     tip.hidden = token < 0 || !measured;
+    tipPlace = tip.hidden ? null : [quantity, token, x, y];
     if (tip.hidden) return;
     const [title, ...lines] = valueLines(quantity, token);
     tip.replaceChildren(element("b", { textContent: title }), ...lines.map((line) => element("div", { textContent: line })));
@@ -308,13 +312,17 @@
 
   // Values of another token by keyboard: the tip at it, and its text for readers of the screen.
   function pointByKeys(token) {
-    const box = find("picture").getBoundingClientRect();
-    point(token, state.quantity, box.left + box.width / 3, box.bottom - 60);
+    const canvas = find("picture");
+    const part = token < model.prefix ? find("prefix").children[token] : canvas;
+    const box = part.getBoundingClientRect();
+    const [left, top, across, down] = part === canvas ? view.tokenBox(model, token, canvas.clientWidth, canvas.clientHeight) : [0, 0, 0, box.height];
+    point(token, state.quantity, box.left + left + across, box.top + top + down);
     find("read").textContent = valueLines(state.quantity, token).join(". ");
   }
 
   function leave() {
     pointed = -1;
+    tipPlace = null;
     find("tip").hidden = true;
     paint();
   }
@@ -337,7 +345,7 @@
     const onTokens = event.target.closest("#ms-picture, #ms-prefix");
     const next = onTokens ? neighbour(event.shiftKey && pointed >= 0 ? pointed : state.token, event.key) : null;
     if (next !== null && event.shiftKey) pointByKeys(next);
-    else if (next !== null) choose(next);
+    else if (next !== null) leave(), choose(next);
     else if (event.key.toLowerCase() === "f" && !plain()) flip();
     else if (event.key === "[" || event.key === "]") moveLayer(event.key === "[" ? -1 : 1);
     else if (event.key === "Escape") leave();

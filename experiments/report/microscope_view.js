@@ -196,7 +196,9 @@ window.jaxvitTokenView = (() => {
       context.fillStyle = css(colour);
       context.fillRect(token * across, top, across - 2, height);
       context.fillStyle = inkOn(colour);
-      if (across >= 24) context.fillText(shortName(model, token), (token + 0.5) * across - 1, top + height / 2 + 0.5);
+      const name = shortName(model, token);
+      const text = context.measureText(name).width < across - 3 ? name : name[0];
+      context.fillText(text, (token + 0.5) * across - 1, top + height / 2 + 0.5);
     }
   }
 
@@ -241,5 +243,5 @@ window.jaxvitTokenView = (() => {
     return shortName(model, token).replace(/patch (\d+),(\d+)/, "patch in row $1, column $2");
   }
 
-  return { QUANTITIES, measure, said, colourOf, gradient, css, inkOn, paint, tokenAt, shortName, longName };
+  return { QUANTITIES, measure, said, colourOf, gradient, css, inkOn, paint, tokenAt, tokenBox, shortName, longName };
 })();
