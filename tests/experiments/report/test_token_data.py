@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
+import subprocess
 import zlib
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from experiments.study.cells import Store
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
 from jaxvit.sharding import batch_mesh
+from tests.experiments.report.made_tokens import made_token_cells
 
 NAME = '<b>"mine" & yours'
 CONDITIONS = ("zero_registers", "cut_registers_lost", "zero_r1")
@@ -207,30 +211,8 @@ def test_zeroed_tokens_are_zeros_and_black(decoded):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> StudyResults:
-    """Two models of random codes under six conditions: every part of them takes its room."""
-    names, rng, cells, folder = ["full", *(f"c{i}" for i in range(5))], np.random.default_rng(0), [], tmp_path_factory.mktemp("made")
-    for model in ("a", "b"):
-        maps = rng.integers(0, 64, (6, 2, 3, 2, 10, 10), np.uint8)
-        arrays = {
-            "images": np.zeros((3, 16, 24, 3), np.uint8),
-            "grid": np.array([4, 2, 3, 2]),
-            "conditions": np.array(names),
-            "ablated": np.array(names),
-            "norms": rng.integers(1, 4000, (6, 2, 3, 10), np.uint16),
-            "norm_range": np.array([1.0, 2.0]),
-            "features": rng.integers(-64, 65, (6, 2, 3, 10, 64), np.int8),
-            "cosine_errors": np.array([0.01, 0.02, 0.03]),
-            "colours": np.zeros((6, 2, 3, 10, 3), np.uint8),
-            "attention_conditions": np.array(names),
-            "head_conditions": np.array(names[:4]),
-            "attention": maps[:, :, :, 0],
-            "attention_sums": np.full((6, 2, 3, 10), 65535, np.uint16),
-            "heads": maps[:4],
-            "heads_sums": np.full((4, 2, 3, 2, 10), 65535, np.uint16),
-        }
-        cell = Store(folder / "cells").save({"kind": token_microscope.KIND, "name": model, "conditions": names}, [], arrays, {})
-        cells.append([cell.hash, token_microscope.KIND, model])
-    return StudyResults([], {"cells": cells}, folder, ["a", "b"])
+    folder = tmp_path_factory.mktemp("made")
+    return StudyResults([], {"cells": made_token_cells(folder, "a", "b")}, folder, ["a", "b"])
 
 
 def test_a_page_keeps_what_fits_and_says_what_was_left_out(made):
@@ -254,6 +236,46 @@ def test_a_page_keeps_what_fits_and_says_what_was_left_out(made):
     nothing = Decoded(token_data.token_scripts(made, 3000))
     assert nothing.models == []
     assert "larger --page-budget" in nothing.problem
+
+
+READ = """
+globalThis.window = {};
+const texts = JSON.parse(require("fs").readFileSync(0, "utf8"));
+globalThis.document = { getElementById: (id) => id in texts ? { textContent: texts[id], remove() { delete texts[id]; } } : null };
+(0, eval)(require("fs").readFileSync(process.argv[1], "utf8"));
+(async () => {
+  const model = JSON.parse(texts["microscope-models"]).models[0];
+  const codes = await window.jaxvitTokens.image(model, 2);
+  const heads = await window.jaxvitTokens.heads(model, 2);
+  const numbers = (values) => Array.from(values, (value) => (Number.isFinite(value) ? value : null));
+  const [condition, layer, token] = [2, 1, 4];
+  console.log(JSON.stringify({
+    norms: numbers(window.jaxvitTokens.norms(model, codes, condition, layer)),
+    attention: numbers(window.jaxvitTokens.attention(model, codes, condition, layer, null, token)),
+    head: numbers(window.jaxvitTokens.attention(model, heads, condition, layer, 2, token)),
+    cosines: numbers(window.jaxvitTokens.cosines(model, codes, condition, layer, token)),
+    colours: numbers(window.jaxvitTokens.colours(model, codes, condition, layer)),
+    none: window.jaxvitTokens.attention(model, null, condition, layer, 0, token),
+  }));
+})();
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_pages_script_decodes_what_python_decodes(decoded):
+    script = str(files("experiments.report") / "microscope_data.js")
+    done = subprocess.run(["node", "-e", READ, script], input=json.dumps(decoded.texts), capture_output=True, text=True, check=True)
+    (model,) = decoded.models
+    found, expected, heads = json.loads(done.stdout), decoded.image(model, 2), decoded.heads(model, 2)
+    condition, layer, token = 2, 1, 4
+    cosines = np.clip(expected["cosines"][condition, layer, token], -1, 1)
+    cosines[token] = 1
+    np.testing.assert_allclose(found["norms"], expected["norms"][condition, layer], rtol=1e-6)
+    np.testing.assert_allclose(found["attention"], expected["attention"][model["attention"].index(condition), layer, token], rtol=1e-6)
+    np.testing.assert_allclose(found["head"], heads[model["headAttention"].index(condition), layer, 2, token], rtol=1e-6)
+    np.testing.assert_allclose(found["cosines"], cosines, atol=1e-6)
+    np.testing.assert_array_equal(np.reshape(found["colours"], (-1, 3)).T, expected["colours"][condition, layer])
+    assert found["none"] is None
 
 
 def test_names_cannot_end_a_script(results):
