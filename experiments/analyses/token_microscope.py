@@ -45,7 +45,7 @@ FIRST = (FULL, "zero_cls", "zero_registers", "mean_registers")
 """Conditions whose attention is kept before that of others; cuts come right after "full"."""
 HEAD_CONDITIONS = 4
 """Conditions under which attention is kept by head, in the same order."""
-_MOST_ATTENTION, _MOST_HEADS = 2**27, 2**26  # bytes of codes in a cell
+_MOST_ATTENTION, _MOST_HEADS = 2**26, 2**24  # bytes of codes in a cell
 _ERROR_TOKENS = 128  # whose cosines are compared with exact ones
 
 

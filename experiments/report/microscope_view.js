@@ -197,7 +197,7 @@ window.jaxvitTokenView = (() => {
       context.fillRect(token * across, top, across - 2, height);
       context.fillStyle = inkOn(colour);
       const name = shortName(model, token);
-      const text = context.measureText(name).width < across - 3 ? name : name[0];
+      const text = context.measureText(name).width < across - 1 ? name : name[0];
       context.fillText(text, (token + 0.5) * across - 1, top + height / 2 + 0.5);
     }
   }
