@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,6 +66,7 @@ class Study:
             implementation that each model's weights agree with (`datasets.preprocess`).
         max_pixels: of the largest image file that is read.
         keep_blank: accept images of one colour and masks without a label, which are refused otherwise.
+        page_budget: megabytes that the page may weigh (`report.page.write`).
     """
 
     preset: str = "demo"
@@ -91,6 +93,7 @@ class Study:
     preprocess: str = FAMILY
     max_pixels: int = MAX_PIXELS
     keep_blank: bool = False
+    page_budget: float | None = None
 
     def __post_init__(self) -> None:
         check_names("--preset", [self.preset], PRESETS)
@@ -105,6 +108,7 @@ class Study:
                 raise ValueError(f"--{name.replace('_', '-')} is {number}; give at least 1")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}; give 0 or more")
+        check_page_budget(self.page_budget)
         self._refuse_remote()
 
     def _refuse_remote(self) -> None:
@@ -135,6 +139,16 @@ class Study:
         hashes = merge_hashes({}, {entry.protocol: cell_hash(entry.key) for entry in data})
         entries = {**settings, "sizes": asdict(self.sizes), "readouts": asdict(self.chosen_readouts), "data": hashes}
         return json.loads(json.dumps(entries, default=str))
+
+
+def check_page_budget(megabytes: float | None) -> None:
+    """Check a number of megabytes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if megabytes is not None and not 0 < megabytes < math.inf:
+        raise ValueError(f"--page-budget is {megabytes:g}; give megabytes, more than 0")
 
 
 def check_names(option: str, names: Collection[str], known: Collection[str]) -> None:

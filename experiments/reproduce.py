@@ -81,6 +81,8 @@ class Options:
         max_pixels: of the largest image file that is read.
         keep_blank: accept images of one colour and masks without a label; otherwise they are refused, because a score on them means
             nothing.
+        page_budget: megabytes that the page may weigh. What its other sections leave is for the data of the token microscope; the page
+            says what did not fit.
         folders: where images are.
         data: numbers of images.
         readouts: how features are read.
@@ -107,6 +109,7 @@ class Options:
     preprocess: Literal["family", "torchvision", "hf_dino", "hf_dinov2", "hf_dinov3"] = FAMILY
     max_pixels: int = MAX_PIXELS
     keep_blank: bool = False
+    page_budget: Annotated[float | None, _shown("MB", "5 for the bundled demo models, else 12")] = None
     folders: Folders = field(default_factory=Folders)
     data: DataSize = field(default_factory=DataSize)
     readouts: Readouts = field(default_factory=Readouts)
@@ -150,6 +153,7 @@ class Options:
             preprocess=self.preprocess,
             max_pixels=self.max_pixels,
             keep_blank=self.keep_blank,
+            page_budget=self.page_budget,
         )
 
 
@@ -194,7 +198,7 @@ def _reproduce(study: Study) -> Path:
     run_jobs(missing, plan.targets, store, console)
     seconds = round(time.monotonic() - started, 1)
     _write_results(out, study, choices, plan, weights, images, seconds)
-    written = page.write(out, choices.analyses)
+    written = page.write(out, choices.analyses, study.page_budget)
     console.print(f"{len(missing)} cells in {seconds:.0f} s; the page is [bold]{written}[/]", soft_wrap=True)
     return written
 

@@ -19,6 +19,7 @@ from experiments.analyses import (
     register_probes,
     replacement_controls,
     scale_comparison,
+    token_microscope,
 )
 from experiments.analyses.base import Analysis
 from experiments.datasets.base import DataSize
@@ -28,6 +29,7 @@ from experiments.tasks.base import Readouts
 from jaxvit.probes.logistic import DINOV2_CS
 
 ANALYSES: dict[str, Analysis] = {
+    "token_microscope": token_microscope,
     "ablation_table": ablation_table,
     "replacement_controls": replacement_controls,
     "register_lesions": register_lesions,
@@ -114,7 +116,7 @@ PRESETS = {
         _NO_PAIRS,
         image_size=518,
         readouts=_READOUTS,
-        analyses=("ablation_table", "off_manifold"),
+        analyses=("token_microscope", "ablation_table", "off_manifold"),
         conditions=("fix_reg_mean",),
         tasks=("linear_probe",),
     ),
@@ -125,7 +127,7 @@ PRESETS = {
         _NO_PAIRS,
         image_size=518,
         readouts=_READOUTS,
-        analyses=("patch_geometry", "feature_maps"),
+        analyses=("token_microscope", "patch_geometry", "feature_maps"),
         conditions=("full",),
         tasks=("patch_norms", "effective_rank", "register_cosine"),
     ),

@@ -1,4 +1,4 @@
-"""The page in a real browser: it is quiet, fits wide and narrow screens, reads in light and dark, without script, by keyboard and in print."""
+"""The page in a real browser: quiet, on wide and narrow screens, in light and dark, without script, by keyboard and in print."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def test_each_entry_of_the_contents_leads_to_an_open_section(show):
         part = tab.locator(f"[id='{name}']")
         assert part.evaluate("e => e.tagName !== 'DETAILS' || e.open"), name
         tab.wait_for_function(
-            "name => { const top = document.getElementById(name).getBoundingClientRect().top; return top > -5 && top < innerHeight }", arg=name
+            "name => { const top = document.getElementById(name).getBoundingClientRect().top; return top > -5 && top < innerHeight }",
+            arg=name,
         )
 
 
@@ -108,7 +109,7 @@ def test_the_tab_key_reaches_every_control(show):
             stops.push(e);
         }
         window.reached = new Set();
-        document.addEventListener('focusin', (event) => window.reached.add(event.target.type === 'radio' ? event.target.name : event.target));
+        document.addEventListener('focusin', ({target}) => window.reached.add(target.type === 'radio' ? target.name : target));
         window.wanted = new Set(stops.map((e) => (e.type === 'radio' ? e.name : e)));
         return window.wanted.size;
     }""")

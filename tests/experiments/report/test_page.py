@@ -22,6 +22,7 @@ from experiments.rows import Row
 from experiments.study.folder import write_manifest
 from experiments.tasks.table import score_columns
 from tests.experiments.plotting.made_rows import made_row
+from tests.experiments.report.made_tokens import made_token_cells
 
 PLUGIN = """
 from types import SimpleNamespace
@@ -130,6 +131,27 @@ class Parts(HTMLParser):
 
     def handle_data(self, data):
         self.text += "" if self.open[-1:] in (["style"], ["script"]) else data
+
+
+def test_sections_are_folded_but_the_first_and_all_of_them_can_be_read_without_a_script(tmp_path):
+    runs = [{"only": ["ablation_table", "random_patch_control"]}]
+    rows = [*ROWS, made_row(model="demo_reg", condition="random_patches")]
+    text = page.write(finished(tmp_path, rows=rows, runs=runs)).read_text()
+    assert re.findall(r'<details class="section" id="(\w+)"( open)?>', text) == [("ablation_table", " open"), ("random_patch_control", "")]
+    assert "<template" not in text
+    assert "jaxvitTokens" not in text, "the script of the microscope is there only where its data are"
+
+
+@pytest.mark.parametrize(("models", "megabytes", "most"), [("a b", 0.12, 0.12), ("a b", None, 12), ("demo demo_reg", None, 5)])
+def test_the_microscope_fills_a_page_up_to_its_size(tmp_path, models, megabytes, most):
+    names = models.split()
+    changes = {"cells": made_token_cells(tmp_path, *names), "models": dict.fromkeys(names, "0")}
+    text = page.write(finished(tmp_path, ("token_microscope",), rows=[], **changes), megabytes=megabytes).read_text()
+    assert len(text.encode()) <= 1e6 * most
+    assert '<details class="section" id="token_microscope" open>' in text
+    kept = re.search('"kept":"(.*?)"', text)
+    assert ("--page-budget" in kept[1]) == (megabytes is not None)
+    assert text.count('type="text/plain"') >= 2
 
 
 DENSE = {"task": "segmentation", "metric": "miou", "feature": "patches", "primary": True, "condition": "zero_registers"}
