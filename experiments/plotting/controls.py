@@ -73,7 +73,8 @@ def _control(name: str, axis: Axis) -> str:
     if axis.slider:
         numbers = list(map(int, axis.options))
         ends = f'min="{numbers[0]}" max="{numbers[-1]}" step="{numbers[1] - numbers[0]}" value="{axis.first}"'
-        field = f'<input type="range" {ends} data-label="{html.escape(axis.name)}"{group}>'
+        # a label is that of the first field in it, which is the output
+        field = f'<input type="range" {ends} data-label="{html.escape(axis.name)}" aria-label="{html.escape(axis.name)}"{group}>'
         return f'<label class="slide"><output>{escaped(axis.name)} {axis.first}</output>{field}</label>'
     if sum(3 + len(text) for text in axis.options.values()) > _ROOM:
         options = "".join(

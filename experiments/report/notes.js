@@ -26,7 +26,7 @@
   };
 
   const whole = (element) => {
-    const list = element.closest("section")?.querySelector(".protocols ol");
+    const list = element.closest("section, .section")?.querySelector(".protocols ol");
     return note(element).replace(/Protocol (\d+)(?=, cell \w+\.$)/, (words, number) => `${words}: ${list?.children[number - 1]?.textContent ?? ""}`);
   };
 

@@ -57,7 +57,7 @@ def test_every_block_of_every_model_has_its_numbers_in_a_table_of_groups_and_one
 def test_the_controls_choose_among_the_blocks_of_the_models():
     page = attention_flow.section(results([*flow("deep", 3), *flow("flat", 2, ("cls", "patches"))], "deep", "other", "flat"))
     assert re.findall(r'data-view="(m\d \d)"><div class="tables">', page) == ["m0 0", "m0 1", "m0 2", "m2 0", "m2 1"]
-    assert '<input type="range" min="0" max="2" step="1" value="2" data-label="block" data-group="block">' in page
+    assert '<input type="range" min="0" max="2" step="1" value="2" data-label="block" aria-label="block" data-group="block">' in page
     assert re.findall(r'value="(m\d)"( checked)?>(\w+)', page) == [("m0", " checked", "deep"), ("m2", "", "flat")]
     assert "Not shown, not computed: other." in page
     alone = attention_flow.section(results(flow("deep", 3), "deep"))

@@ -1,12 +1,7 @@
-"""The script of figures, in a browser where there is one: controls show their panels, and pictures say their numbers."""
+"""The script of figures: controls show their panels, and pictures say their numbers."""
 
 from __future__ import annotations
 
-import html
-import json
-import re
-import shutil
-import subprocess
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,8 +12,7 @@ import pytest
 from experiments.plotting.controls import Axis, view, views
 from experiments.plotting.pictures import definitions, drawn, ramp, sheet, steps
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs a browser (chromium or google-chrome)")
+pytestmark = pytest.mark.browser
 MODELS = Axis("model", {"m0": "one", "m1": "two"}, group="model")
 BLOCKS = Axis("block", {"0": "0", "1": "1"}, chosen="1", slider=True, group="block")
 
@@ -29,23 +23,20 @@ def figure(name: str, *shown: tuple[str | None, str | None]) -> str:
     return views(name, (MODELS, BLOCKS), f'{panels}<p data-view="none">{name} none</p>')
 
 
-def run(folder: Path, body: str, steps: str, script: str = "figures.js") -> Any:
+def run(chromium, folder: Path, body: str, steps: str, script: str = "figures.js") -> Any:
     """What the steps return, an async function's body of JavaScript, after a script of the page has made the page alive."""
-    script = (files("experiments.report") / script).read_text()
-    seen = "const seen = () => [...document.querySelectorAll('p')].filter((p) => !p.hidden).map((p) => p.textContent);"
-    end = "const out = document.body.appendChild(document.createElement('pre')); out.id = 'out'; out.textContent = JSON.stringify(result);"
-    last = f"<script>{seen}(async () => {{{steps}}})().then((result) => {{{end}}})</script>"
     path = folder / "page.html"
-    path.write_text(f"<!doctype html><meta charset=utf-8>{body}<script>{script}</script>{last}")
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder / 'profile'}")
-    command = (str(BROWSER), *options, "--virtual-time-budget=60000", "--dump-dom", path.as_uri())
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    return json.loads(html.unescape(found[1]))
+    path.write_text(f"<!doctype html><meta charset=utf-8>{body}<script>{(files('experiments.report') / script).read_text()}</script>")
+    seen = "const seen = () => [...document.querySelectorAll('p')].filter((p) => !p.hidden).map((p) => p.textContent);"
+    tab = chromium.new_page(offline=True)
+    try:
+        tab.goto(path.as_uri())
+        return tab.evaluate(f"async () => {{{seen}{steps}}}")
+    finally:
+        tab.close()
 
 
-def test_panels_follow_their_controls_and_those_of_their_group(tmp_path):
+def test_panels_follow_their_controls_and_those_of_their_group(chromium, tmp_path):
     every = [("m0", "0"), ("m0", "1"), ("m1", "0"), (None, "1")]
     body = figure("a", *every) + figure("b", *every[:2])
     steps = """
@@ -62,7 +53,7 @@ def test_panels_follow_their_controls_and_those_of_their_group(tmp_path):
       window.jaxvitFigures(late);
       return [...states, [document.querySelector("#a output").value, late.querySelector("input:checked").value]];
     """
-    first, block, model, (said, late) = run(tmp_path, body, steps)
+    first, block, model, (said, late) = run(chromium, tmp_path, body, steps)
     assert first == ["a m0 1", "a None 1", "b m0 1"]
     assert block == ["a m0 0", "b m0 0"]
     assert model == ["a m1 0", "b none"]
@@ -70,7 +61,7 @@ def test_panels_follow_their_controls_and_those_of_their_group(tmp_path):
     assert late == "m1", "a section that is opened later has what was chosen before"
 
 
-def test_a_picture_says_the_number_of_the_patch_under_the_pointer_and_of_the_arrow_keys(tmp_path):
+def test_a_picture_says_the_number_of_the_patch_under_the_pointer_and_of_the_arrow_keys(chromium, tmp_path):
     values = np.random.default_rng(0).random((2, 3, 4))
     made, definition = sheet("numbers", steps(values, 0.0, 1.0))
     maps = drawn(3, 4, made.show(1), "norms: 10 to 20", ' data-low="10" data-high="20"', "map")
@@ -88,7 +79,7 @@ def test_a_picture_says_the_number_of_the_patch_under_the_pointer_and_of_the_arr
       map.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowUp" }));
       return [pointed, await said(pointed)];
     """
-    for text, (row, column) in zip(run(tmp_path, body, script), ((2, 2), (1, 2)), strict=True):
+    for text, (row, column) in zip(run(chromium, tmp_path, body, script), ((2, 2), (1, 2)), strict=True):
         where, number = text.removesuffix(" %").split(": ")
         assert where == f"norms, row {row + 1}, column {column + 1}"
         assert abs(float(number) - (10 + 10 * values[1, row, column])) < 0.1

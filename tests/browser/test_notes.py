@@ -1,4 +1,4 @@
-"""What cells and marks say, in a browser where there is one: where they are pointed at, and by the keys."""
+"""What cells and marks say: where they are pointed at, and by the keys."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from experiments.plotting.elements import table
 from experiments.plotting.heat import Protocols, Shades, heat_cell
 from experiments.plotting.hover import protocol, sentence
 from experiments.tasks.table import score_columns
+from tests.browser.test_figures import run
 from tests.experiments.plotting.made_rows import made_row
-from tests.experiments.report.test_figures import BROWSER, run
 
+pytestmark = pytest.mark.browser
 STEPS = """
   const tip = document.querySelector(".tip");
   const said = () => (tip.hidden ? "" : tip.textContent);
@@ -34,14 +35,13 @@ STEPS = """
 """
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs a browser (chromium or google-chrome)")
-def test_keys_lead_through_cells_and_marks_and_each_says_its_number_with_its_protocol(tmp_path):
+def test_keys_lead_through_cells_and_marks_and_each_says_its_number_with_its_protocol(chromium, tmp_path):
     rows = [made_row(condition=name, value=value, protocol=f"of {name}") for name in ("a", "b") for value in (0.25, 0.75)]
     shades, protocols = Shades(rows), Protocols()
     cells = [heat_cell(row, "score", shades, protocols) for row in rows]
     lines = [("a", cells[:2]), ("b", [*cells[2:], heat_cell(None, "score", shades, protocols)])]
     chart = plot_deltas(rows[::2], score_columns(), ["model"], {"a": "a", "b": "b"})
-    found = run(tmp_path, f"<section>{table('run', ['1', '2'], lines)}{protocols.listed()}{chart}</section>", STEPS, "notes.js")
+    found = run(chromium, tmp_path, f"<section>{table('run', ['1', '2'], lines)}{protocols.listed()}{chart}</section>", STEPS, "notes.js")
     assert [text for text, _ in found["cells"]] == [f"{value}−25.0" for value in ("25.0", "75.0", "75.0", "75.0", "75.0")]
     for (_, said), row in zip(found["cells"], (rows[0], rows[1], rows[3], rows[3], rows[3]), strict=True):
         assert said.split("\n")[0] == sentence(row, "score")
