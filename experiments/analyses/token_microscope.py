@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+import jaxvit
+from experiments.datasets.base import first_id
 from experiments.features.conditions import FULL
 from experiments.features.token_codes import (
     MOST_DIMS,
@@ -24,7 +28,7 @@ from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
 from jaxvit import TokenLayout
-from jaxvit.capture import BlockState, block_output
+from jaxvit.capture import BlockState, Capture, block_output
 from jaxvit.specs import Cut
 
 TITLE = "Token microscope"
@@ -93,10 +97,9 @@ def _compute(target: Target, names: Sequence[str]) -> tuple[list[Row], Arrays]:
     order = attention_order(names, cutting)
     size = config.depth * images * layout.tokens**2
     with_attention, with_heads = order[: _MOST_ATTENTION // size], order[: min(HEAD_CONDITIONS, _MOST_HEADS // (size * config.heads))]
+    maps_of = every_head if with_heads else head_mean
     norms, units, attention, heads = [], [], {}, {}
-    for name in names:
-        capture = {"tokens": block_output} | ({"attention": every_head if with_heads else head_mean} if name in with_attention else {})
-        captured = target.extract_analysis(name, seed, capture, images).captured
+    for name, captured in _runs(target, names, images, lambda name: {"attention": maps_of} if name in with_attention else {}):
         tokens = np.nan_to_num(captured["tokens"].astype(np.float32))
         norms.append(np.linalg.norm(tokens, axis=-1))
         units.append(unit_vectors(tokens).astype(np.float16))
@@ -125,6 +128,24 @@ def _compute(target: Target, names: Sequence[str]) -> tuple[list[Row], Arrays]:
             arrays[array] = np.stack([coded_maps[name].codes for name in order])
             arrays[f"{array}_sums"] = np.stack([coded_maps[name].sums for name in order])
     return [], arrays
+
+
+def _runs(
+    target: Target, names: Sequence[str], images: int, captures: Callable[[str], dict[str, Capture]]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """What each condition captures of the leading test images, its tokens and what is asked for besides, by layer first.
+
+    All conditions share one program (`jaxvit.stack`): compiling one for each would take longer than to run them. A shuffle exchanges tokens
+    among these images.
+    """
+    model, size = target.runner.model, target.image_size
+    edits = jaxvit.stack([target.ablation(name, target.settings.seed) for name in names], model, size)
+    pixels = jaxvit.normalise(np.asarray(target.data.analysis_images[:images]), model)
+    ids = jnp.asarray(first_id("test") + np.arange(images))
+    for number, name in enumerate(names):
+        of_condition = jax.tree.map(lambda leaf, number=number: leaf[number], edits)
+        captured = jaxvit.forward(model, pixels, of_condition, {"tokens": block_output, **captures(name)}, ids).captured
+        yield name, {key: np.asarray(array) for key, array in captured.items()}
 
 
 def _features(units: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

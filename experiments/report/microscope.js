@@ -9,6 +9,7 @@
   const { models, problem, missing } = JSON.parse(source.textContent);
   const data = window.jaxvitTokens;
   const view = window.jaxvitTokenView;
+  const { element } = view;
   const find = (name) => document.getElementById(`ms-${name}`);
   const say = (name, text) => {
     find(name).textContent = text;
@@ -93,18 +94,6 @@
 
   // ---- controls
 
-  function element(tag, fields = {}, ...children) {
-    const made = Object.assign(document.createElement(tag), fields);
-    made.append(...children);
-    return made;
-  }
-
-  function fill(select, options, value) {
-    select.replaceChildren(...options.map(([key, text]) => element("option", { value: key, textContent: text })));
-    select.value = value;
-    select.disabled = options.length < 2;
-  }
-
   function radios(fieldset, name, options) {
     fieldset.querySelectorAll("label").forEach((label) => label.remove());
     fieldset.append(
@@ -114,11 +103,6 @@
 
   const check = (name, value) =>
     root.querySelectorAll(`[name="ms-${name}"]`).forEach((radio) => (radio.checked = radio.value === String(value)));
-
-  function conditionText(name) {
-    const index = model.conditions.indexOf(name);
-    return spaced(name) + (model.attention.includes(index) ? "" : " (attention not kept)");
-  }
 
   // What depends on the model alone is made anew where the model has changed.
   let shownModel = null;
@@ -142,10 +126,12 @@
     shownModel = model;
     pointed = -1;
     root.classList.toggle("ms-plain", plain());
-    fill(find("model"), models.map(({ id, label }) => [id, label]), model.id);
-    fill(find("condition"), model.conditions.slice(1).map((name) => [name, conditionText(name)]), state.condition);
+    view.fill(find("model"), models.map(({ id, label }) => [id, label]), model.id);
+    const note = (index) => (model.attention.includes(index) ? "" : " (attention not kept)");
+    const conditions = model.conditions.map((name, index) => [name, spaced(name) + note(index)]);
+    view.fill(find("condition"), conditions.slice(1), state.condition);
     const heads = model.headAttention.length ? Array.from({ length: model.heads }, (_, head) => [String(head), `head ${head}`]) : [];
-    fill(find("head"), [["mean", heads.length ? "mean of heads" : "mean (heads not kept)"], ...heads], state.head);
+    view.fill(find("head"), [["mean", heads.length ? "mean of heads" : "mean (heads not kept)"], ...heads], state.head);
     find("layer").max = model.layers - 1;
     const thumbnail = (uri, i) => [i, element("img", { src: uri, alt: `test image ${i + 1}` })];
     radios(find("images"), "image", model.images.map(thumbnail));
@@ -153,38 +139,13 @@
     say("note", model.note);
     const absent = missing.length ? ` Not run: ${missing.join(", ")}.` : "";
     say("kept", `Kept of ${model.label}: ${model.kept}${absent}`);
-    makeMaps();
+    find("maps").replaceChildren(...view.mapGrid(plain() ? { full: VIEWS.full } : VIEWS));
   }
 
   function prefixButton(token) {
     const button = element("button", { type: "button" }, element("b", { textContent: view.shortName(model, token) }), element("span"));
     button.dataset.token = token;
     return button;
-  }
-
-  // The small maps: a line for each quantity on narrow screens, a column on wide ones.
-  function makeMaps() {
-    const shown = plain() ? ["full"] : Object.keys(VIEWS);
-    const cells = Object.entries(view.QUANTITIES).flatMap(([quantity, { title }], column) => [
-      element("div", { className: "ms-title", style: `--column: ${column}` }, element("b", { textContent: title }), scaleBar(quantity, "full")),
-      ...shown.map((name, row) => {
-        const canvas = element("canvas", { className: "ms-map" });
-        Object.assign(canvas.dataset, { quantity, view: name });
-        const cell = element("div", { className: "ms-cell", style: `--column: ${column}; --row: ${row}` }, canvas);
-        if (name === "change") cell.append(scaleBar(quantity, "change"));
-        return cell;
-      }),
-    ]);
-    const names = shown.map((name, row) =>
-      element("div", { className: name === "ablated" ? "ms-name ms-condition-name" : "ms-name", style: `--row: ${row}`, textContent: VIEWS[name] }),
-    );
-    find("maps").replaceChildren(...names, ...cells);
-  }
-
-  function scaleBar(quantity, name) {
-    const bar = element("div", { className: "ms-scale" });
-    Object.assign(bar.dataset, { quantity, view: name });
-    return bar;
   }
 
   // ---- what is shown
@@ -211,7 +172,8 @@
   function paint() {
     if (!measured || !isOpen()) return;
     const marks = { chosen: state.token, pointed };
-    view.paint(find("picture"), model, measured[state.quantity][state.view], { ...marks, image: picture, opacity: find("opacity").value / 100 });
+    const over = { image: picture, opacity: find("opacity").value / 100 };
+    view.paint(find("picture"), model, measured[state.quantity][state.view], { ...marks, ...over });
     for (const canvas of root.querySelectorAll(".ms-map")) {
       view.paint(canvas, model, measured[canvas.dataset.quantity][canvas.dataset.view], { ...marks, strip: STRIP });
     }
@@ -263,20 +225,14 @@
     const name = view.longName(model, state.token);
     const where = `at block ${state.layer}${headNumber() === null ? "" : ` in head ${state.head}`}`;
     const who = `${name.replace(/^p/, "P")} ${where}`;
-    const start = full.values ? `${who} attends to ${shares(full.values)} in full` : `${who}: its attention in full was not kept`;
+    const inFull = full.values && view.sharesText(model, full.values);
+    const start = inFull ? `${who} attends to ${inFull} in full` : `${who}: its attention in full was not kept`;
     if (plain()) return `${start}.`;
     const condition = spaced(state.condition);
     const ablation = model.ablated[conditionIndex()];
     const what = ablation ? ` (${ablation.includes("->") ? "cuts" : "ablates"} ${ablation.replaceAll("->", "→")})` : "";
-    return `${start}; ${ablated.values ? `to ${shares(ablated.values)} under ${condition}${what}` : `under ${condition}${what} it was not kept`}.`;
-  }
-
-  function shares(weights) {
-    const sum = (from, to) => weights.subarray(from, to).reduce((total, weight) => total + weight, 0);
-    const parts = [["CLS", 0, 1], ["registers", 1, model.prefix], ["patches", model.prefix, model.tokens]];
-    const texts = parts.filter(([, from, to]) => to > from).map(([name, from, to]) => `${name} ${(100 * sum(from, to)).toFixed(1)} %`);
-    const lost = 1 - sum(0, model.tokens);
-    return texts.join(", ") + (lost > 0.0005 ? ` (${(100 * lost).toFixed(1)} % lost to the cut)` : "");
+    const under = `under ${condition}${what}`;
+    return `${start}; ${ablated.values ? `to ${view.sharesText(model, ablated.values)} ${under}` : `${under} it was not kept`}.`;
   }
 
   // ---- reading values: a tip where the pointer is, or at the token that Shift and arrows lead to
@@ -287,7 +243,8 @@
       if (!values) return measured[quantity][name].pixels ? "" : `${name === "ablated" ? spaced(state.condition) : name}: not kept`;
       return `${name === "ablated" ? spaced(state.condition) : name}: ${view.said(quantity, name, values[token])}`;
     });
-    return [`${view.longName(model, token)}: ${view.QUANTITIES[quantity].title.replace("it", view.shortName(model, state.token))}`, ...lines.filter(Boolean)];
+    const title = view.QUANTITIES[quantity].title.replace("it", view.shortName(model, state.token));
+    return [`${view.longName(model, token)}: ${title}`, ...lines.filter(Boolean)];
   }
 
   function showTip(quantity, token, x, y) {
@@ -315,7 +272,8 @@
     const canvas = find("picture");
     const part = token < model.prefix ? find("prefix").children[token] : canvas;
     const box = part.getBoundingClientRect();
-    const [left, top, across, down] = part === canvas ? view.tokenBox(model, token, canvas.clientWidth, canvas.clientHeight) : [0, 0, 0, box.height];
+    const inside = part === canvas ? view.tokenBox(model, token, canvas.clientWidth, canvas.clientHeight) : [0, 0, 0, box.height];
+    const [left, top, across, down] = inside;
     point(token, state.quantity, box.left + left + across, box.top + top + down);
     find("read").textContent = valueLines(state.quantity, token).join(". ");
   }
@@ -327,23 +285,10 @@
     paint();
   }
 
-  // The token beside another one; CLS and registers are a row below the patches. Null for keys that lead nowhere.
-  function neighbour(token, key) {
-    const [prefix, [, columns]] = [model.prefix, model.grid];
-    const last = model.tokens - 1;
-    if (token < prefix) {
-      const above = last + 1 - columns + Math.min(columns - 1, Math.round((token / prefix) * columns));
-      return { ArrowLeft: Math.max(0, token - 1), ArrowRight: Math.min(prefix - 1, token + 1), ArrowUp: above, ArrowDown: token }[key] ?? null;
-    }
-    const below = token + columns > last ? Math.min(prefix - 1, Math.floor((((token - prefix) % columns) / columns) * prefix)) : token + columns;
-    const above = token - columns < prefix ? token : token - columns;
-    return { ArrowLeft: Math.max(prefix, token - 1), ArrowRight: Math.min(last, token + 1), ArrowUp: above, ArrowDown: below }[key] ?? null;
-  }
-
   function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input")) return;
     const onTokens = event.target.closest("#ms-picture, #ms-prefix");
-    const next = onTokens ? neighbour(event.shiftKey && pointed >= 0 ? pointed : state.token, event.key) : null;
+    const next = onTokens ? view.neighbour(model, event.shiftKey && pointed >= 0 ? pointed : state.token, event.key) : null;
     if (next !== null && event.shiftKey) pointByKeys(next);
     else if (next !== null) leave(), choose(next);
     else if (event.key.toLowerCase() === "f" && !plain()) flip();
@@ -389,10 +334,16 @@
       else if (pointed >= 0) leave();
     });
     root.addEventListener("pointerleave", leave);
-    root.addEventListener("click", (event) => event.target.closest("canvas") && choose(at(event).token));
+    root.addEventListener("click", (event) => {
+      if (!event.target.closest("canvas")) return;
+      const { token, quantity } = at(event);
+      choose(token);
+      if (event.pointerType === "touch") point(token, quantity, event.clientX, event.clientY); // a finger does not hover
+    });
     find("prefix").addEventListener("focusin", ({ target }) => {
+      if (!measured || !target.matches(":focus-visible")) return;
       const box = target.getBoundingClientRect();
-      if (target.matches(":focus-visible") && measured) point(Number(target.closest("button").dataset.token), state.quantity, box.left, box.bottom);
+      point(Number(target.dataset.token), state.quantity, box.left, box.bottom);
     });
     root.addEventListener("focusout", leave);
   }

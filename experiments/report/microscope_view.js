@@ -55,8 +55,10 @@ window.jaxvitTokenView = (() => {
     const [norm, ablatedNorm] = pair((c) => tokens.norms(model, codes, c, layer));
     const [pixels, ablatedPixels] = pair((c) => tokens.colours(model, codes, c, layer));
     return {
-      attention: compared([weights, ablatedWeights], sequential(0, Math.max(LEAST.attention, largest(model, weights, ablatedWeights))), (change) =>
-        diverging(Math.max(LEAST.attention, largest(model, change))),
+      attention: compared(
+        [weights, ablatedWeights],
+        sequential(0, Math.max(LEAST.attention, largest(model, weights, ablatedWeights))),
+        (change) => diverging(Math.max(LEAST.attention, largest(model, change))),
       ),
       cosine: compared([cosine, ablatedCosine], diverging(1), (change) =>
         diverging(Math.max(LEAST.cosine, 2 * model.cosineError, largest(model, change))),
@@ -99,7 +101,11 @@ window.jaxvitTokenView = (() => {
     if (!Number.isFinite(value)) return "not defined: zeros";
     const sign = value < 0 ? "−" : "+";
     if (view !== "change") {
-      return { attention: () => `${(100 * value).toFixed(2)} %`, cosine: () => value.toFixed(2).replace("-", "−"), norm: () => short(value) }[quantity]();
+      return {
+        attention: () => `${(100 * value).toFixed(2)} %`,
+        cosine: () => value.toFixed(2).replace("-", "−"),
+        norm: () => short(value),
+      }[quantity]();
     }
     return {
       attention: () => `${sign}${Math.abs(100 * value).toFixed(2)} points`,
@@ -120,7 +126,7 @@ window.jaxvitTokenView = (() => {
 
   const shareOf = ({ low, high }, value) => Math.max(0, Math.min(1, (value - low) / (high - low || 1)));
   const css = (colour) => `rgb(${colour.join(",")})`;
-  const gradient = (scale) => `linear-gradient(90deg, ${[0, 32, 64, 96, 128, 160, 192, 224, 255].map((i) => css(scale.ramp[i])).join(", ")})`;
+  const gradient = ({ ramp }) => `linear-gradient(90deg, ${[0, 32, 64, 96, 128, 160, 192, 224, 255].map((i) => css(ramp[i])).join(", ")})`;
 
   // Black or white, whichever can be read on a colour (relative luminance of WCAG).
   function inkOn(colour) {
@@ -243,5 +249,80 @@ window.jaxvitTokenView = (() => {
     return shortName(model, token).replace(/patch (\d+),(\d+)/, "patch in row $1, column $2");
   }
 
-  return { QUANTITIES, measure, said, colourOf, gradient, css, inkOn, paint, tokenAt, tokenBox, shortName, longName };
+  // "CLS 1.2 %, registers 3.0 %, patches 95.8 %", and what is lost where the sum is below 1.
+  function sharesText(model, weights) {
+    const sum = (from, to) => weights.subarray(from, to).reduce((total, weight) => total + weight, 0);
+    const parts = [["CLS", 0, 1], ["registers", 1, model.prefix], ["patches", model.prefix, model.tokens]];
+    const texts = parts.filter(([, from, to]) => to > from).map(([name, from, to]) => `${name} ${(100 * sum(from, to)).toFixed(1)} %`);
+    const lost = 1 - sum(0, model.tokens);
+    return texts.join(", ") + (lost > 0.0005 ? ` (${(100 * lost).toFixed(1)} % lost to the cut)` : "");
+  }
+
+  // The token beside another one; CLS and registers are a row below the patches. Null for keys that lead nowhere.
+  function neighbour(model, token, key) {
+    const [prefix, [, columns]] = [model.prefix, model.grid];
+    const last = model.tokens - 1;
+    if (token < prefix) {
+      const above = last + 1 - columns + Math.min(columns - 1, Math.round((token / prefix) * columns));
+      const [left, right] = [Math.max(0, token - 1), Math.min(prefix - 1, token + 1)];
+      return { ArrowLeft: left, ArrowRight: right, ArrowUp: above, ArrowDown: token }[key] ?? null;
+    }
+    const [left, right] = [Math.max(prefix, token - 1), Math.min(last, token + 1)];
+    const above = token - columns < prefix ? token : token - columns;
+    const inPrefix = Math.min(prefix - 1, Math.floor((((token - prefix) % columns) / columns) * prefix));
+    const below = token + columns > last ? inPrefix : token + columns;
+    return { ArrowLeft: left, ArrowRight: right, ArrowUp: above, ArrowDown: below }[key] ?? null;
+  }
+
+  // An element with its fields and children.
+  function element(tag, fields = {}, ...children) {
+    const made = Object.assign(document.createElement(tag), fields);
+    made.append(...children);
+    return made;
+  }
+
+  // Gives a select its options, of [value, text].
+  function fill(select, options, value) {
+    select.replaceChildren(...options.map(([key, text]) => element("option", { value: key, textContent: text })));
+    select.value = value;
+    select.disabled = options.length < 2;
+  }
+
+  // The small maps with their titles and scales, for `views` of {name: text}: CSS lays them out, quantities across and views down on wide
+  // screens.
+  function mapGrid(views) {
+    const cells = Object.entries(QUANTITIES).flatMap(([quantity, { title }], column) => [
+      titleOf(quantity, title, column),
+      ...Object.keys(views).map((name, row) => {
+        const canvas = element("canvas", { className: "ms-map" });
+        Object.assign(canvas.dataset, { quantity, view: name });
+        const cell = element("div", { className: "ms-cell", style: `--column: ${column}; --row: ${row}` }, canvas);
+        if (name === "change") cell.append(scaleBar(quantity, "change"));
+        return cell;
+      }),
+    ]);
+    const names = Object.entries(views).map(([name, text], row) => {
+      const className = name === "ablated" ? "ms-name ms-condition-name" : "ms-name";
+      return element("div", { className, style: `--row: ${row}`, textContent: text });
+    });
+    return [...names, ...cells];
+  }
+
+  function titleOf(quantity, title, column) {
+    const fields = { className: "ms-title", style: `--column: ${column}` };
+    return element("div", fields, element("b", { textContent: title }), scaleBar(quantity, "full"));
+  }
+
+  function scaleBar(quantity, name) {
+    const bar = element("div", { className: "ms-scale" });
+    Object.assign(bar.dataset, { quantity, view: name });
+    return bar;
+  }
+
+  return {
+    QUANTITIES,
+    ...{ measure, said, colourOf, inkOn, css, gradient, sharesText, shortName, longName },
+    ...{ paint, tokenAt, tokenBox, neighbour },
+    ...{ element, fill, mapGrid },
+  };
 })();
