@@ -36,7 +36,7 @@ NOTE = (
     "Choose a token of an image: what it attends to, what resembles it, and what an ablation changes of that, at every block. Attention is "
     "as the block uses it, after edits; cosines, norms and colours are of the tokens as they leave the block, after edits and before the "
     "final norm. Colours: three principal components of the patches of one image and block in the full condition, on one scale for all "
-    "conditions."
+    "conditions. Random conditions are one draw of theirs; a shuffle exchanges tokens among these images."
 )
 KIND = "tokens"
 VERSION = 1

@@ -6,7 +6,8 @@
   const root = document.getElementById("microscope");
   const source = document.getElementById("microscope-models");
   if (!root || !source) return;
-  const { models, problem, missing } = JSON.parse(source.textContent);
+  const { models, problem, missing, pictures } = JSON.parse(source.textContent);
+  for (const described of models) described.images = described.images.map((number) => pictures[number]);
   const data = window.jaxvitTokens;
   const view = window.jaxvitTokenView;
   const { element } = view;

@@ -84,12 +84,16 @@ def token_scripts(results: StudyResults, room: int) -> Markup:
 
 def _scripts(models: dict[str, Arrays], choice: Choice, missing: Sequence[str]) -> Markup:
     described = [_description(model, arrays, choice) for model, arrays in models.items()]
+    pictures = list(dict.fromkeys(picture for model in described for picture in model["images"]))  # most models see the same
+    described = [{**model, "images": [pictures.index(picture) for picture in model["images"]]} for model in described]
     chunks = [chunk for model, arrays in models.items() for chunk in _chunks(model, arrays, choice)]
-    return _models_script(described, "", missing) + Markup("\n").join(chunks)
+    return _models_script(described, "", missing, pictures) + Markup("\n").join(chunks)
 
 
-def _models_script(models: Sequence[dict[str, Any]], problem: str, missing: Sequence[str] = ()) -> Markup:
-    text = json.dumps({"models": models, "problem": problem, "missing": missing}, separators=(",", ":"), allow_nan=False)
+def _models_script(models: Sequence[dict[str, Any]], problem: str, missing: Sequence[str] = (), pictures: Sequence[str] = ()) -> Markup:
+    text = json.dumps(
+        {"models": models, "problem": problem, "missing": missing, "pictures": pictures}, separators=(",", ":"), allow_nan=False
+    )
     return Markup('<script type="application/json" id="microscope-models">{}</script>\n').format(Markup(text.replace("<", "\\u003c")))
 
 

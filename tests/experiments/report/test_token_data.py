@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxvit
 from experiments.analyses import token_microscope
@@ -60,7 +62,7 @@ class Decoded:
     def __init__(self, page: str):
         self.texts = Scripts(page).texts
         entry = json.loads(self.texts["microscope-models"])
-        self.models, self.problem, self.missing = entry["models"], entry["problem"], entry["missing"]
+        self.models, self.problem, self.missing, self.pictures = (entry[n] for n in ("models", "problem", "missing", "pictures"))
 
     def image(self, model: dict[str, Any], number: int) -> dict[str, np.ndarray]:
         conditions, kept, layers, tokens = len(model["conditions"]), len(model["attention"]), model["layers"], model["tokens"]
@@ -159,8 +161,9 @@ def test_every_condition_of_the_study_is_there(decoded, target):
     ], "attention in the order in which it is worth keeping, cuts first"
     assert (model["tokens"], model["prefix"], model["grid"], model["layers"]) == (15, 3, [4, 3], 2)
     assert model["ablated"][1:3] == ["registers", "cls, patches -> registers"]
-    assert len(model["images"]) == 6
-    assert all(uri.startswith("data:image/png;base64,") for uri in model["images"])
+    assert model["images"] == [0, 1, 2, 3, 4, 5]
+    shown = [Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))) for uri in decoded.pictures]
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in shown]), target.data.analysis_images[:6])
     assert decoded.missing == ["absent"]
     assert not decoded.problem
 
@@ -222,6 +225,7 @@ def test_a_page_keeps_what_fits_and_says_what_was_left_out(made):
         scripts = token_data.token_scripts(made, room)
         assert len(scripts) <= room
         decoded = Decoded(scripts)
+        assert len(decoded.pictures) <= 1, "all images are equal, and one of them is there"
         for model in decoded.models:
             for image in range(len(model["images"])):
                 decoded.image(model, image)
