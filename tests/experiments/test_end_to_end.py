@@ -19,6 +19,7 @@ from experiments.analyses import feature_maps, nearest_patches
 from experiments.analyses.presets import ANALYSES
 from experiments.datasets.scenes import scenes
 from experiments.features.conditions import REPLACEMENTS
+from experiments.numerics import pinned_numerics
 from experiments.report import __main__ as report_program
 from experiments.report import page, tables
 from experiments.rows import check_rows, select
@@ -298,22 +299,29 @@ def test_flow_rows_sum_to_one(finished):
 
 
 @pytest.fixture(scope="module")
-def seen(models) -> jaxvit.Output:
-    """What the tiny model with registers makes of the gallery, of which the pictures are the first."""
+def gallery() -> np.ndarray:
+    """The images of the gallery, of which those of pictures are the first. A program compiled otherwise rounds single pixels otherwise."""
+    with pinned_numerics():
+        return scenes("test", SIZE.gallery).images
+
+
+@pytest.fixture(scope="module")
+def seen(models, gallery) -> jaxvit.Output:
+    """What the tiny model with registers makes of the gallery."""
     model = jaxvit.load(models[0])
-    return jaxvit.forward(model, jaxvit.normalise(scenes("test", SIZE.gallery).images, model.config), capture="attention")
+    return jaxvit.forward(model, jaxvit.normalise(gallery, model.config), capture="attention")
 
 
-def test_pictures_hold_the_attention_of_every_block_with_their_photographs(finished, seen):
+def test_pictures_hold_the_attention_of_every_block_with_their_photographs(finished, seen, gallery):
     (arrays,) = [cell.arrays for cell in open_study(finished).cells("maps") if cell.key["name"] == "with_registers"]
     count, prefix = feature_maps.IMAGES, 1 + CONFIG.registers
-    np.testing.assert_array_equal(arrays["images"], scenes("test", count).images)
+    np.testing.assert_array_equal(arrays["images"], gallery[:count])
     expected = np.asarray(seen.captured["attention"])[:, :count, :, :prefix, prefix:].mean(axis=2)
     assert arrays["attention"].shape == (CONFIG.depth, count, prefix, 8, 8)
     np.testing.assert_allclose(arrays["attention"].reshape(expected.shape), expected, atol=1e-5)
 
 
-def test_the_nearest_patches_are_those_of_a_search_through_all(finished, seen):
+def test_the_nearest_patches_are_those_of_a_search_through_all(finished, seen, gallery):
     (cell,) = open_study(finished).cells("nearest_patches")
     tokens, arrays, prefix = np.asarray(seen.tokens, np.float64), cell.arrays, 1 + CONFIG.registers
     patches = tokens[:, prefix:] / np.linalg.norm(tokens[:, prefix:], axis=-1, keepdims=True)
@@ -324,7 +332,7 @@ def test_the_nearest_patches_are_those_of_a_search_through_all(finished, seen):
         np.testing.assert_array_equal(arrays["numbers"][r], order)
         np.testing.assert_array_equal(arrays["patches"][r], cosines[order].argmax(axis=1))
         np.testing.assert_allclose(arrays["cosines"][r], cosines[order].max(axis=1), atol=1e-5)
-        np.testing.assert_array_equal(arrays["images"][arrays["places"][r]], scenes("test", SIZE.gallery).images[order])
+        np.testing.assert_array_equal(arrays["images"][arrays["places"][r]], gallery[order])
         assert cell.rows[r]["value"] == pytest.approx(cosines.max(axis=1).mean(), abs=1e-5)
     assert arrays["grid"].tolist() == [8, 8]
 
@@ -409,7 +417,7 @@ def test_models_tasks_and_conditions_can_be_chosen(models, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"analyses": ("lesions",)}, "--only lesions is unknown; possible are ablation_table, .*register_lesions"),
+        ({"analyses": ("lesions",)}, "--only lesions is unknown; possible are token_microscope, ablation_table, .*register_lesions"),
         ({"tasks": ("depth",)}, "--tasks depth is unknown; possible are linear_probe"),
         ({"conditions": ("zero_r9",)}, "--conditions zero_r9 is unknown; possible are full, zero_cls"),
     ],
