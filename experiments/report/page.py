@@ -18,6 +18,7 @@ from experiments.demo import INDUCED, NOTES, label
 from experiments.plotting.escape import isolated
 from experiments.plugins import load_plugin
 from experiments.report.chart import zeroing_chart
+from experiments.report.headline import headline, untrained_scores
 from experiments.report.summary import ALPHA, CHARTED, MARGIN, changes_of, summarise
 from experiments.report.token_data import token_scripts
 from experiments.report.wording import signed
@@ -138,8 +139,10 @@ def _panels(results: StudyResults) -> Iterator[dict[str, Any]]:
     and on one scale they would hide all others."""
     for induced in (False, True):
         models = [model for model in results.models if (model in INDUCED) == induced]
-        findings = summarise(results, models)
-        changes = [c for c in changes_of(results, models) if c.condition in CHARTED]
+        findings = [*summarise(results, models), *filter(None, [untrained_scores(results, models)])]
+        changes = changes_of(results, models)
+        sentence = headline(changes, models)
+        changes = [c for c in changes if c.condition in CHARTED]
         charts = [Markup(zeroing_chart(changes, models, narrow)) for narrow in (False, True)] if changes else []
         if models or not (induced or results.models):
-            yield {"induced": induced, "models": models, "findings": findings, "charts": charts, "changes": changes}
+            yield {"induced": induced, "models": models, "headline": sentence, "findings": findings, "charts": charts, "changes": changes}

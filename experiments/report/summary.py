@@ -186,33 +186,54 @@ def _dissociated(without_cls: Sequence[Change], without_registers: Sequence[Chan
     if not fallen:
         may = [c for c in without_registers if not spared(c)]
         if not may:
-            return False, wording.NO_FALL.format(reach=reach_text(_largest_loss(without_registers)))
+            return False, wording.NO_FALL.format(reach=reach_text(largest_loss(without_registers)))
         return False, wording.FALL_OPEN.format(margin=f"{MARGIN:g}", open=len(may), total=len(without_registers), extreme=_at_worst(may))
     if any(falls(c) for c in without_cls):
         return False, wording.CLS_COSTS.format(extreme=_worst([c for c in without_cls if falls(c)]))
     if not all(map(spared, without_cls)):
         return False, wording.CLS_OPEN.format(margin=f"{MARGIN:g}", extreme=_at_worst([c for c in without_cls if not spared(c)]))
-    bound = reach_text(_largest_loss(without_cls))
+    bound = reach_text(largest_loss(without_cls))
     return True, wording.DISSOCIATED.format(reach=bound, fallen=len(fallen), total=len(without_registers), extreme=_worst(fallen))
 
 
 def replacing(changes: Sequence[Change], models: Sequence[str]) -> Finding | None:
-    """Rule 4: which of the scores that fall with zeroed registers are spared by replacements of them."""
+    """Rule 4: which of the scores that fall with zeroed registers are spared by replacements of them, and which others fall with these."""
     lines = []
     for model in models:
         of_model = {(c.condition, c.score): c for c in changes if c.model == model}
-        fallen = [c for (condition, _), c in of_model.items() if condition == "zero_registers" and falls(c)]
-        replaced = {
-            name: pairs
+        zeroed = [c for (condition, _), c in of_model.items() if condition == "zero_registers"]
+        pairs = {
+            name: [(c, other) for c in zeroed if (other := of_model.get((condition, c.score)))]
             for condition, name in wording.REPLACEMENTS.items()
-            if (pairs := [(c, other) for c in fallen if (other := of_model.get((condition, c.score)))])
         }
-        if replaced:
-            parts = listed([_spared_by(name, [other for _, other in pairs]) for name, pairs in replaced.items()])
-            worse = [name for name, pairs in replaced.items() if any(other.high < zeroed.low for zeroed, other in pairs)]
-            text = wording.WORSE.format(parts=parts, names=listed(worse)) if worse else parts
-            lines.append((label(model), wording.REPLACED.format(total=len(fallen), parts=text)))
+        if said := _spared(pairs, sum(map(falls, zeroed))) + _fall_alone(pairs):
+            lines.append((label(model), "; ".join(said)))
     return Finding(wording.REPLACING, wording.REPLACING_LEAD, tuple(lines)) if lines else None
+
+
+def _spared(pairs: dict[str, list[tuple[Change, Change]]], total: int) -> list[str]:
+    """What each replacement spares of the scores that fall with zeros.
+
+    Args:
+        pairs: of each replacement, a score's change by zeros and by it.
+        total: number of scores that fall with zeros.
+    """
+    fallen = {name: those for name, of_name in pairs.items() if (those := [pair for pair in of_name if falls(pair[0])])}
+    if not fallen:
+        return []
+    parts = listed([_spared_by(name, [other for _, other in of_name]) for name, of_name in fallen.items()])
+    worse = [name for name, of_name in fallen.items() if any(other.high < zeroed.low for zeroed, other in of_name)]
+    text = wording.WORSE.format(parts=parts, names=listed(worse)) if worse else parts
+    return [wording.REPLACED.format(total=total, parts=text)]
+
+
+def _fall_alone(pairs: dict[str, list[tuple[Change, Change]]]) -> list[str]:
+    """What falls with a replacement, and not with zeros."""
+    parts = []
+    for name, of_name in pairs.items():
+        if alone := [other for zeroed, other in of_name if falls(other) and not falls(zeroed)]:
+            parts.append(wording.FALL_ALONE.format(name=name, count=len(alone), total=len(of_name), extreme=_worst(alone)))
+    return [wording.FALLS_ALONE.format(parts=listed(parts))] if parts else []
 
 
 def _spared_by(name: str, changes: Sequence[Change]) -> str:
@@ -254,7 +275,8 @@ def _apart(row: Row, score: Score) -> str:
     return wording.BETWEEN_CHANGE.format(what=what, score=score.name, change=change, other_change=other, **names) + words.format(**numbers)
 
 
-def _largest_loss(changes: Sequence[Change]) -> float:
+def largest_loss(changes: Sequence[Change]) -> float:
+    """The largest loss that an interval holds, in points; 0 where none does."""
     return max(0.0, *(-change.low for change in changes))
 
 

@@ -30,10 +30,12 @@ CLS_OPEN = "open: zeroing registers costs dense scores, and zeroing CLS may cost
 
 REPLACING = "Replacing registers instead of zeroing them"
 REPLACING_LEAD = (
-    "Asked of the scores that fall with zeroed registers. These replacements keep a place that attention can go to: that a score is spared "
-    "does not tell what the place is for, and a replacement that costs more than zeros proves nothing about content."
+    "These replacements keep a place that attention can go to: that a score which falls with zeros is spared does not tell what the place "
+    "is for, and a replacement that costs more than zeros proves nothing about content."
 )
-REPLACED = "{total} fall; {parts}"
+REPLACED = "{total} fall with zeros; {parts}"
+FALLS_ALONE = "scores fall that do not fall with zeros: {parts}"
+FALL_ALONE = "{count} of {total} with {name} ({extreme})"
 REPLACEMENTS = {"mean_registers": "their mean", "noise_registers": "noise", "shuffle_registers": "registers of other images"}
 SPARED_BY = "{name} spares {spared} of {total}"
 SPARED_AND_OPEN = "{name} spares {spared} of {total} (open in {open})"
@@ -45,6 +47,17 @@ APART = "the changes differ by {difference} points [{low}, {high}]"
 NOT_APART = "the changes do not differ by more than ± {reach} points"
 APART_OPEN = "whether the changes differ is open ({difference} points [{low}, {high}])"
 BETWEEN_LEAD = "One comparison, chosen by rule and not by its size; the others are in the section on differences between models."
+
+HEADLINE = {"zero_registers": "Zeroing all registers", "zero_cls": "zeroing CLS, where CLS itself is not read,"}
+LOWERS_SCORES = "lowers {models}"
+LOWERS = "{count} of {total} main scores by up to {loss} points in {model}"
+LOWERS_NONE = "lowers no main score by more than {reach} points in {models}"
+LOWERS_UNCLEAR = "leaves open whether it costs 2 points or more in {models}"
+REPLACED_ALONE = "{names} in their place costs up to {loss} points in {models}, where zeros do not"
+
+UNTRAINED = "Read with care"
+UNTRAINED_LEAD = "Without training the same scores are reached; a change in them says little about what a model has learnt."
+REACHED = "{baseline} {value}, {models}"
 
 AT = "{delta} [{low}, {high}] in {score}"
 WORST, LARGEST = "worst {at}", "largest {at}"

@@ -92,8 +92,8 @@ def test_the_published_changes_announce_the_double_dissociation_of_both_models_w
     )
     assert V2 not in registers
     assert found["Replacing registers instead of zeroing them"].lines == (
-        (V2_REG, "3 fall; their mean spares 3 of 3, noise spares 3 of 3 and registers of other images spares 3 of 3"),
-        (V3, "4 fall; their mean spares 3 of 3, noise spares 3 of 3 and registers of other images spares 3 of 3"),
+        (V2_REG, "3 fall with zeros; their mean spares 3 of 3, noise spares 3 of 3 and registers of other images spares 3 of 3"),
+        (V3, "4 fall with zeros; their mean spares 3 of 3, noise spares 3 of 3 and registers of other images spares 3 of 3"),
     )
 
 
@@ -161,14 +161,18 @@ def test_a_double_dissociation_is_announced_or_the_first_reason_why_not(cls, reg
     assert "Double dissociation" not in findings([{**row, **KEYS["probe"]} for row in rows]), "nor one without dense scores"
 
 
-def test_replacements_are_asked_of_scores_that_fall_alone_and_prove_nothing_about_content():
+def test_replacements_are_asked_what_they_spare_and_what_falls_with_them_alone_and_prove_nothing_about_content():
     fallen = [changed("probe", -9), changed("mIoU", -9), changed("retrieval mIoU", -9), changed("patch mean", 0, p=1)]
     means = {"probe": (0, 1, 1.0), "mIoU": (-3, 4, 0.4), "retrieval mIoU": (-20, 1, 0.001), "patch mean": (-30, 1, 0.001)}
     rows = [changed(name, *numbers, condition="mean_registers") for name, numbers in means.items()]
     finding = findings([*fallen, *rows])["Replacing registers instead of zeroing them"]
-    assert finding.lines[0][1] == "3 fall; their mean spares 1 of 3 (open in 1). More than zeros, in at least one score, costs: their mean"
+    spares, alone = finding.lines[0][1].split("; scores ")
+    assert spares == "3 fall with zeros; their mean spares 1 of 3 (open in 1). More than zeros, in at least one score, costs: their mean"
+    assert alone == "fall that do not fall with zeros: 1 of 4 with their mean (worst −30.0 [−31.0, −29.0] in linear probe patch mean)"
     assert "proves nothing about content" in finding.lead
-    assert "Replacing registers instead of zeroing them" not in findings([fallen[-1], *rows]), "nothing fell"
+    (line,) = findings([fallen[-1], rows[-1]])["Replacing registers instead of zeroing them"].lines
+    assert line[1].startswith("scores fall that do not fall with zeros: 1 of 1 with their mean"), "nothing falls with zeros"
+    assert "Replacing registers instead of zeroing them" not in findings([fallen[-1], rows[0]]), "nothing fell"
     assert "Replacing registers instead of zeroing them" not in findings(fallen), "nothing replaced it"
 
 
