@@ -51,7 +51,8 @@ def section(results: StudyResults) -> str:
 
 
 _KEY = (
-    '<p class="note">Changes are coloured by their root: <span class="key costs">costs</span> <span class="key gains">gains</span>; '
+    '<p class="note">Shaded by the size of the change (by its root, so that small ones show): '
+    '<span class="key costs">costs</span> <span class="key gains">gains</span>; '
     '<span class="key built">† by construction</span>; '
     "<b>Bold</b>: p below 0.05 after Holm. Numbers are percent and points, or in the unit of the heading.</p>"
 )

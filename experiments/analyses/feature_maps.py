@@ -18,7 +18,7 @@ from experiments.study.target import Target
 from jaxvit import geometry
 from jaxvit.capture import BlockState
 
-TITLE = "Patch features as pictures"
+TITLE = "Patch features, norms and attention as pictures"
 NOTE = (
     "The first three principal components of the patch features as red, green and blue. Each image of a model has one basis and one scale "
     "for all its conditions: compare colours among these, not among images. Norms are before the final norm, on one scale for an image "

@@ -22,7 +22,8 @@ NOTE = (
     "in points, with its own paired interval over the same test units and its own test; that two intervals of two models overlap, or that "
     "one effect is significant and another is not, says nothing about it. A model without registers has only the conditions of CLS and "
     "patches. Models that differ in their teacher, data or patch size differ in more than one thing. Red: the first model loses more. "
-    "Bold: p below 0.05 after Holm over the metric's differences between the two models. Intervals and tests are the notes of the cells."
+    "Bold: p below 0.05 after Holm over the metric's differences between the two models. "
+    "Point at a cell, or reach it with Tab and the arrow keys, for its interval and test."
 )
 CONDITIONS = ("zero_cls", "zero_registers", "mean_registers", "random_patches")
 

@@ -25,7 +25,7 @@ from experiments.tasks.base import MetricResult, Unit, pack_scores, protocol_id
 from experiments.tasks.off_manifold import METRICS, measure
 from jaxvit.inference import mean_scores
 
-TITLE = "How far off the manifold an ablation goes"
+TITLE = "How far off the manifold an ablation goes: divergence of attention, norms, cosines"
 NOTE = (
     "Above, the Jensen-Shannon divergence of attention from the clean run at each block (exactly 0 at block 0, which attends before "
     "anything is replaced), averaged over heads and over the queries of all tokens, those that are overwritten among them. Below, patches "

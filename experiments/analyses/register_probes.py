@@ -19,7 +19,7 @@ from jaxvit import Ablation
 
 TITLE = "Linear probes of CLS and registers, layer by layer"
 NOTE = (
-    "Top-1 of linear probes of the output of each block (before the final norm). Whiskers are 95 % intervals over test images; they do "
+    "Top-1 of linear probes of the output of each block (before the final norm). Bands are 95 % intervals over test images; they do "
     "not cover seeds."
 )
 TASK = "layer_probe"

@@ -68,7 +68,9 @@ _MARKED = (("† ", "note"), ("‡ ", "flag"))
 
 def shown(row: Row) -> str:
     """The value of a row with its 95 % interval and its unit: "50.0 % [40.0, 60.0]"."""
-    unit = f" {row['unit']}" if row["unit"] else ""
+    # of two models' differences the value is a difference itself
+    unit = "points" if row["unit"] == "%" and row["metric"].endswith("_change") else row["unit"]
+    unit = f" {unit}" if unit else ""
     return f"{plain(row, row['value'])}{unit} [{plain(row, row['ci_low'])}, {plain(row, row['ci_high'])}]"
 
 

@@ -93,7 +93,8 @@ window.jaxvitTokenView = (() => {
   // The base-2 logarithm of the ratio; NaN where the token is zeros in full.
   function normChange(model, before, after) {
     const values = after.map((value, token) => (before[token] ? Math.max(LOWEST_RATIO, Math.log2(value / before[token])) : NaN));
-    return { values, scale: diverging(Math.max(LEAST.norm, largest(model, values))) };
+    const become = values.map((value) => (value <= LOWEST_RATIO ? NaN : value)); // zeros do not set the scale: nothing else would show
+    return { values, scale: diverging(Math.max(LEAST.norm, largest(model, become))) };
   }
 
   // A value as text.

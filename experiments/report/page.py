@@ -110,6 +110,7 @@ def _page(results: StudyResults, analyses: Mapping[str, Analysis], absent: list[
         panels=list(_panels(results)),
         verdicts=[(analysis.TITLE, line) for analysis in analyses.values() for line in _verdicts(analysis, results)],
         sections=sections,
+        empty=[analysis.TITLE for name, analysis in analyses.items() if name not in {section.name for section in sections}],
         alpha=ALPHA,
         margin=MARGIN,
     )
