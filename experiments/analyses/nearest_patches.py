@@ -95,9 +95,8 @@ def section(results: StudyResults) -> str:
         own = [photographs[image.tobytes()] for image in arrays["images"]]
         panels += "".join(_panel(view(axes, word, f"r{r + 1}"), names[word], r, arrays, own) for r in range(len(arrays["places"])))
     panels += '<p data-view="none">The chosen model has no such register.</p>'
-    missing += not_shown(
-        [m for m in results.models if m not in cells and m not in outdated], "they have no registers, or the pictures were not computed"
-    )
+    absent = [model for model in results.models if model not in cells and model not in outdated]
+    missing += not_shown(absent, "they have no registers, or the pictures were not computed")
     return f"{definitions(images)}{views('nearest-patches', axes, panels)}{missing}"
 
 

@@ -14,9 +14,10 @@ from experiments.study.target import Target
 TITLE = "Zeroing random patches instead"
 NOTE = (
     f"As many random patches as the model has registers ({RANDOM_PATCHES} where it has none; unless the study defines that condition anew) "
-    "against all registers. The patches are drawn for each image and are the same at all blocks. For random patches the "
-    "difference is the mean over their draws. Tasks that score single patches leave the zeroed ones out, and so does the full condition that they are compared with: nothing of the image is left in them. Counted "
-    "in, the condition loses by construction (results.jsonl has those numbers too, under names that end in _raw)."
+    "against all registers. The patches are drawn for each image and are the same at all blocks. For random patches the difference is the "
+    "mean over their draws. Tasks that score single patches leave the zeroed ones out, and so does the full condition that they are "
+    "compared with: nothing of the image is left in them. Counted in, the condition loses by construction (results.jsonl has those numbers "
+    "too, under names that end in _raw)."
 )
 CONDITIONS = ("random_patches", "zero_registers")
 

@@ -17,8 +17,8 @@ BY_CONSTRUCTION = "Read-outs of an overwritten CLS fall by construction; they ar
 
 DISSOCIATION = "Double dissociation"
 DISSOCIATION_LEAD = (
-    "Dense scores are spared without CLS and fall without registers in {count} of {total} {models} with registers (and scores of both kinds). That "
-    "read-outs of CLS fall with CLS is by construction and no part of it."
+    "Dense scores are spared without CLS and fall without registers in {count} of {total} {models} with registers (and scores of both "
+    "kinds). That read-outs of CLS fall with CLS is by construction and no part of it."
 )
 DISSOCIATED = "yes: zeroing CLS lowers no dense score by more than {reach} points; zeroing registers costs {fallen} of {total} ({extreme})"
 NO_FALL = "no: zeroing registers spares every dense score (none lower by more than {reach} points)"

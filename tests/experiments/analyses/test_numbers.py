@@ -184,7 +184,7 @@ def test_differences_between_models_stand_in_a_table_for_each_pair():
     assert '<th scope="col">a − b</th>' in page
     assert re.search(r'<th scope="row">zero_cls</th><td [^>]*><span class="delta"><b>−25.0</b></span></td>', page)
     assert re.search(r'<th scope="row">random_patches</th><td [^>]*><span class="delta">−25.0</span></td>', page)
-    assert "change of linear probe CLS: 50.0 % [40.0, 60.0], −25.0 points [−37.5, −12.5] against b" in html.unescape(page)
+    assert "change of linear probe CLS: 50.0 points [40.0, 60.0], −25.0 points [−37.5, −12.5] against b" in html.unescape(page)
 
 
 def test_one_model_without_labels_and_registers_has_its_numbers_and_no_blanks():
