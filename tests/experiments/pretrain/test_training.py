@@ -53,6 +53,7 @@ def test_lines_logged_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
     assert [line["step"] for line in training.log_lines(tmp_path)] == [20, 40]
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one() -> None:
     """In a process of its own, which has two devices; only the order of sums differs. Quickly compiled, for both in the same way."""
     script = """
