@@ -80,7 +80,9 @@ def entry_of(name: str, rows: list[Row]) -> dict[str, Any]:
         for row in rows
         if row["readout"] == "refitted" and row["reference"]
     }
-    clean = {row["feature"]: round(100 * row["reference"]["value"], 1) for row in rows if row["condition"].endswith(".zero") and row["readout"]}
+    clean = {
+        row["feature"]: round(100 * row["reference"]["value"], 1) for row in rows if row["condition"].endswith(".zero") and row["readout"]
+    }
     return {
         "model": name,
         "group": construction.group,
@@ -114,7 +116,7 @@ def page_table(entries: list[dict[str, Any]]) -> str:
         [
             entry["model"],
             entry["truth"],
-            ", ".join(f"{100 * 0 + score:.1f}" for score in entry["clean"].values()),
+            ", ".join(f"{score:.1f}" for score in entry["clean"].values()),
             said(entry, "cls"),
             said(entry, "patches"),
             "-" if not entry["expected"] else "yes" if entry["as_expected"] else "**no**",
@@ -126,13 +128,20 @@ def page_table(entries: list[dict[str, Any]]) -> str:
 
 
 def main(options: Options) -> None:
+    """Run the models, print their words and, where asked to, write them down."""
     prepare_devices()
     entries = []
     for name in options.models or (*CONSTRUCTED, *TRAINED):
         with pinned_numerics():
             entry = entry_of(name, rows_of(name, options))
         entries.append(entry)
-        print(name, entry["clean"], {t: (w, entry["notes"][t]) for t, w in entry["words"].items()}, "ok" if entry["as_expected"] else "NOT AS EXPECTED", flush=True)
+        print(
+            name,
+            entry["clean"],
+            {t: (w, entry["notes"][t]) for t, w in entry["words"].items()},
+            "ok" if entry["as_expected"] else "NOT AS EXPECTED",
+            flush=True,
+        )
         if options.write:
             write_text(RESULTS, json.dumps({"train": options.train, "test": options.test, "models": entries}, indent=1) + "\n")
     if options.write:

@@ -14,14 +14,11 @@ from experiments.datasets.scenes import scenes
 from experiments.sinks import rules
 from experiments.sinks.surgery import (
     CLS_FLAG,
-    DEPTH,
     FAR,
     FLAG,
     FREE_HEAD,
     HEADS,
-    REGISTERS,
     SPARE_DIM,
-    WIDTH,
     Draft,
     directions,
 )
@@ -29,12 +26,12 @@ from jaxvit import ViT
 
 GATHER, SPREAD, READ = 6, 7, 8
 """Blocks after those of the demo in which content is gathered, spread, and read once more."""
-COMPONENTS = 40
-CONTENT = range(104, 104 + COMPONENTS)
-"""Channels that carry content."""
+COMPONENTS = 24
+GATHERED, CONTENT = range(104, 104 + COMPONENTS), range(128, 128 + COMPONENTS)
+"""Channels for content as it is gathered, and as it is spread: what is gathered by whom should not is read by nobody."""
 _CENTRED = np.eye(COMPONENTS) - 1 / COMPONENTS
 """Content is written without its mean over channels."""
-IDENTITY = [(144, 145), (146, 147), (148, 149), (150, 151)]
+IDENTITY = [(152, 153), (154, 155), (156, 157), (158, 159)]
 """Channels that tell one register from another, plus and minus."""
 IDENTITY_STRENGTH = 100.0
 SCENES = 256
@@ -133,17 +130,17 @@ def _via_patches(draft: Draft) -> None:
     _but_not_cls(draft, SPREAD)
     _pass_on(draft, SPREAD)
     draft.hide(READ, FREE_HEAD)
-    _pass_on(draft, READ, gain=_GAIN_AGAIN)
+    _pass_on(draft, READ, CONTENT, gain=10)
     _only_content(draft)
 
 
 def _for_patches(draft: Draft) -> None:
-    """Registers carry content for patches; CLS has its own."""
+    """Registers carry content for patches; CLS looks at itself alone where they are read, and has its own."""
     _gather(draft)
     draft.look(SPREAD, FREE_HEAD)
-    _but_not_cls(draft, SPREAD)
+    for block in (GATHER, SPREAD):
+        _but_not_cls(draft, block)
     _pass_on(draft, SPREAD)
-    _own_content(draft, only_cls=True)
     _only_content(draft)
 
 
@@ -206,7 +203,6 @@ def _held_back(draft: Draft) -> None:
 
 
 FLAG_HELD = 2000.0
-_GAIN, _GAIN_AGAIN = 400.0, 10.0
 
 
 def _gather(draft: Draft) -> None:
@@ -214,9 +210,9 @@ def _gather(draft: Draft) -> None:
     draft.look(GATHER, FREE_HEAD)
     _register_reads_cls(draft, GATHER, FREE_HEAD, FLAG[0], draft.flag)
     mean, components = _components()
-    draft.qkv[GATHER, : draft.narrow, 2, FREE_HEAD] = components.T
-    draft.qkv_bias[GATHER, 2, FREE_HEAD] = -mean @ components.T
-    draft.out[GATHER, FREE_HEAD, :COMPONENTS, list(CONTENT)] = 20 * _CENTRED
+    draft.qkv[GATHER, : draft.narrow, 2, FREE_HEAD, :COMPONENTS] = components.T
+    draft.qkv_bias[GATHER, 2, FREE_HEAD, :COMPONENTS] = -mean @ components.T
+    draft.out[GATHER, FREE_HEAD, :COMPONENTS, GATHERED[0] : GATHERED[-1] + 1] = 20 * _CENTRED
 
 
 def _register_reads_cls(draft: Draft, block: int, head: int, channel: int, strength: float) -> None:
@@ -225,10 +221,10 @@ def _register_reads_cls(draft: Draft, block: int, head: int, channel: int, stren
     draft.qkv[block, CLS_FLAG[0], 1, head, SPARE_DIM - 1] = 10 * FAR
 
 
-def _pass_on(draft: Draft, block: int, gain: float = 0.0) -> None:
-    """What the free head reads in content channels, it writes there."""
-    draft.qkv[block, list(CONTENT), 2, FREE_HEAD] = np.eye(COMPONENTS)
-    draft.out[block, FREE_HEAD, :, list(CONTENT)] = (gain or _GAIN) * _CENTRED
+def _pass_on(draft: Draft, block: int, channels: range = GATHERED, gain: float = 400.0) -> None:
+    """What the free head reads in some channels, it writes as content."""
+    draft.qkv[block, channels[0] : channels[-1] + 1, 2, FREE_HEAD, :COMPONENTS] = np.eye(COMPONENTS)
+    draft.out[block, FREE_HEAD, :COMPONENTS, CONTENT[0] : CONTENT[-1] + 1] = gain * _CENTRED
 
 
 def _but_not_cls(draft: Draft, block: int) -> None:
@@ -237,22 +233,18 @@ def _but_not_cls(draft: Draft, block: int) -> None:
     draft.qkv[block, CLS_FLAG[0], 1, FREE_HEAD, SPARE_DIM - 1] = 10 * FAR
 
 
-def _own_content(draft: Draft, only_cls: bool = False) -> None:
-    """The components of CLS go from CLS itself to all tokens, or to CLS, by head 2 of the block that spreads."""
+def _own_content(draft: Draft) -> None:
+    """The components of CLS go from CLS itself to all tokens, by head 2 of the block that spreads."""
     _read_components(draft, SPREAD, 2)
     draft.qkv[SPREAD, CLS_FLAG[0], 1, 2, SPARE_DIM - 1] = 10 * FAR
-    if only_cls:
-        draft.qkv[SPREAD, CLS_FLAG[0], 0, 2, SPARE_DIM - 1] = 1
-        draft.look(SPREAD, 2)
-    else:
-        draft.qkv_bias[SPREAD, 0, 2, SPARE_DIM - 1] = 1
+    draft.qkv_bias[SPREAD, 0, 2, SPARE_DIM - 1] = 1
 
 
 def _read_components(draft: Draft, block: int, head: int) -> None:
     mean, components = _components()
-    draft.qkv[block, : draft.narrow, 2, head] = components.T
-    draft.qkv_bias[block, 2, head] = -mean @ components.T
-    draft.out[block, head, :, list(CONTENT)] = 20 * _CENTRED
+    draft.qkv[block, : draft.narrow, 2, head, :COMPONENTS] = components.T
+    draft.qkv_bias[block, 2, head, :COMPONENTS] = -mean @ components.T
+    draft.out[block, head, :COMPONENTS, CONTENT[0] : CONTENT[-1] + 1] = 20 * _CENTRED
 
 
 def _only_content(draft: Draft, channels: range = CONTENT) -> None:

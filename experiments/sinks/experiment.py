@@ -163,15 +163,14 @@ def questions(target: Target) -> Iterator[Question]:
 
 def images_run(question: Question) -> int:
     """Images that go through the model for one group, for the estimate of cost."""
-    specs, counts = question.specs(), [max(getattr(reading, part).count for reading in question.readings) for part in ("train", "test")]
+    specs, counts = question.specs(), [max(getattr(reading, part).images for reading in question.readings) for part in ("train", "test")]
     refitted = 1 + sum(REFITTED in spec.readouts for spec in specs)
     return refitted * counts[0] + (1 + len(specs)) * counts[1]
 
 
 def compute(question: Question) -> tuple[list[Row], Arrays]:
     """Rows and scores of one group."""
-    target, specs = question.target, question.specs()
-    found = question.readings
+    specs, found = question.specs(), question.readings
     ablations = {spec.name: question.build(spec, question.moments) for spec in specs}
     edits = _edits(question, specs, ablations)
     clean_train, clean = (_tokens(question, found, part, Ablation(), None) for part in ("train", "test"))
@@ -191,7 +190,9 @@ def compute(question: Question) -> tuple[list[Row], Arrays]:
                 if readout == REFITTED:
                     scored[spec.name, reading.target] = scores
                 result = reading.result(scores, readout)
-                results.append(result._replace(reference=[reference], by_construction=constructed, fields=fields, detail=_detail(question, spec)))
+                results.append(
+                    result._replace(reference=[reference], by_construction=constructed, fields=fields, detail=_detail(question, spec))
+                )
         results.append(_meter(test.meter, clean.meter)._replace(fields=fields))
     for reading, reference in zip(found, full, strict=True):
         scores_of = {name: scores for (name, of), scores in scored.items() if of == reading.target}
@@ -218,7 +219,7 @@ def _tokens(question: Question, found: Sequence[Reading], part: str, ablation: A
     """Tokens of the leading images of a part."""
     target = question.target
     labelled = [getattr(reading, part) for reading in found]
-    count = max(entry.count for entry in labelled)
+    count = max(entry.images for entry in labelled)
     chosen = next((entry.places for entry in labelled if entry.places is not None), None)
     if chosen is not None and len(chosen) < count:  # images without masks: what is read of them counts nowhere
         chosen = np.concatenate([chosen, np.zeros((count - len(chosen), chosen.shape[1]), np.int32)])
@@ -229,7 +230,7 @@ def _tokens(question: Question, found: Sequence[Reading], part: str, ablation: A
 
 def _read(reading: Reading, tokens: Tokens, entry: Labelled) -> np.ndarray:
     """What a reading reads of some images, [images, places, width]."""
-    return (tokens.cls[:, None] if reading.target == "cls" else tokens.patches)[: entry.count]
+    return (tokens.cls[:, None] if reading.target == "cls" else tokens.patches)[: entry.images]
 
 
 def _fitted(reading: Reading, train: Tokens) -> ridge.Ridge:
@@ -255,7 +256,7 @@ def _without_overwritten(question: Question, reading: Reading) -> Reading:
     marker = jaxvit.zero(question.group.tokens)
 
     def without(entry: Labelled) -> Labelled:
-        ids = first_id(entry.part) + np.arange(entry.count)
+        ids = first_id(entry.part) + np.arange(entry.images)
         marks = overwritten_patches(marker, question.config, question.target.image_size, ids)
         assert marks is not None
         assert entry.places is not None

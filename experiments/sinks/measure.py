@@ -76,7 +76,7 @@ def tokens_under(
 
 def of_one_structure(ablations: Mapping[str, Ablation], families: Mapping[str, str], model: ViT, size: tuple[int, int]) -> dict[str, Edits]:
     """The edits of ablations by name; those of a family have one structure, and share a program."""
-    edits = {}
+    edits: dict[str, Edits] = {}
     for family in dict.fromkeys(families.values()):
         names = [name for name in ablations if families[name] == family]
         stacked = jaxvit.stack([ablations[name] for name in names], model, size)

@@ -27,14 +27,14 @@ class Labelled(NamedTuple):
 
     Attributes:
         part: of the data.
-        count: of images.
+        images: their number.
         places: patches that are read, or None where the mean of all patches is, or CLS.
         labels: class of each place.
         counted: places that count.
     """
 
     part: str
-    count: int
+    images: int
     places: Int[np.ndarray, "images places"] | None
     labels: Int[np.ndarray, "images places"]
     counted: Bool[np.ndarray, "images places"]
@@ -48,7 +48,7 @@ class Reading(NamedTuple):
         metric, feature: names in rows.
         train, test: images that the probe is fitted on and scored on.
         classes: their number.
-        images: how they were prepared, for the protocol.
+        prepared: how images were, for the protocol.
     """
 
     target: str
@@ -57,7 +57,7 @@ class Reading(NamedTuple):
     train: Labelled
     test: Labelled
     classes: int
-    images: str
+    prepared: str
 
     @property
     def chance(self) -> float:
@@ -70,7 +70,7 @@ class Reading(NamedTuple):
         tokens = "CLS" if self.target == "cls" else where
         fit = "condition" if readout == "refitted" else "full"
         protocol = protocol_id(
-            "ridge", tokens=tokens, penalty=PENALTY, train=self.train.count, images=self.images, fit=fit, layer="last", norm="final"
+            "ridge", tokens=tokens, penalty=PENALTY, train=self.train.images, images=self.prepared, fit=fit, layer="last", norm="final"
         )
         note = f"chance is {self.chance:.1f} %"
         return MetricResult(self.metric, self.feature, protocol, [scores], PERCENT, readout=readout, note=note, part=self.test.part)
@@ -85,15 +85,15 @@ def readings(data: StudyData, patch_size: int, part: int = 1) -> list[Reading]:
     train, test = (max(2, data.size[name] // part) for name in ("sink_train", "sink_test"))
     found = []
     if data.labelled:
-        labels = [_of_images(data, part, count) for part, count in (("train", train), ("test", test))]
-        found.append(Reading("cls", "top1", "cls", *labels, len(data.classes), data.protocols["labels"]))
+        first, second = (_of_images(data, part, count) for part, count in (("train", train), ("test", test)))
+        found.append(Reading("cls", "top1", "cls", first, second, len(data.classes), data.protocols["labels"]))
     if data.masks is not None:
         masks = data.masks
         parts = ((masks.train_part, masks.train[:train]), (masks.test_part, masks.test[:test]))
         whole = masks.train.shape[1:] == masks.test.shape[1:] and (masks.train_part, masks.test_part) == ("train", "test")
         if whole:  # else patches are read by their mean
-            objects = [_of_patches(part, labels, len(masks.classes), patch_size) for part, labels in parts]
-            found.append(Reading("patches", "patch_top1", "patches", *objects, len(masks.classes), data.protocols["masks"]))
+            first, second = (_of_patches(part, labels, len(masks.classes), patch_size) for part, labels in parts)
+            found.append(Reading("patches", "patch_top1", "patches", first, second, len(masks.classes), data.protocols["masks"]))
     if data.labelled and len(found) == 1:
         found.append(found[0]._replace(target="patches", feature="patch_mean"))
     return found

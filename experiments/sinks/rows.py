@@ -44,6 +44,10 @@ LOST_BY = "cut_lost_by_"
 """Begins the names of lost cuts of single readers."""
 
 
+Build = Callable[[Moments, int, str | Sequence[int]], Ablation]
+"""From moments, a seed and blocks to an ablation."""
+
+
 class Group(NamedTuple):
     """Tokens of which it is asked what they are for.
 
@@ -72,7 +76,7 @@ class Edit:
     """
 
     name: str
-    build: Callable[[Moments, int, str | Sequence[int]], Ablation]
+    build: Build
     family: str
     rule: str = ""
 
@@ -98,7 +102,7 @@ def edits_of(group: Group, config: ViTConfig) -> dict[str, Edit]:
     """All rows of a group by name, but the optimal constant, which is fitted."""
     tokens, table = group.tokens, dict[str, Edit]()
 
-    def add(name: str, family: str, build: Callable[[Moments, int, str | Sequence[int]], Ablation], rule: str = "") -> None:
+    def add(name: str, family: str, build: Build, rule: str = "") -> None:
         table[name] = Edit(name, build, family, rule)
 
     add(rules.ZERO, "fixed", lambda m, seed, at: jaxvit.zero(tokens, at))
@@ -113,10 +117,10 @@ def edits_of(group: Group, config: ViTConfig) -> dict[str, Edit]:
         add("key_mean", "moved", lambda m, seed, at: jaxvit.mean(tokens, m, at, "key"))
     add(rules.KEY_OTHER, "moved", lambda m, seed, at: jaxvit.shuffle(tokens, seed, at, "key", same_donor=True))
     for mass, name in (("renormalise", rules.RENORMALISED), ("lost", rules.LOST)):
-        add(name, "cut", lambda m, seed, at, mass=mass: _cut(group, group.readers, at, mass))
+        add(name, "cut", _cutting(group, group.readers, mass))
     for reader in single_readers(group):
         for mass, name in (("renormalise", "cut_renormalised_by_"), ("lost", LOST_BY)):
-            add(f"{name}{reader}", "cut", lambda m, seed, at, mass=mass, reader=reader: _cut(group, (reader,), at, mass))
+            add(f"{name}{reader}", "cut", _cutting(group, (reader,), mass))
     add("own_queries_cut", "cut", lambda m, seed, at: jaxvit.cut(tokens, list(group.readers), at, itself=False))
     largest = "the largest root mean square of the group over blocks"
     add(rules.MASS, "fixed", lambda m, seed, at: jaxvit.zero(tokens, at, channels=[largest_channel(group, m, config)[0]]), largest)
@@ -140,6 +144,11 @@ def single_readers(group: Group) -> tuple[str, ...]:
 def joint_cut(group: Group, other: Group) -> Ablation:
     """What others read of a group and what they read of another one, both cut, the mass lost."""
     return _cut(group, group.readers, "all", "lost") & _cut(other, other.readers, "all", "lost")
+
+
+def _cutting(group: Group, readers: Sequence[str], mass: str) -> Build:
+    """What builds a cut of some readers."""
+    return lambda moments, seed, layers: _cut(group, readers, layers, mass)
 
 
 def _cut(group: Group, readers: Sequence[str], layers: str | Sequence[int], mass: str) -> Ablation:
@@ -175,3 +184,41 @@ def recipe(
     for replacement in entry["replacements"]:
         replacement["channels"] = {"calibration": calibration, "channel": rule}
     return found._replace(text=json.dumps(entry, sort_keys=True, separators=(",", ":")))
+
+
+LABELS = {
+    "zero": "whole token: zero",
+    "mean": "whole token: mean",
+    OPTIMAL: "whole token: optimal constant",
+    "noise": "whole token: noise",
+    "shuffle": "whole token: another image's",
+    "random_direction": "whole token: random direction, own norm",
+    "zero_input": "whole token at block inputs: zero",
+    "mean_input": "whole token at block inputs: mean",
+    "value_zero": "value: zero",
+    rules.VALUE_MEAN: "value: mean",
+    rules.VALUE_OTHER: "value: another image's",
+    "key_mean": "key: mean",
+    rules.KEY_OTHER: "key: another image's",
+    rules.RENORMALISED: "cut, weight renormalised",
+    rules.LOST: "cut, weight lost",
+    "own_queries_cut": "its own reading cut",
+    rules.MASS: "largest channel: zero",
+    rules.BUT: "all but the largest channel: zero",
+    "other_cut_lost": "the other carrier cut, weight lost",
+    "both_cut_lost": "both carriers cut, weight lost",
+    rules.CONSTANT: "constant: cut (lost) less value mean",
+    rules.SINK: "sink: cut (renormalised) less cut (lost)",
+    rules.JOINT: "both carriers less the sum of each",
+}
+"""What rows are called on pages."""
+
+
+def label_of(row: str) -> str:
+    """What a row is called on pages; those of single readers and windows say which."""
+    name, _, window = row.partition(".")
+    for prefix, base in (("cut_renormalised_by_", rules.RENORMALISED), (LOST_BY, rules.LOST)):
+        if name.startswith(prefix):
+            reader = name.removeprefix(prefix)
+            return f"{LABELS[base]}, for {'CLS' if reader == 'cls' else reader} alone" + (f", {window} blocks" if window else "")
+    return LABELS.get(name, name) + (f", {window} blocks" if window else "")

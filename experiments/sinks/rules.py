@@ -20,6 +20,7 @@ FLOOR = 0.8
 """Share of what the clean model has above chance; a cost of as much leaves nothing that could be lost besides."""
 OFF_MANIFOLD = 2.0
 """Times the clean run's distance of patches from their mean, beyond which a word about a constant or a sink has a note."""
+_FAR_OFF = 100.0
 MASSIVE = 100.0
 """Times the median channel, from which on a channel is called massive."""
 _ONE_SIDED = 1.6449 / 1.9600
@@ -219,4 +220,5 @@ def _off_manifold(evidence: Evidence, words: list[str]) -> list[str]:
     """Rule 10: the edit itself may do what is seen."""
     rows = [row for word, row in ((IS_CONSTANT, LOST), (IS_SINK, RENORMALISED)) if word in words]
     meter = max((evidence.rows[row].meter for row in rows), default=0.0)
-    return [f"off manifold x {meter:.1f}; may be the edit's"] if meter > OFF_MANIFOLD else []
+    times = f"x {meter:.1f}" if meter < _FAR_OFF else f"more than x {_FAR_OFF:.0f}"
+    return [f"off manifold {times}; may be the edit's"] if meter > OFF_MANIFOLD else []

@@ -29,7 +29,8 @@ class Draft:
     """The arrays of a model while they are changed; float64, blocks stacked.
 
     Channels from 96 on, head 3, dimensions from 32 on of every head and blocks from 6 on are free. Attention and feed-forward outputs
-    are centred: the mean over channels is 0, so that LayerNorm of the wide stream is that of the narrow one, up to a factor that is made good.
+    are centred: the mean over channels is 0, so that LayerNorm of the wide stream is that of the narrow one, up to a factor that is made
+    good.
     """
 
     def __init__(self, model: ViT) -> None:
@@ -46,7 +47,9 @@ class Draft:
         )
         centre = np.eye(self.narrow) - 1 / self.narrow
         blocks, ratio = model.blocks, np.sqrt(self.narrow / WIDTH)
-        first, second = (np.asarray(scale[...], float) if scale is not None else 1.0 for scale in (blocks.scale1, blocks.scale2))
+        assert blocks.scale1 is not None
+        assert blocks.scale2 is not None
+        first, second = (np.asarray(scale[...], float) for scale in (blocks.scale1, blocks.scale2))
 
         def wide(array: object, axis: int = -1) -> np.ndarray:
             array = np.asarray(array, float)

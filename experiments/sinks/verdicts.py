@@ -23,12 +23,12 @@ def evidence_of(rows: Sequence[Row], model: str, group: str, target: str) -> Evi
     meters = {edit: row["value"] / row["reference"]["value"] for (edit, metric, *_), row in of_group.items() if metric == METER}
 
     def costs(readout: str) -> dict[str, Cost]:
-        chosen = {edit: row for (edit, _, feature, of), row in of_group.items() if of == readout and _target_of(feature) == target}
+        chosen = {edit: row for (edit, _, feature, of), row in of_group.items() if of == readout and target_of(feature) == target}
         return {edit: _cost(row, meters.get(edit, 1.0)) for edit, row in chosen.items() if not row["by_construction"]}
 
     refitted, frozen = costs(REFITTED), costs(FROZEN)
     attention = next((row["value"] for (_, metric, *_), row in of_group.items() if metric == ATTENTION), None)
-    read = [row for (edit, *_, of), row in of_group.items() if of == REFITTED and _target_of(row["feature"]) == target and row["reference"]]
+    read = [row for (edit, *_, of), row in of_group.items() if of == REFITTED and target_of(row["feature"]) == target and row["reference"]]
     clean = next((row["reference"]["value"] for row in read if row["reference"]["condition"] == "full"), None)
     if attention is None or clean is None or not refitted:
         return None
@@ -53,7 +53,8 @@ def _chance(rows: Sequence[Row]) -> float:
     return next((float(row["note"].split()[-2]) for row in rows if row["note"] and row["note"].startswith("chance")), 0.0)
 
 
-def _target_of(feature: str | None) -> str | None:
+def target_of(feature: str | None) -> str | None:
+    """The target whose tokens a feature is."""
     return {"cls": "cls", "patches": "patches", "patch_mean": "patches"}.get(feature or "")
 
 

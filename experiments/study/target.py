@@ -37,7 +37,10 @@ _OPTIMAL_STEP = 16
 
 def tokens_moved(output: Output, clean: Output) -> Float[Array, "batch"]:
     """Mean squared change of CLS and patches after the final norm: what an optimal constant makes least."""
-    changes = [((ours - theirs) ** 2).mean(axis=tuple(range(1, ours.ndim))) for ours, theirs in ((output.cls, clean.cls), (output.patches, clean.patches))]
+    changes = [
+        ((ours - theirs) ** 2).mean(axis=tuple(range(1, ours.ndim)))
+        for ours, theirs in ((output.cls, clean.cls), (output.patches, clean.patches))
+    ]
     return changes[0] + changes[1]
 
 
@@ -220,7 +223,9 @@ class Target:
         if tokens not in self._optima:
             assert self.model is not None
             images = self.data.parts["train"].images[:OPTIMAL_IMAGES]
-            batches = [(jaxvit.normalise(images[i : i + _OPTIMAL_STEP], self.model.config), None) for i in range(0, len(images), _OPTIMAL_STEP)]
+            batches = [
+                (jaxvit.normalise(images[i : i + _OPTIMAL_STEP], self.model.config), None) for i in range(0, len(images), _OPTIMAL_STEP)
+            ]
             fitted = jaxvit.optimal(self.model, batches, tokens, tokens_moved, statistics=self.statistics, passes=OPTIMAL_PASSES)
             self._optima[tokens] = fitted.ablation
         return self._optima[tokens]
