@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from experiments.rows import Row
 from experiments.sinks import rows as names
 from experiments.sinks.constructed import CONSTRUCTED, Construction, constructed
 from experiments.sinks.experiment import Question, compute
-from experiments.sinks.rules import Verdict
-from experiments.sinks.verdicts import all_verdicts
+from experiments.sinks.rules import Cost, Evidence, Verdict, decide
+from experiments.sinks.verdicts import evidence_of
 from experiments.study.compare import add_holm
 from experiments.study.target import Settings, Target
 from experiments.tasks.base import Readouts
@@ -33,6 +34,7 @@ TRAINED = {
     "demo_reg_read": Construction(lambda draft: None, "trained so that registers are read (induced)", {}),
 }
 """The bundled models with registers, beside the constructed ones."""
+ALL = {**CONSTRUCTED, **TRAINED}
 
 
 @dataclass(frozen=True)
@@ -63,41 +65,44 @@ def rows_of(name: str, options: Options) -> list[Row]:
     )  # fmt: skip
     settings = Settings(0, 1, 128, options.resamples, "float32", Readouts(), sink_scope="registers")
     target = Target(name, model, batch_mesh(), digit_scenes(size, 0, DEMO_SIZE), settings)
-    wanted = {**CONSTRUCTED, **TRAINED}[name].group
+    wanted = ALL[name].group
     group = next(group for group in names.groups(model.config, 0, False) if group.name == wanted)
     rows, _ = compute(Question(target, group, brief=True))
     return add_holm(rows)
 
 
 def entry_of(name: str, rows: list[Row]) -> dict[str, Any]:
-    """What the file of results says of a model: its words, the words expected, and the numbers that decide."""
-    construction = {**CONSTRUCTED, **TRAINED}[name]
-    verdicts: dict[str, Verdict] = all_verdicts(rows)[name][construction.group]
-    costs = {
-        f"{row['condition'].partition('.')[2]}, {row['feature']}": [
-            round(-row["scale"] * row[field], 2) for field in ("delta", "delta_ci_high", "delta_ci_low")
-        ]
-        for row in rows
-        if row["readout"] == "refitted" and row["reference"]
-    }
-    clean = {
-        row["feature"]: round(100 * row["reference"]["value"], 1) for row in rows if row["condition"].endswith(".zero") and row["readout"]
-    }
+    """What the file of results says of a model: its words, and the evidence that decides, costs as [estimate, low, high, Holm p, meter]."""
+    construction = ALL[name]
+    evidence = {target: evidence_of(rows, name, construction.group, target) for target in names.TARGETS}
+    verdicts = {target: decide(found) for target, found in evidence.items() if found is not None}
     return {
         "model": name,
         "group": construction.group,
-        "truth": construction.truth,
-        "clean": clean,
-        "expected": construction.words,
-        "expected_notes": construction.notes,
         "words": {target: verdict.words for target, verdict in verdicts.items()},
         "notes": {target: verdict.notes for target, verdict in verdicts.items()},
         "as_expected": as_expected(construction, verdicts),
-        "costs": costs,
+        "evidence": {target: rounded(asdict(found)) for target, found in evidence.items() if found is not None},
     }
 
 
-def as_expected(construction: Construction, verdicts: dict[str, Verdict]) -> bool:
+def rounded(entry: Any) -> Any:
+    """Numbers to five digits, which is more than rules need."""
+    if isinstance(entry, dict):
+        return {name: rounded(value) for name, value in entry.items()}
+    if isinstance(entry, list | tuple):
+        return [rounded(value) for value in entry]
+    return float(f"{entry:.5g}") if isinstance(entry, float) else entry
+
+
+def evidence_in(entry: Mapping[str, Any], target: str) -> Evidence:
+    """The evidence that the file of results has of a model."""
+    stored = dict(entry["evidence"][target])
+    costs = {kind: {name: Cost(*numbers) for name, numbers in stored.pop(kind).items()} for kind in ("rows", "frozen")}
+    return Evidence(**stored, **costs)
+
+
+def as_expected(construction: Construction, verdicts: Mapping[str, Verdict]) -> bool:
     """Whether verdicts are the words that a model was made for, and the notes are among them."""
     return all(
         (not words or verdicts[target].words == words)
@@ -115,11 +120,11 @@ def page_table(entries: list[dict[str, Any]]) -> str:
     lines = [
         [
             entry["model"],
-            entry["truth"],
-            ", ".join(f"{score:.1f}" for score in entry["clean"].values()),
+            ALL[entry["model"]].truth + (" (asked of CLS)" if entry["group"] == "cls" else ""),
+            ", ".join(f"{entry['evidence'][target]['clean']:.1f}" for target in names.TARGETS),
             said(entry, "cls"),
             said(entry, "patches"),
-            "-" if not entry["expected"] else "yes" if entry["as_expected"] else "**no**",
+            "-" if not ALL[entry["model"]].words else "yes" if entry["as_expected"] else "**no**",
         ]
         for entry in entries
     ]
@@ -131,17 +136,12 @@ def main(options: Options) -> None:
     """Run the models, print their words and, where asked to, write them down."""
     prepare_devices()
     entries = []
-    for name in options.models or (*CONSTRUCTED, *TRAINED):
+    for name in options.models or ALL:
         with pinned_numerics():
             entry = entry_of(name, rows_of(name, options))
         entries.append(entry)
-        print(
-            name,
-            entry["clean"],
-            {t: (w, entry["notes"][t]) for t, w in entry["words"].items()},
-            "ok" if entry["as_expected"] else "NOT AS EXPECTED",
-            flush=True,
-        )
+        said = {target: str(Verdict(tuple(entry["words"][target]), tuple(entry["notes"][target]))) for target in entry["words"]}
+        print(name, said, "as expected" if entry["as_expected"] else "NOT as expected", flush=True)
         if options.write:
             write_text(RESULTS, json.dumps({"train": options.train, "test": options.test, "models": entries}, indent=1) + "\n")
     if options.write:
