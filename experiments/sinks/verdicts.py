@@ -11,6 +11,8 @@ from experiments.sinks.experiment import ATTENTION, METER, TASK
 from experiments.sinks.rules import Cost, Evidence, Verdict
 from experiments.tasks.base import FROZEN, REFITTED
 
+_SAME = ("metric", "feature", "readout")
+
 
 def evidence_of(rows: Sequence[Row], model: str, group: str, target: str) -> Evidence | None:
     """What the rows of a study say of one token group of a model; None where they say nothing."""
@@ -22,9 +24,14 @@ def evidence_of(rows: Sequence[Row], model: str, group: str, target: str) -> Evi
             of_group[edit, row["metric"], row["feature"], row["readout"]] = row
     meters = {edit: row["value"] / row["reference"]["value"] for (edit, metric, *_), row in of_group.items() if metric == METER}
 
+    def p_holm(row: Row) -> float | None:
+        """Of a row, or of the one that it repeats: one intervention is one test."""
+        same = [r["p_holm"] for r in of_model if r["condition"] == row["repeats"] and all(r[name] == row[name] for name in _SAME)]
+        return same[0] if same else row["p_holm"]
+
     def costs(readout: str) -> dict[str, Cost]:
         chosen = {edit: row for (edit, _, feature, of), row in of_group.items() if of == readout and target_of(feature) == target}
-        return {edit: _cost(row, meters.get(edit, 1.0)) for edit, row in chosen.items() if not row["by_construction"]}
+        return {edit: _cost(row, p_holm(row), meters.get(edit, 1.0)) for edit, row in chosen.items() if not row["by_construction"]}
 
     refitted, frozen = costs(REFITTED), costs(FROZEN)
     attention = next((row["value"] for (_, metric, *_), row in of_group.items() if metric == ATTENTION), None)
@@ -58,9 +65,9 @@ def target_of(feature: str | None) -> str | None:
     return {"cls": "cls", "patches": "patches", "patch_mean": "patches"}.get(feature or "")
 
 
-def _cost(row: Row, meter: float) -> Cost:
+def _cost(row: Row, p_holm: float | None, meter: float) -> Cost:
     delta, low, high = (-row["scale"] * row[name] for name in ("delta", "delta_ci_low", "delta_ci_high"))
-    return Cost(delta, high, low, row["p_holm"], meter)
+    return Cost(delta, high, low, p_holm, meter)
 
 
 def _name(kind: str) -> str:

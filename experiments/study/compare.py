@@ -136,6 +136,7 @@ _NUMBER = (
     "register_a",
     "register_b",
     "analysis",
+    "n",
 )
 """Fields that tell one number of a condition from another."""
 

@@ -31,7 +31,7 @@ PIXELS = "raw_pixels"
 """The name of the baseline without a model."""
 
 SinkScope = Literal["registers", "groups", "whole"]
-_OPTIMAL_STEP = 16
+_OPTIMAL_STEP = 8
 """Images of a step of the fit of an optimal constant."""
 
 
@@ -226,7 +226,7 @@ class Target:
             batches = [
                 (jaxvit.normalise(images[i : i + _OPTIMAL_STEP], self.model.config), None) for i in range(0, len(images), _OPTIMAL_STEP)
             ]
-            fitted = jaxvit.optimal(self.model, batches, tokens, tokens_moved, statistics=self.statistics, passes=OPTIMAL_PASSES)
+            fitted = jaxvit.optimal(self.model, batches, tokens, tokens_moved, passes=OPTIMAL_PASSES)
             self._optima[tokens] = fitted.ablation
         return self._optima[tokens]
 
