@@ -50,7 +50,7 @@ class Options:
     """
 
     models: tuple[str, ...] = ()
-    train: int = 256
+    train: int = 128
     test: int = 1000
     resamples: int = 10_000
     write: bool = False
@@ -97,9 +97,10 @@ def rounded(entry: Any) -> Any:
 
 def evidence_in(entry: Mapping[str, Any], target: str) -> Evidence:
     """The evidence that the file of results has of a model."""
-    stored = dict(entry["evidence"][target])
-    costs = {kind: {name: Cost(*numbers) for name, numbers in stored.pop(kind).items()} for kind in ("rows", "frozen")}
-    return Evidence(**stored, **costs)
+    stored: dict[str, Any] = dict(entry["evidence"][target])
+    for kind in ("rows", "frozen"):
+        stored[kind] = {name: Cost(*numbers) for name, numbers in stored[kind].items()}
+    return Evidence(**stored)
 
 
 def as_expected(construction: Construction, verdicts: Mapping[str, Verdict]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
@@ -17,6 +19,7 @@ from experiments.sinks.rows import edits_of, largest_channel
 from experiments.sinks.verdicts import all_verdicts
 from experiments.study.cells import Store
 from experiments.study.compare import add_holm, mark_repeats
+from experiments.study.results import StudyResults
 from tests.experiments import tiny_study
 
 
@@ -82,6 +85,17 @@ def test_rows_are_rows_and_give_every_group_its_words(rows):
         assert all(verdict.words[0].startswith(rules.WORDS) for verdict in of_group.values())
     assert len(select(rows, metric=ATTENTION)) == 2
     assert len(select(rows, condition="registers.cut_lost", metric=METER)) == 1
+
+
+def test_the_section_begins_with_the_verdicts_and_has_every_row(rows):
+    results = StudyResults(rows, {}, Path("nowhere"), ["with_registers"])
+    page, said = content_or_sink.section(results), content_or_sink.words(results)["with_registers"]
+    assert page.startswith("<ul><li>")
+    assert said["registers"]["cls"] in page[: page.index("</ul>")]
+    assert page.index("</ul>") < page.index("cannot decide") < page.index("<svg") < page.index("<table")
+    assert '<th scope="row">cut, weight lost</th>' in page
+    assert len(content_or_sink.verdicts(results)) == 2
+    assert "<script" not in page
 
 
 def test_one_cut_under_two_names_is_one_test(rows):
