@@ -25,6 +25,7 @@ from experiments.features.conditions import ALL_CONDITIONS, FULL, ON_REQUEST, Co
 from experiments.features.sources import ConditionSource, as_condition, refusal
 from experiments.numerics import compiler_flags
 from experiments.plugins import Plugin, load_plugin, source_hash
+from experiments.sinks.constructed import CONSTRUCTED, constructed
 from experiments.study.cells import cell_hash
 from experiments.study.jobs import Job
 from experiments.study.target import PIXELS, Settings, Target
@@ -130,7 +131,7 @@ def load_models(study: Study) -> dict[str, jaxvit.ViT]:
         models = {name: cast(model, study.dtype) for name, model in study.models.items()}
     else:
         sources = [str(source) for source in study.models or study.chosen_preset.models]
-        make = (lambda name: jaxvit.create(name, study.seed)) if study.random_weights else jaxvit.load
+        make = (lambda name: jaxvit.create(name, study.seed)) if study.random_weights else _load
         models = {Path(source).name: cast(make(source), study.dtype) for source in sources}
         if len(models) < len(sources):
             raise ValueError(f"two models share a name in {', '.join(sources)}; rename one of the folders")
@@ -138,6 +139,11 @@ def load_models(study: Study) -> dict[str, jaxvit.ViT]:
         raise ValueError("no model is named; give --models with bundled models, names in the cache or checkpoint folders")
     layer = study.chosen_readouts.layer
     return models if layer is None else {name: truncated(model, layer + 1) for name, model in models.items()}
+
+
+def _load(source: str) -> jaxvit.ViT:
+    """A model by its name or folder; constructed ones by theirs."""
+    return constructed(source) if source in CONSTRUCTED else jaxvit.load(source)
 
 
 def study_images(study: Study, models: Mapping[str, jaxvit.ViT]) -> dict[str, StudyData]:
@@ -197,6 +203,7 @@ def settings(study: Study, tasks: Mapping[str, Task] = TASKS) -> Settings:
         precision="; ".join(filter(None, (PRECISIONS[study.dtype], compiler_flags()))),
         readouts=study.chosen_readouts,
         tasks=tasks,
+        sink_scope=preset.sink_scope,
     )
 
 

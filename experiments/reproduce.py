@@ -14,7 +14,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments.analyses.presets import PRESETS, QUICK
+from experiments.analyses.presets import ANALYSES, PRESETS, QUICK
 from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.folders import Folders
 from experiments.datasets.preprocess import different_protocols
@@ -32,6 +32,7 @@ from experiments.study.compare import add_holm, mark_repeats
 from experiments.study.cost import estimate
 from experiments.study.jobs import machine
 from experiments.study.published import attach_published
+from experiments.study.results import StudyResults
 from experiments.study.run import run_jobs
 from experiments.tasks.base import Readouts
 from experiments.tasks.table import score_columns
@@ -223,6 +224,8 @@ def _write_results(
     }
     known = {**earlier["models"], **weights}
     used = {name for row in rows for name in row["ablation"] or ()}
+    results = StudyResults(rows, earlier, out, names)
+    said = {name: words(results) for name, analysis in ANALYSES.items() if (words := getattr(analysis, "words", None))}
     manifest = _manifest(study, images, earlier["study"]["data"]) | {
         "models": {name: known[name] for name in names},
         "ablations": {name: text for name, text in texts.items() if name in used},
@@ -234,6 +237,7 @@ def _write_results(
         "skipped": plan.skipped,
         "cells": merged,
         "runs": [*earlier["runs"], {**runs, "seconds": seconds, "compiler_flags": compiler_flags(), **machine()}],
+        "verdicts": {model: of_model for by_model in said.values() for model, of_model in by_model.items()},
         "finished": True,
     }
     folder.write_manifest(out, manifest)
@@ -280,6 +284,7 @@ def _manifest(study: Study, images: Sequence[StudyData], earlier: folder.DataHas
         "plugins": {},
         "cells": [],
         "runs": [],
+        "verdicts": {},
         "finished": False,
     }
 

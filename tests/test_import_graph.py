@@ -30,6 +30,7 @@ PROGRAMS = (
     ("features", "plotting"),
     ("tasks",),
     ("study",),
+    ("sinks",),
     ("__init__",),
     ("analyses",),
     ("definition",),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from experiments.analyses import (
     ablation_table,
     attention_flow,
+    content_or_sink,
     feature_maps,
     instrument_check,
     layerwise_probes,
@@ -25,6 +26,7 @@ from experiments.analyses.base import Analysis
 from experiments.datasets.base import DataSize
 from experiments.datasets.digits import DEMO_SIZE, QUICK_SIZE
 from experiments.datasets.folders import IMAGENET_SIZE
+from experiments.study.target import SinkScope
 from experiments.tasks.base import Readouts
 from jaxvit.probes.logistic import DINOV2_CS
 
@@ -32,6 +34,7 @@ ANALYSES: dict[str, Analysis] = {
     "token_microscope": token_microscope,
     "ablation_table": ablation_table,
     "replacement_controls": replacement_controls,
+    "content_or_sink": content_or_sink,
     "register_lesions": register_lesions,
     "random_patch_control": random_patch_control,
     "scale_comparison": scale_comparison,
@@ -68,6 +71,7 @@ class Preset:
         seeds: number of seeds of everything random.
         baselines: whether random initialisations and raw pixels are measured as well.
         resamples: of bootstrap and permutation tests.
+        sink_scope: what content_or_sink asks about (`study.target.Settings`).
     """
 
     protocol: str
@@ -81,6 +85,7 @@ class Preset:
     seeds: int = 3
     baselines: bool = False
     resamples: int = 10_000
+    sink_scope: SinkScope = "whole"
 
 
 PRESETS = {
@@ -90,6 +95,7 @@ PRESETS = {
         DEMO_SIZE,
         seeds=2,
         baselines=True,
+        sink_scope="groups",
     ),
     "custom": Preset(
         "A study of one's own: the framework's read-outs and conditions, on the models and images that were named. It follows the "
@@ -141,5 +147,6 @@ QUICK = replace(
     readouts=Readouts(cs=(1e-3, 1e-1, 10.0), neighbours=(10, 20), shots=(1, 5), grid_iterations=0, memory=500),
     seeds=1,
     resamples=1_000,
+    sink_scope="registers",
 )
 """What `--quick` runs: two models of one shape, of which one has registers that are read."""

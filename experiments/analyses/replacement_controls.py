@@ -1,4 +1,5 @@
-"""Does the content of registers matter? They are replaced by zeros, their mean, noise, or the registers of another image."""
+"""Does the content of registers matter? They are replaced by zeros, their mean, noise, the registers of another image, or the constant that
+costs least."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ from experiments.study.jobs import Job
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
 
-TITLE = "Replacing registers: zero, mean, noise, shuffle"
+TITLE = "Replacing registers: zero, mean, noise, shuffle, optimal constant"
 NOTE = (
     "A register set to zero is an activation "
     "that the model never saw in training; its mean, noise with the calibrated mean and variance, and the registers of another image "
-    "(shuffle; shuffle_registers_whole keeps one donor for all blocks) are not. For CLS and patches mean_registers is fix_reg_mean of Sun "
-    "et al. (2024), which replaces registers by their mean at the input of every block: it is run where it is asked for, and has no "
-    "numbers of its own beside mean_registers."
+    "(shuffle; shuffle_registers_whole keeps one donor for all blocks) are not. optimal_registers is the constant of every block and "
+    "register that moves CLS and patches least, fitted on train images (Li & Janson 2024): about the least that a constant can cost. For "
+    "CLS and patches mean_registers is fix_reg_mean of Sun et al. (2024), which replaces registers by their mean at the input of every "
+    "block: it is run where it is asked for, and has no numbers of its own beside mean_registers."
 )
 CONDITIONS = (*REPLACEMENTS, "fix_reg_mean")
 

@@ -22,7 +22,13 @@ _FIRST_IDS = {
     "keypoints": 70_000_000,
 }
 
-PARTS_OF = (("calibration", "train"), ("analysis_images", "test"), ("gallery", "test"))
+PARTS_OF = (
+    ("calibration", "train"),
+    ("analysis_images", "test"),
+    ("gallery", "test"),
+    ("sink_train", "train"),
+    ("sink_test", "test"),
+)
 """Numbers of images that are the leading ones of another: (subset, whole)."""
 
 
@@ -41,6 +47,8 @@ class DataSize:
         calibration: leading train images that means and variances of activations are computed from.
         analysis_images: leading test images for attention flow, divergence and geometry.
         gallery: leading test images in which the patches nearest to registers are searched.
+        sink_train: leading train images that the read-outs of content_or_sink are fitted on; of those with masks as many.
+        sink_test: leading test images that it is scored on.
     """
 
     train: int | None = None
@@ -53,6 +61,8 @@ class DataSize:
     calibration: int | None = None
     analysis_images: int | None = None
     gallery: int | None = None
+    sink_train: int | None = None
+    sink_test: int | None = None
 
     def __post_init__(self) -> None:
         for name, count in vars(self).items():

@@ -20,6 +20,8 @@ DEMO_SIZE = DataSize(
     calibration=512,
     analysis_images=128,
     gallery=128,
+    sink_train=128,
+    sink_test=256,
 )
 
 
@@ -33,6 +35,8 @@ QUICK_SIZE = DataSize(
     calibration=128,
     analysis_images=64,
     gallery=64,
+    sink_train=128,
+    sink_test=256,
 )
 """For a look in one to two minutes: intervals are about twice as wide as those of `DEMO_SIZE`."""
 

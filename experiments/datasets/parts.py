@@ -17,7 +17,7 @@ from experiments.datasets.reading import MAX_PIXELS
 
 IMAGENET_SIZE = DataSize(
     train=35_000, val=5_000, test=10_000, pairs=2_000, segmentation=1_464, segmentation_test=1_449, keypoints=12_234,
-    calibration=5_000, analysis_images=200, gallery=500,
+    calibration=5_000, analysis_images=200, gallery=500, sink_train=10_000, sink_test=5_000,
 )  # fmt: skip
 """40,000 images to fit and choose on and 10,000 to report; the full splits of VOC 2012 and SPair-71k."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jaxvit
 from jaxvit import Ablation, Moments, ViTConfig
@@ -14,13 +15,43 @@ RANDOM_PATCHES = 4
 """Patches that the condition "random_patches" zeroes in every image of a model without registers; elsewhere as many as registers."""
 CALIBRATED_SITES = ("block_output", "block_input")
 """Where moments of activations are measured: all conditions overwrite the output of a block, but `fix_reg_mean` its input."""
-REPLACEMENTS = ("zero_registers", "mean_registers", "noise_registers", "shuffle_registers", "shuffle_registers_whole")
+REPLACEMENTS = (
+    "zero_registers",
+    "mean_registers",
+    "noise_registers",
+    "shuffle_registers",
+    "shuffle_registers_whole",
+    "optimal_registers",
+)
 """Conditions that overwrite all registers at every block output, each with something else."""
+OPTIMAL_IMAGES, OPTIMAL_PASSES = 64, 15
+"""Leading train images that an optimal constant is fitted on, and how often they are gone through."""
 FULL = "full"
 """The condition without ablation."""
 ON_REQUEST = ("fix_reg_mean", "cut_registers", "cut_registers_lost")
 """Conditions that are run only where they are named: for CLS and patches `fix_reg_mean` is `mean_registers`, the same intervention; the
 cuts overwrite no token."""
+
+
+@dataclass(frozen=True)
+class Optimal:
+    """The constant that costs least in the place of tokens (`jaxvit.optimal`). It is fitted to train images; until then, where only its
+    shape counts, the mean stands for it.
+
+    Attributes:
+        tokens: that are replaced at the output of every block.
+    """
+
+    tokens: str
+
+    @property
+    def definition(self) -> str:
+        """How it is fitted."""
+        loss = "squared change of CLS and patches after the final norm"
+        return f"optimal(images={OPTIMAL_IMAGES} leading of train, passes={OPTIMAL_PASSES}, loss={loss}, start=zero)"
+
+    def __call__(self, config: ViTConfig, moments: Moments, seed: int) -> Ablation:
+        return jaxvit.mean(self.tokens, moments)
 
 
 def conditions(config: ViTConfig) -> dict[str, Condition]:
@@ -44,6 +75,7 @@ def conditions(config: ViTConfig) -> dict[str, Condition]:
             "noise_registers": lambda config, moments, seed: jaxvit.noise("registers", moments, seed),
             "shuffle_registers": lambda config, moments, seed: jaxvit.shuffle("registers", seed),
             "shuffle_registers_whole": lambda config, moments, seed: jaxvit.shuffle("registers", seed, same_donor=True),
+            "optimal_registers": Optimal("registers"),
             "fix_reg_mean": lambda config, moments, seed: jaxvit.mean("registers", moments, at="block_input"),
             "cut_registers": lambda config, moments, seed: jaxvit.cut(["cls", "patches"], "registers"),
             "cut_registers_lost": lambda config, moments, seed: jaxvit.cut(["cls", "patches"], "registers", mass="lost"),
@@ -52,8 +84,8 @@ def conditions(config: ViTConfig) -> dict[str, Condition]:
 
 
 def overwriting(config: ViTConfig) -> dict[str, Condition]:
-    """The conditions that overwrite tokens, and "full": those that a hook on a module of PyTorch can run."""
-    return {name: condition for name, condition in conditions(config).items() if not name.startswith("cut")}
+    """The conditions that overwrite tokens without being fitted, and "full": those that a hook on a module of PyTorch can run."""
+    return {name: condition for name, condition in conditions(config).items() if not name.startswith(("cut", "optimal"))}
 
 
 def no_ablation(config: ViTConfig, moments: Moments, seed: int) -> Ablation:

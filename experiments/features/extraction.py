@@ -176,7 +176,13 @@ class Runner:
         return Features(**extracted.arrays, captured=extracted.captured)
 
     def map_batches(
-        self, program: Callable[..., dict[str, Array]], shared: Any, images: Images, ablation: Ablation, first_id: int
+        self,
+        program: Callable[..., dict[str, Array]],
+        shared: Any,
+        images: Images,
+        ablation: Ablation,
+        first_id: int,
+        edits: Edits | None = None,
     ) -> dict[str, np.ndarray]:
         """Outputs of a program for all images.
 
@@ -185,8 +191,10 @@ class Runner:
                 images, ...]. Shuffles are in `shuffle_groups`.
             shared: arrays that are the same for all images.
             first_id: example id of the first image; ids count from here.
+            edits: the ablation's, where they have the structure of other ablations too, with which they share the program.
         """
-        edits, shared = self._edits(ablation, images), replicate(shared, self.mesh)
+        shared = replicate(shared, self.mesh)
+        edits = self._edits(ablation, images) if edits is None else replicate(edits, self.mesh)
 
         def start(batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
             return {}, map_shares(program, self.mesh, shared, self.model, batch.rows, edits, batch.example_ids, batch.valid)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.features.conditions import Condition
+from experiments.features.conditions import Condition, Optimal
 from experiments.rows import token_name
 from jaxvit import Ablation, Moments, ViTConfig
 from jaxvit.serial import block_ranges
@@ -77,6 +77,8 @@ def recipe_of(condition: Condition, config: ViTConfig, image_size: tuple[int, in
     entry = json.loads(ablation.to_json())
     if isinstance(condition, Sourced) and condition.source:
         entry["source"] = condition.source
+    if isinstance(condition, Optimal):
+        entry["fitted"] = condition.definition
     for replacement in entry["replacements"]:
         for name in ("value", "deviation"):
             if origin := names.get(replacement.get(name)):

@@ -136,6 +136,7 @@ _NUMBER = (
     "register_a",
     "register_b",
     "analysis",
+    "n",
 )
 """Fields that tell one number of a condition from another."""
 
@@ -166,6 +167,8 @@ def _family(row: Row) -> str:
     if row["primary"]:
         return f"{PRIMARY}: the main scores of all models under all conditions"
     readout = f", {row['readout']} read-outs" if row["readout"] else ""
+    if row["analysis"] == "content_or_sink" and row["window"] not in (None, "all"):
+        readout += " in windows of blocks"
     if row["analysis"] == "model_differences":
         return f"{SECONDARY}: {row['metric']} of {row['task']} of {row['model']} against {row['reference']['model']}, all conditions"
     return f"{SECONDARY}: {row['metric']} of {row['task']} of {row['model']}{readout}, all conditions and features"

@@ -6,14 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool
+from jaxtyping import Array, Bool, Float
 
+import jaxvit
 from experiments.datasets.base import StudyData, first_id
-from experiments.features.conditions import CALIBRATED_SITES, FULL, Condition, no_ablation
+from experiments.features.conditions import CALIBRATED_SITES, FULL, OPTIMAL_IMAGES, OPTIMAL_PASSES, Condition, Optimal, no_ablation
 from experiments.features.extraction import Features, Runner
 from experiments.features.overwritten import overwritten_patches
 from experiments.features.raw_pixels import raw_pixels
@@ -21,13 +22,26 @@ from experiments.features.recipes import Recipe, is_random, made_up_moments, rec
 from experiments.study.compare import Inference
 from experiments.tasks.base import DRAWS, Context, Readouts, Task
 from experiments.tasks.table import TASKS
-from jaxvit import Ablation, Moments, ViT
+from jaxvit import Ablation, Moments, Output, ViT
 from jaxvit.batching import GROUP, Images
 from jaxvit.capture import CaptureSpec
 from jaxvit.checkpoint import weights_hash
 
 PIXELS = "raw_pixels"
 """The name of the baseline without a model."""
+
+SinkScope = Literal["registers", "groups", "whole"]
+_OPTIMAL_STEP = 8
+"""Images of a step of the fit of an optimal constant."""
+
+
+def tokens_moved(output: Output, clean: Output) -> Float[Array, "batch"]:
+    """Mean squared change of CLS and patches after the final norm: what an optimal constant makes least."""
+    changes = [
+        ((ours - theirs) ** 2).mean(axis=tuple(range(1, ours.ndim)))
+        for ours, theirs in ((output.cls, clean.cls), (output.patches, clean.patches))
+    ]
+    return changes[0] + changes[1]
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class Settings:
         precision: of models and of everything after them, in words.
         readouts: how features are read.
         tasks: those that are run where the data allow, by name.
+        sink_scope: what content_or_sink asks about: all registers; registers, CLS and random patches, besides single registers and
+            windows in part; or all of these whole.
     """
 
     seed: int
@@ -50,6 +66,7 @@ class Settings:
     precision: str
     readouts: Readouts
     tasks: Mapping[str, Task] = field(default_factory=lambda: TASKS)
+    sink_scope: SinkScope = "whole"
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -87,6 +104,8 @@ class Target:
     _in_memory: tuple[str, int] = ("", 0)
     _recipes: dict[tuple[str, int], Recipe] = field(default_factory=dict)
     _random: dict[str, bool] = field(default_factory=dict)
+    _optima: dict[str, Ablation] = field(default_factory=dict)
+    _moments: dict[tuple[str, ...], Moments] = field(default_factory=dict)
 
     @cached_property
     def conditions(self) -> dict[str, Condition]:
@@ -119,11 +138,11 @@ class Target:
             if self.model is None:
                 raise ValueError("raw pixels are not ablated")
             build = self.conditions[condition]
-            self._recipes[condition, seed] = recipe_of(build, self.model.config, self.image_size, seed, self._calibration_key)
+            self._recipes[condition, seed] = recipe_of(build, self.model.config, self.image_size, seed, self.calibration_key)
         return self._recipes[condition, seed]
 
     @cached_property
-    def _calibration_key(self) -> str:
+    def calibration_key(self) -> str:
         """Names how moments are measured; model, data and precision stand beside it in every key."""
         return f"{self.data.size['calibration']} leading images of train"
 
@@ -172,8 +191,13 @@ class Target:
     def statistics(self) -> Moments:
         """Moments of activations over images that read-outs are fitted on, never over test images; at all sites that conditions need."""
         needed = {site for name in self.conditions for site in self.recipe(name, self.settings.seed).sites}
-        sites = (*CALIBRATED_SITES, *sorted(needed - set(CALIBRATED_SITES)))
-        return self.runner.calibrate(self.data.parts["train"].images[: self.data.size["calibration"]], sites)
+        return self.moments_at((*CALIBRATED_SITES, *sorted(needed - set(CALIBRATED_SITES))))
+
+    def moments_at(self, sites: tuple[str, ...]) -> Moments:
+        """The same at some sites, whether conditions need them or not."""
+        if sites not in self._moments:
+            self._moments[sites] = self.runner.calibrate(self.data.parts["train"].images[: self.data.size["calibration"]], sites)
+        return self._moments[sites]
 
     def is_random(self, condition: str) -> bool:
         """Whether a condition depends on the seed."""
@@ -189,7 +213,22 @@ class Target:
     def ablation(self, condition: str, seed: int) -> Ablation:
         """The ablation of a condition; calibrates where a condition needs moments."""
         assert self.model is not None
-        return Ablation() if condition == FULL else self.conditions[condition](self.model.config, self.statistics, seed)
+        build = self.conditions[condition]
+        if isinstance(build, Optimal):
+            return self.optimal_constant(build.tokens)
+        return Ablation() if condition == FULL else build(self.model.config, self.statistics, seed)
+
+    def optimal_constant(self, tokens: str) -> Ablation:
+        """The constant that costs least in the place of tokens, fitted to train images (`features.conditions.Optimal`)."""
+        if tokens not in self._optima:
+            assert self.model is not None
+            images = self.data.parts["train"].images[:OPTIMAL_IMAGES]
+            batches = [
+                (jaxvit.normalise(images[i : i + _OPTIMAL_STEP], self.model.config), None) for i in range(0, len(images), _OPTIMAL_STEP)
+            ]
+            fitted = jaxvit.optimal(self.model, batches, tokens, tokens_moved, passes=OPTIMAL_PASSES)
+            self._optima[tokens] = fitted.ablation
+        return self._optima[tokens]
 
     def shuffle_protocol(self, condition: str, seed: int) -> dict[str, Any]:
         """What protocol ids of a condition that shuffles say of it; nothing where it does not shuffle, and runs nothing."""

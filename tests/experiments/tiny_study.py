@@ -14,7 +14,10 @@ from experiments.study.target import Target
 from experiments.tasks.base import Feature, Readouts
 from jaxvit.sharding import batch_mesh
 
-SIZE = DataSize(train=60, val=16, test=30, pairs=16, segmentation=20, segmentation_test=20, calibration=32, analysis_images=10, gallery=10)
+SIZE = DataSize(
+    train=60, val=16, test=30, pairs=16, segmentation=20, segmentation_test=20, calibration=32, analysis_images=10, gallery=10,
+    sink_train=20, sink_test=20,
+)  # fmt: skip
 CONFIG = jaxvit.ViTConfig(8, 24, 2, 3, 48, registers=2, position="antialias", image_size=64)
 FEATURES: tuple[Feature, ...] = ("cls", "patch_mean", "register_mean", "registers")
 READOUTS = Readouts(features=FEATURES, solvers=("ridge",), lambdas=(0.01, 1.0), neighbours=(5, 20), shots=(1,), memory=200)

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.datasets.base import PARTS_OF, DataSize, first_id, first_ids
 
-DEFAULT = DataSize(train=100, val=30, test=50, calibration=40, analysis_images=20, gallery=10)
+DEFAULT = DataSize(train=100, val=30, test=50, calibration=40, analysis_images=20, gallery=10, sink_train=30, sink_test=5)
 
 
 def test_one_image_is_too_few():
@@ -22,7 +22,8 @@ def test_numbers_that_are_not_given_are_the_defaults():
 
 def test_the_default_of_a_subset_is_cut_to_its_whole():
     size = DataSize(train=25, test=12).filled(DEFAULT)
-    assert {subset: size[subset] for subset, _ in PARTS_OF} == {"calibration": 25, "analysis_images": 12, "gallery": 10}
+    cut = {"calibration": 25, "analysis_images": 12, "gallery": 10, "sink_train": 25, "sink_test": 5}
+    assert {subset: size[subset] for subset, _ in PARTS_OF} == cut
 
 
 @pytest.mark.parametrize(("subset", "whole"), PARTS_OF)

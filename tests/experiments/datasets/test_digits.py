@@ -15,7 +15,10 @@ from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.digits import digit_scenes
 from experiments.datasets.scenes import material, pairs, scenes
 
-SIZE = DataSize(train=20, val=8, test=12, pairs=4, segmentation=6, segmentation_test=10, calibration=8, analysis_images=4, gallery=5)
+SIZE = DataSize(
+    train=20, val=8, test=12, pairs=4, segmentation=6, segmentation_test=10, calibration=8, analysis_images=4, gallery=5, sink_train=10,
+    sink_test=8,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

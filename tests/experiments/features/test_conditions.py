@@ -33,6 +33,7 @@ def test_every_condition_says_which_tokens_it_overwrites():
         "noise_registers": "registers",
         "shuffle_registers": "registers",
         "shuffle_registers_whole": "registers",
+        "optimal_registers": "registers",
         "fix_reg_mean": "registers",
         "cut_registers": "cls, patches -> registers",
         "cut_registers_lost": "cls, patches -> registers",
@@ -47,7 +48,7 @@ def test_tokens_are_overwritten_at_every_block_where_the_study_measures_moments(
         others = {FULL: set(), "fix_reg_mean": {"block_input"}, "cut_registers": {"attention"}, "cut_registers_lost": {"attention"}}
         assert sites == others.get(name, {"block_output"})
         assert set(recipe.sites) <= set(CALIBRATED_SITES)
-        assert bool(recipe.sites) == (name in ("mean_cls", "mean_registers", "noise_registers", "fix_reg_mean"))
+        assert bool(recipe.sites) == (name in ("mean_cls", "mean_registers", "noise_registers", "optimal_registers", "fix_reg_mean"))
 
 
 def test_lesions_zero_the_registers_in_their_names():

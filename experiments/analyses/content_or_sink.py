@@ -1,0 +1,172 @@
+"""What are registers for: their content, a constant, or a place for attention to go? Edits inside attention tell."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.demo import label
+from experiments.plotting.elements import change_cell, table
+from experiments.plotting.escape import escaped, joined
+from experiments.rows import Row
+from experiments.sinks import experiment, rules
+from experiments.sinks.rows import LABELS, TARGETS, label_of
+from experiments.sinks.verdicts import all_verdicts, target_of
+from experiments.study.jobs import Arrays, Job, rows_key
+from experiments.study.results import StudyResults
+from experiments.study.target import Target
+from experiments.tasks.base import FROZEN, REFITTED
+
+TITLE = "Content or sink: what registers are for"
+NOTE = "Verdicts by fixed rules, from edits inside attention; the reasons and all numbers are below them."
+TASK = experiment.TASK
+_WHY = (
+    "<p><b>Why zero, mean, noise and shuffle cannot decide.</b> All four replace the whole token and leave it standing where it was: "
+    "attention can go on flowing to it. If only the place matters (a sink, which takes attention that would do harm elsewhere), a register "
+    "of mean or noise or of another image serves as well as its own; if the content matters but any constant will do, it does too. "
+    "<i>Replacing them costs nothing</i> is what both predict, and zero, which no register ever was, may cost because it is strange.</p>"
+    "<p><b>What edits inside attention add.</b> A register is read in two steps: a query decides how much (keys), and takes what is there "
+    "(values). These edits touch one step alone, at all blocks.</p>"
+)
+_HOW = (
+    "<ul><li><b>Value: mean</b>, or <b>another image's</b>: attention stays, what is taken is no longer this image's. A cost means that "
+    "registers carry content of the image.</li>"
+    "<li><b>Cut, weight lost</b>: CLS and patches take nothing from registers, all other attention stays. What this costs beyond the value "
+    "mean is the cost of losing a <i>constant</i>.</li>"
+    "<li><b>Cut, weight renormalised</b>: the freed attention goes to other tokens. What this costs beyond the lost cut is harm that "
+    "registers kept away: they are a <i>sink</i>. It may cost less, too, where a way round opens.</li></ul>"
+)
+_READING = (
+    "<p>Changes in points from the model without edits, with paired 95 % intervals; bold: p below 0.05 after Holm over all rows of the "
+    f"model. A cost is significant and at least {rules.MARGIN:g} points; a row is free where a cost of {rules.MARGIN:g} points is excluded "
+    "(95 %, one side). <i>Refitted</i> probes (ridge regression, fitted under the edit) decide; they find any trace that is left. "
+    "<i>Frozen</i> ones were fitted without edits and fall whenever features move, even by a constant. The last column is the distance of "
+    "patches from their usual mean, as a multiple of the unedited model's: edits of sinks and constants are off the manifold by nature, so "
+    "that it is a caution and no veto. <i>Not read</i>: less than 1 % of attention in every head and block. Rules, and models of known "
+    "truth that test them: docs/content_or_sink.md.</p>"
+)
+_SETTLED = (
+    "<p><b>What it settles of the post.</b> That replaced registers cost nothing shows no fungible content: the rows above say which of "
+    "content, constant and sink it is. A share of attention (28.7 % from CLS) says nothing of who needs it: readers are cut one by one. "
+    "Whether single registers add up is not read off sums of their drops: each is cut alone, and all together. And all rows are corrected "
+    "together for being many.</p>"
+)
+
+
+def jobs(target: Target) -> Iterator[Job]:
+    """One cell for each token group of a model whose images have classes."""
+    for question in experiment.questions(target):
+        recipes = {spec.name: question.recipe(spec) for spec in question.specs()}
+        texts = {recipe.hash: recipe.text for recipe in recipes.values()}
+        definition = {"group": question.group.name, "ablations": {name: recipe.hash for name, recipe in recipes.items()}}
+        key = rows_key(target, TASK, version=experiment.VERSION, scope=target.settings.sink_scope, **definition)
+        images = experiment.images_run(question)
+        compute = functools.partial(_compute, question)
+        yield Job(key, target.name, f"{target.name}, {question.group.name}: content or sink", 8, compute, images, ablations=texts)
+
+
+def _compute(question: experiment.Question, store: object) -> tuple[list[Row], Arrays]:
+    return experiment.compute(question)
+
+
+def words(results: StudyResults) -> dict[str, Any]:
+    """The verdicts as run.json holds them: words by model, group and target."""
+    return {
+        model: {group: {target: str(verdict) for target, verdict in of_group.items()} for group, of_group in of_model.items()}
+        for model, of_model in all_verdicts(results.rows).items()
+    }
+
+
+def verdicts(results: StudyResults) -> list[str]:
+    """One line for each group of each model."""
+    lines = []
+    for model, of_model in all_verdicts(results.rows).items():
+        for group, of_group in of_model.items():
+            said = [f"{'CLS' if target == 'cls' else target}: {verdict}" for target, verdict in of_group.items()]
+            lines.append(f"{joined(label(model), _group_name(group))}: for {' | for '.join(said)}")
+    return lines
+
+
+def section(results: StudyResults) -> str:
+    """The verdicts, why the edits can tell, and all rows."""
+    lines = verdicts(results)
+    if not lines:
+        return ""
+    said = "<ul>" + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>"
+    tables = "".join(_table(results, model, group) for model, groups in all_verdicts(results.rows).items() for group in groups)
+    return f"{said}{_WHY}{_drawing()}{_HOW}{_READING}{tables}{_SETTLED}"
+
+
+def _group_name(group: str) -> str:
+    return "CLS" if group == "cls" else group.replace("_", " ")
+
+
+def _table(results: StudyResults, model: str, group: str) -> str:
+    """All rows of one group of a model, those at all blocks first."""
+    rows: dict[str, dict[tuple[str | None, str | None], Row]] = {}
+    for row in results.rows:
+        name, _, edit = row["condition"].partition(".")
+        if row["task"] == TASK and row["model"] == model and name == group and row["reference"]:
+            kind = experiment.METER if row["metric"] == experiment.METER else target_of(row["feature"])
+            rows.setdefault(edit, {})[kind, row["readout"]] = row
+    order = sorted(rows, key=lambda edit: ("." in edit, _position(edit)))
+    columns = [(target, readout) for target in TARGETS for readout in (REFITTED, FROZEN)]
+    headings = [f"{'CLS' if target == 'cls' else target}<br>{readout}" for target, readout in columns] + ["off manifold"]
+    lines = [
+        (
+            label_of(edit),
+            [*(change_cell(rows[edit].get(column)) for column in columns), _meter_cell(rows[edit].get((experiment.METER, None)))],
+        )
+        for edit in order
+    ]
+    name = joined(label(model), _group_name(group))
+    opened = " open" if group == "registers" else ""
+    return f"<details{opened}><summary>{escaped(name)}</summary>{table(name, headings, lines)}</details>"
+
+
+def _position(edit: str) -> tuple[int, str]:
+    names = list(LABELS)
+    base = edit.partition(".")[0]
+    base = base.partition("_by_")[0]
+    return (names.index(base) if base in names else len(names), edit)
+
+
+def _meter_cell(row: Row | None) -> str:
+    return "<td></td>" if row is None else f"<td>x {row['value'] / row['reference']['value']:.2f}</td>"
+
+
+def _drawing() -> str:
+    """What each kind of edit leaves of a query's reading: attention as arrows, what tokens hold as boxes."""
+    panels = [
+        ("no edit", "own", "to register", "to others"),
+        ("whole token replaced", "new", "to register", "to others"),
+        ("value replaced", "new value", "to register", "to others"),
+        ("cut, weight lost", "own", "", "to others"),
+        ("cut, renormalised", "own", "", "to others, more"),
+    ]
+    drawn = "".join(_panel(150 * i, *panel) for i, panel in enumerate(panels))
+    alternative = (
+        "A query reads a register and other tokens. Replacing the register, or its value, leaves the arrow to it; a lost cut takes the "
+        "arrow away; a renormalised cut takes it away and makes the other one thicker."
+    )
+    return (
+        f'<div class="scroll"><svg role="img" aria-label="{alternative}" viewBox="0 0 750 118" width="750" height="118" '
+        f'style="max-width:none;color:var(--ink, currentColor);font:12px sans-serif" fill="none" stroke="currentColor">{drawn}</svg></div>'
+    )
+
+
+def _panel(left: int, title: str, holds: str, to_register: str, to_others: str) -> str:
+    replaced = ' stroke-dasharray="3 3"' if holds != "own" else ""
+    text = 'stroke="none" fill="currentColor" text-anchor="middle"'
+    name = "register" if holds == "own" else holds
+    thick = 5 if to_others.endswith("more") else 2
+    arrow = '<path d="M{x} 78 L{to} 48" stroke-width="{width}"/><circle cx="{to}" cy="47" r="3" fill="currentColor"/>'
+    to = arrow.format(x=left + 66, to=left + 40, width=3) if to_register else ""
+    return (
+        f'<text x="{left + 72}" y="112" {text}>{title}</text>'
+        f'<rect x="{left + 8}" y="16" width="60" height="26"{replaced}/><text x="{left + 38}" y="33" {text}>{name}</text>'
+        f'<rect x="{left + 78}" y="16" width="56" height="26"/><text x="{left + 106}" y="33" {text}>others</text>'
+        f'<rect x="{left + 46}" y="78" width="52" height="20"/><text x="{left + 72}" y="92" {text}>query</text>'
+        f"{to}{arrow.format(x=left + 78, to=left + 104, width=thick)}"
+    )
