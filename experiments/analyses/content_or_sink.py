@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.demo import label
-from experiments.plotting.elements import change_cell, table
+from experiments.plotting.elements import empty_cell, table
 from experiments.plotting.escape import escaped, joined
+from experiments.plotting.heat import Protocols, Shades, heat_cell
 from experiments.rows import Row
 from experiments.sinks import experiment, rules
 from experiments.sinks.rows import LABELS, TARGETS, label_of
@@ -94,15 +95,17 @@ def section(results: StudyResults) -> str:
     if not lines:
         return ""
     said = "<ul>" + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>"
-    tables = "".join(_table(results, model, group) for model, groups in all_verdicts(results.rows).items() for group in groups)
-    return f"{said}{_WHY}{_drawing()}{_HOW}{_READING}{tables}{_SETTLED}"
+    shades, protocols = Shades([row for row in results.rows if row["task"] == TASK and row["metric"] != experiment.METER]), Protocols()
+    groups = [(model, group) for model, of_model in all_verdicts(results.rows).items() for group in of_model]
+    tables = "".join(_table(results, *one, shades, protocols) for one in groups)
+    return f'{said}{_WHY}{_drawing()}{_HOW}{_READING}<div class="heats">{tables}</div>{protocols.listed()}{_SETTLED}'
 
 
 def _group_name(group: str) -> str:
     return "CLS" if group == "cls" else group.replace("_", " ")
 
 
-def _table(results: StudyResults, model: str, group: str) -> str:
+def _table(results: StudyResults, model: str, group: str, shades: Shades, protocols: Protocols) -> str:
     """All rows of one group of a model, those at all blocks first."""
     rows: dict[str, dict[tuple[str | None, str | None], Row]] = {}
     for row in results.rows:
@@ -116,7 +119,10 @@ def _table(results: StudyResults, model: str, group: str) -> str:
     lines = [
         (
             label_of(edit),
-            [*(change_cell(rows[edit].get(column)) for column in columns), _meter_cell(rows[edit].get((experiment.METER, None)))],
+            [
+                *(heat_cell(rows[edit].get(column), _score(*column), shades, protocols, values=False) for column in columns),
+                _meter_cell(rows[edit].get((experiment.METER, None))),
+            ],
         )
         for edit in order
     ]
@@ -132,8 +138,12 @@ def _position(edit: str) -> tuple[int, str]:
     return (names.index(base) if base in names else len(names), edit)
 
 
+def _score(target: str, readout: str) -> str:
+    return f"probe of {'CLS' if target == 'cls' else target}, {readout}"
+
+
 def _meter_cell(row: Row | None) -> str:
-    return "<td></td>" if row is None else f"<td>x {row['value'] / row['reference']['value']:.2f}</td>"
+    return empty_cell() if row is None else f"<td>x {row['value'] / row['reference']['value']:.2f}</td>"
 
 
 def _drawing() -> str:
