@@ -50,7 +50,7 @@ ANALYSES: dict[str, Analysis] = {
 }
 """All analyses in the order of the page."""
 
-_DEMO_READOUTS = Readouts(memory=1000)
+_DEMO_READOUTS = Readouts(memory=500)
 _READOUTS = Readouts(cs=DINOV2_CS, memory=100_000, grid_iterations=12_500)
 """The grids of the original evaluations; those of the demo are what a laptop does in minutes."""
 _NO_PAIRS = replace(IMAGENET_SIZE, pairs=None)
@@ -93,7 +93,7 @@ PRESETS = {
         "The whole study on the bundled demo models and digit scenes.",
         ("demo_reg", "demo", "demo_reg_read"),
         DEMO_SIZE,
-        seeds=2,
+        seeds=1,
         baselines=True,
         sink_scope="groups",
     ),
