@@ -24,7 +24,7 @@ REPLACEMENTS = (
     "optimal_registers",
 )
 """Conditions that overwrite all registers at every block output, each with something else."""
-OPTIMAL_IMAGES, OPTIMAL_PASSES = 64, 15
+OPTIMAL_IMAGES, OPTIMAL_PASSES = 64, 10
 """Leading train images that an optimal constant is fitted on, and how often they are gone through."""
 FULL = "full"
 """The condition without ablation."""
@@ -48,7 +48,7 @@ class Optimal:
     def definition(self) -> str:
         """How it is fitted."""
         loss = "squared change of CLS and patches after the final norm"
-        return f"optimal(images={OPTIMAL_IMAGES} leading of train, passes={OPTIMAL_PASSES}, loss={loss}, start=zero)"
+        return f"optimal(images={OPTIMAL_IMAGES} leading of train, passes={OPTIMAL_PASSES}, loss={loss}, start=mean and zero)"
 
     def __call__(self, config: ViTConfig, moments: Moments, seed: int) -> Ablation:
         return jaxvit.mean(self.tokens, moments)

@@ -36,7 +36,12 @@ REPLACING_LEAD = (
 REPLACED = "{total} fall with zeros; {parts}"
 FALLS_ALONE = "scores fall that do not fall with zeros: {parts}"
 FALL_ALONE = "{count} of {total} with {name} ({extreme})"
-REPLACEMENTS = {"mean_registers": "their mean", "noise_registers": "noise", "shuffle_registers": "registers of other images"}
+REPLACEMENTS = {
+    "mean_registers": "their mean",
+    "noise_registers": "noise",
+    "shuffle_registers": "registers of other images",
+    "optimal_registers": "an optimal constant",
+}
 SPARED_BY = "{name} spares {spared} of {total}"
 SPARED_AND_OPEN = "{name} spares {spared} of {total} (open in {open})"
 WORSE = "{parts}. More than zeros, in at least one score, costs: {names}"

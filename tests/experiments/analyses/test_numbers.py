@@ -82,7 +82,7 @@ def test_published_numbers_stand_beside_measured_ones():
 def test_every_replacement_is_a_line_with_a_name_of_its_own():
     rows = [made_row(condition=name) for name in REPLACEMENTS]
     (lines,) = panels(replacement_controls.section(results(rows))).values()
-    assert [line.name for line in lines] == ["zero", "mean", "noise", "shuffle", "shuffle whole"]
+    assert [line.name for line in lines] == ["zero", "mean", "noise", "shuffle", "shuffle whole", "optimal"]
 
 
 def test_lesions_of_the_model_with_the_most_registers_are_shown_in_their_order_with_their_sum():
