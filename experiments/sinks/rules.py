@@ -16,6 +16,8 @@ ALPHA = 0.05
 """Family-wise error of what is called a cost."""
 SHARE = 0.01
 """Of attention: a group that gets less in every head of every block is not read."""
+LEAST_TO_LOSE = 10.0
+"""Points above chance without edits; of less, edits that cost nothing say nothing."""
 FLOOR = 0.8
 """Share of what the clean model has above chance; a cost of as much leaves nothing that could be lost besides."""
 OFF_MANIFOLD = 2.0
@@ -135,6 +137,8 @@ def decide(evidence: Evidence) -> Verdict:
     """The words for a token group, by the rules in their order."""
     if evidence.attention < SHARE:
         return Verdict((NOT_READ,))
+    if evidence.clean - evidence.chance < LEAST_TO_LOSE:
+        return Verdict((f"{OPEN}: without edits the score is near chance, and nothing could be lost",))
     words = [*_content(evidence), *_constant(evidence), *_sink(evidence)]
     cautions = _about_sinks(evidence, words)
     if not words:

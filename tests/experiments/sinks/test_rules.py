@@ -121,3 +121,7 @@ def test_a_row_that_a_model_lacks_is_no_evidence():
     rows = {name: FREE for name in (rules.VALUE_MEAN, rules.LOST)}
     assert decide(Evidence(0.3, rows, {}, 90.0, 10.0)).words == (rules.NOTHING_LOST,)
     assert decide(Evidence(0.3, {}, {}, 90.0, 10.0)).words == ("open: no rows",)
+
+
+def test_a_model_that_scores_as_chance_does_can_lose_nothing():
+    assert decide(dataclasses.replace(evidence(), clean=19.0)).words[0].startswith("open: without edits the score is near chance")
