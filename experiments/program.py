@@ -11,6 +11,7 @@ import jax
 
 from convert.commandline import describe, parse, print_anything
 from experiments.numerics import pin_process
+from experiments.preemption import EXIT_CODE, preempted, preemptible
 from jaxvit.files import cache_folder
 
 Config = TypeVar("Config")
@@ -20,19 +21,23 @@ def run(program: Callable[[Config], None], config: type[Config], description: st
     """Run `program` on the command line, parsed into `config`; options that are not given have their value in `default`.
 
     Bad input, of the command line or found by the program, and a machine that lacks something (`convert.commandline.describe`) end the
-    process with one line on stderr and exit code 2; Ctrl-C ends it with code 130.
+    process with one line on stderr and exit code 2; Ctrl-C ends it with code 130, SIGTERM with code 143.
     """
     print_anything()
     try:
-        program(parse(config, description, default, _module_command()))
-    except (ValueError, OSError, RuntimeError) as error:
-        if (line := describe(error)) is None:
+        with preemptible():
+            program(parse(config, description, default, _module_command()))
+    except BaseException as error:
+        if preempted():  # whatever the libraries in between made of it
+            print("stopped by SIGTERM; what was finished is kept, the same command goes on from it", file=sys.stderr)
+            raise SystemExit(EXIT_CODE) from None
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted; what was finished is kept, the same command goes on from it", file=sys.stderr)
+            raise SystemExit(130) from None
+        if not isinstance(error, ValueError | OSError | RuntimeError) or (line := describe(error)) is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, the same command goes on from it", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def prepare_devices() -> None:

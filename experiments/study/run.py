@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from rich.console import Console
 
 from experiments.numerics import pinned_thread
+from experiments.preemption import check_preempted
 from experiments.study.cells import Cell, Store
 from experiments.study.jobs import Job, run_job
 from experiments.study.progress import report_progress
@@ -25,6 +26,7 @@ def run_jobs(jobs: Sequence[Job], targets: Sequence[Target], store: Store, conso
     try:
         with report_progress(console, len(jobs), sum(job.weight for job in jobs)) as progress:
             for job in jobs:
+                check_preempted()
                 if job.host_only:
                     on_host.append((job, worker.submit(_run_on_host, job, store)))
                 else:
