@@ -40,17 +40,22 @@ def run(program: Callable[[Config], None], config: type[Config], description: st
         raise SystemExit(2) from None
 
 
-def prepare_devices() -> None:
+def prepare_devices(only_cpu: bool = False) -> None:
     """Configure JAX, before any computation, and start its back end.
 
     On a CPU there is one device per core, so that the batch is split over cores as it is over chips; float32 products are computed
     in full float32 on every device, and no other setting moves a number (`experiments.numerics`); compiled programs are kept in the
     cache folder, also short ones.
 
+    Args:
+        only_cpu: leave accelerators to other processes.
+
     Raises:
         ValueError: the back end that the environment names is not here.
     """
     pin_process()
+    if only_cpu:
+        jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

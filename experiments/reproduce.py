@@ -15,6 +15,8 @@ import tyro
 from rich.console import Console
 
 from experiments.analyses.presets import PRESETS, QUICK
+from experiments.cluster.driver import run_on_cluster
+from experiments.cluster.engine import check_cluster, connected, job_script
 from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.folders import Folders
 from experiments.datasets.preprocess import different_protocols
@@ -30,7 +32,7 @@ from experiments.study import folder
 from experiments.study.cells import Store, cell_hash
 from experiments.study.compare import add_holm, mark_repeats
 from experiments.study.cost import estimate
-from experiments.study.jobs import machine
+from experiments.study.jobs import Job, machine
 from experiments.study.published import attach_published
 from experiments.study.run import run_jobs
 from experiments.tasks.base import Readouts
@@ -81,6 +83,9 @@ class Options:
         max_pixels: of the largest image file that is read.
         keep_blank: accept images of one colour and masks without a label; otherwise they are refused, because a score on them means
             nothing.
+        cluster: compute on other processes or machines (docs/launching.md): local:2 starts so many workers here, tcp://HOST:8786 is a
+            scheduler that is running, slurm asks for jobs. The numbers are those of one process.
+        cluster_config: a YAML file with the number of Slurm's workers and what each takes.
         folders: where images are.
         data: numbers of images.
         readouts: how features are read.
@@ -107,11 +112,14 @@ class Options:
     preprocess: Literal["family", "torchvision", "hf_dino", "hf_dinov2", "hf_dinov3"] = FAMILY
     max_pixels: int = MAX_PIXELS
     keep_blank: bool = False
+    cluster: Annotated[str, _shown("local:N|tcp://HOST:PORT|slurm", "this process")] = ""
+    cluster_config: Annotated[Path | None, _shown("FILE", "none")] = None
     folders: Folders = field(default_factory=Folders)
     data: DataSize = field(default_factory=DataSize)
     readouts: Readouts = field(default_factory=Readouts)
 
     def __post_init__(self) -> None:
+        check_cluster(self.cluster, self.cluster_config)
         self.study()  # refuses what does not go together
 
     def study(self) -> Study:
@@ -150,6 +158,8 @@ class Options:
             preprocess=self.preprocess,
             max_pixels=self.max_pixels,
             keep_blank=self.keep_blank,
+            cluster=self.cluster,
+            cluster_config=self.cluster_config,
         )
 
 
@@ -173,7 +183,8 @@ def _reproduce(study: Study) -> Path:
     models = load_models(study)
     weights = {name: weights_hash(model) for name, model in models.items()}
     choices = chosen(study, models)
-    console.print(f"study [bold]{study.preset}[/] on {jax.device_count()} x {jax.devices()[0].device_kind} -> {out}")
+    where = study.cluster or f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    console.print(f"study [bold]{study.preset}[/] on {where} -> {out}")
     started = time.monotonic()
     with console.status("reading images"):
         data = study_images(study, models)
@@ -185,22 +196,48 @@ def _reproduce(study: Study) -> Path:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     store = Store(out / "cells")
     missing = [job for job in plan.jobs if job.key not in store]
-    cost = estimate(plan.targets, missing, out, timed=study.dry_run)
+    cost = estimate(plan.targets, missing, out, timed=study.dry_run and not study.cluster)
     console.print(f"{len(plan.jobs)} cells, {len(plan.jobs) - len(missing)} already there; {cost}")
-    cost.check()
+    cost.check(computing=not study.cluster)
     if study.dry_run:
+        if study.cluster == "slurm" and study.cluster_config:
+            console.print(job_script(study.cluster_config), soft_wrap=True, markup=False, highlight=False)
         return out
-    folder.init_run_folder(out, _manifest(study, images))
-    run_jobs(missing, plan.targets, store, console)
+    used = _run(study, missing, plan, store, console, _manifest(study, images))
     seconds = round(time.monotonic() - started, 1)
-    _write_results(out, study, choices, plan, weights, images, seconds)
+    _write_results(out, study, choices, plan, weights, images, seconds, used)
     written = page.write(out, choices.analyses)
     console.print(f"{len(missing)} cells in {seconds:.0f} s; the page is [bold]{written}[/]", soft_wrap=True)
     return written
 
 
+def _run(study: Study, jobs: Sequence[Job], plan: Plan, store: Store, console: Console, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Compute all jobs, here or on the workers of a cluster; returns what they were computed with."""
+    if not study.cluster or not jobs:
+        folder.init_run_folder(study.folder, manifest)
+        run_jobs(jobs, plan.targets, store, console)
+        return machine()
+    used = dict(machine())
+
+    def begin(worker: dict[str, Any]) -> None:
+        used.update({name: worker[name] for name in used})
+        folder.init_run_folder(study.folder, {**manifest, "machine": used, "workers": True})
+
+    required = folder.required_devices(study.folder)
+    with connected(study.cluster, study.cluster_config) as client:
+        run_on_cluster(jobs, study, store, client, console, required, begin)
+    return used
+
+
 def _write_results(
-    out: Path, study: Study, choices: Choices, plan: Plan, weights: Mapping[str, str], images: Sequence[StudyData], seconds: float
+    out: Path,
+    study: Study,
+    choices: Choices,
+    plan: Plan,
+    weights: Mapping[str, str],
+    images: Sequence[StudyData],
+    seconds: float,
+    used: Mapping[str, Any],
 ) -> None:
     """Write results.jsonl and run.json, over the cells of this run and of earlier ones in the folder."""
     store, earlier = Store(out / "cells"), folder.read_manifest(out)
@@ -218,10 +255,12 @@ def _write_results(
         "conditions": list(dict.fromkeys(name for target in plan.targets for name in target.conditions)),
     }
     known = {**earlier["models"], **weights}
-    used = {name for row in rows for name in row["ablation"] or ()}
+    named = {name for row in rows for name in row["ablation"] or ()}
     manifest = _manifest(study, images, earlier["study"]["data"]) | {
+        "machine": dict(used),
+        "workers": bool(study.cluster),
         "models": {name: known[name] for name in names},
-        "ablations": {name: text for name, text in texts.items() if name in used},
+        "ablations": {name: text for name, text in texts.items() if name in named},
         "columns": folder.merge(
             [tuple(column) for column in earlier["columns"]], [tuple(column) for column in score_columns(choices.tasks)]
         ),
@@ -229,7 +268,7 @@ def _write_results(
         "plugins": {**earlier["plugins"], **{plugin.source: plugin.sha256 for plugin in choices.plugins}},
         "skipped": plan.skipped,
         "cells": merged,
-        "runs": [*earlier["runs"], {**runs, "seconds": seconds, "compiler_flags": compiler_flags(), **machine()}],
+        "runs": [*earlier["runs"], {**runs, "seconds": seconds, "compiler_flags": compiler_flags(), **used}],
         "finished": True,
     }
     folder.write_manifest(out, manifest)
@@ -294,7 +333,7 @@ def from_preset(arguments: Sequence[str] | None = None) -> Options:
 
 
 def _main(options: Options) -> None:
-    prepare_devices()
+    prepare_devices(only_cpu=bool(options.cluster))  # the accelerators of this machine are its workers'
     written = reproduce(options.study())
     if options.quiet and not options.dry_run:
         print(written)

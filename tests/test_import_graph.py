@@ -34,6 +34,7 @@ PROGRAMS = (
     ("analyses",),
     ("definition",),
     ("planning", "report"),
+    ("cluster",),
     ("reproduce",),
     ("pretrain", "simulations"),
     ("bench",),

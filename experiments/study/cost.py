@@ -48,8 +48,11 @@ class Cost:
     disk: int
     free_disk: int
 
-    def check(self) -> None:
+    def check(self, computing: bool = True) -> None:
         """Refuse what does not fit.
+
+        Args:
+            computing: this process computes; else it only writes.
 
         Raises:
             ValueError: memory or disk are too small.
@@ -60,7 +63,7 @@ class Cost:
             ("memory of the device", self.device_memory, self.free_device_memory, "choose smaller images or --dtype bfloat16"),
             ("disk", self.disk, self.free_disk, "choose another --out"),
         ):
-            if free is not None and needed > free:
+            if free is not None and needed > free and (computing or resource == "disk"):
                 raise ValueError(f"the study needs about {needed / _GIB:.1f} GiB of {resource}, {free / _GIB:.1f} GiB are free; {remedy}")
 
     def __str__(self) -> str:

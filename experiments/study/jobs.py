@@ -79,5 +79,11 @@ def run_job(job: Job, store: Store) -> Cell:
 def machine() -> dict[str, Any]:
     """Device and versions that numbers are computed with."""
     devices = jax.devices()
+    return {"device": devices[0].device_kind, "devices": len(devices), **software()}
+
+
+@functools.cache
+def software() -> dict[str, Any]:
+    """Versions that numbers are computed with; starts no device."""
     packages = {name: version(name) for name in ("jaxvit", "jax", "jaxlib", "flax", "numpy")}
-    return {"device": devices[0].device_kind, "devices": len(devices), "python": platform.python_version(), "versions": packages}
+    return {"python": platform.python_version(), "versions": packages}
