@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import time
 from collections import Counter
@@ -30,6 +29,8 @@ LOSSES = 5
 """Workers that one unit may cost before it is taken for the reason."""
 RETRIES = 2
 """Further attempts at a unit that ended with an error which another machine need not have."""
+_LOOK, _POLL = 1.0, 0.02
+"""Seconds between looks at who is there, and at what has come back."""
 
 
 def run_on_cluster(
@@ -102,10 +103,14 @@ class _Distribution:
 
     def run(self) -> None:
         """Until every cell is stored."""
+        looked = -_LOOK
         while self._missing:
             check_preempted()
-            self._look_around()
+            if time.monotonic() - looked >= _LOOK:
+                looked = time.monotonic()
+                self._look_around()
             self._hand_out()
+            time.sleep(_POLL)
             self._collect()
 
     def _say(self, line: str) -> None:
@@ -114,10 +119,11 @@ class _Distribution:
     def _look_around(self) -> None:
         """Greet workers that have come, and take the units of those that have gone or are silent."""
         try:
-            known = self._client.scheduler_info()["workers"]
+            # `scheduler_info` returns a cache that a poll of Dask's own overwrites with one that names no workers
+            identity = self._client.sync(self._client.scheduler.identity, n_workers=-1, callback_timeout=self._silence)
         except (OSError, TimeoutError) as error:
             raise ValueError("the scheduler is gone; what was finished is kept: start it again, and then the same command") from error
-        now = time.monotonic()
+        known, now = identity["workers"], time.monotonic()
         for address in [address for address in self._workers if address not in known]:
             self._lose(address, "is gone")
             del self._workers[address]
@@ -164,23 +170,11 @@ class _Distribution:
             self._waiting.remove(unit)
             return unit
         now, copies = time.monotonic(), Counter(other.unit.label for other in self._workers.values() if other.unit)
-        late = [o.unit for o in self._workers.values() if o.unit and now - o.started > max(self._silence, 4 * self._longest)]
+        late = [o.unit for o in self._workers.values() if o.unit and now - o.started > max(2 * self._silence, 4 * self._longest)]
         return next((unit for unit in late if copies[unit.label] == 1), None)
 
     def _collect(self) -> None:
-        """Store what has come back; wait a moment where nothing has."""
-        from distributed import wait
-
-        futures = [worker.future for worker in self._workers.values() if worker.future is not None]
-        if not futures:
-            time.sleep(0.2)
-            return
-        try:
-            wait(futures, timeout=1, return_when="FIRST_COMPLETED")
-        except TimeoutError:
-            return
-        except Exception as error:  # that of a future, which is looked at below
-            logging.getLogger(__name__).debug("%s", error)
+        """Take what has come back."""
         for address, worker in self._workers.items():
             if worker.future is not None and worker.future.status != "pending":
                 self._take(address, worker)

@@ -65,9 +65,8 @@ def connected(cluster: str, config: Path | None) -> Iterator[Any]:
         except (OSError, TimeoutError) as error:
             if not _is_connecting(error):
                 raise
-            raise ValueError(
-                f"there is no scheduler at {cluster}; start one: dask scheduler --port {cluster.rpartition(':')[2]}"
-            ) from error
+            start = f"dask scheduler --port {cluster.rpartition(':')[2]}"
+            raise ValueError(f"there is no scheduler at {cluster}; start one there: {start}") from error
 
 
 def _is_connecting(error: Exception) -> bool:
