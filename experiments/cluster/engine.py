@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import logging
 import re
 import warnings
@@ -100,6 +101,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f'--cluster-config "{path}" lacks {", ".join(missing)}; give one line each, as in examples/launch/slurm.yaml')
     if not isinstance(options["workers"], int) or options["workers"] < 1:
         raise ValueError(f'--cluster-config "{path}": workers is {options["workers"]}; give 1 or more')
+    if unknown := sorted(options.keys() - _slurm_options() - {"workers"}):
+        raise ValueError(f'--cluster-config "{path}" has {unknown[0]}, which dask_jobqueue.SLURMCluster does not take; remove it')
     return options
 
 
@@ -128,8 +131,13 @@ def _cluster_of(options: dict[str, Any], scheduler: dict[str, Any]) -> Any:
     own = {name: value for name, value in options.items() if name not in ("workers", "cores")}
     own.setdefault("job_cpu", options["cores"])
     scheduler = {"dashboard": False, "dashboard_address": ":0", **scheduler}
-    try:
-        arguments = [*own.pop("worker_extra_args", ["--no-dashboard", "--memory-limit", "0"])]
-        return SLURMCluster(cores=1, processes=1, scheduler_options=scheduler, worker_extra_args=arguments, **own)
-    except TypeError as error:
-        raise ValueError(f"--cluster-config has an option that dask_jobqueue.SLURMCluster does not take ({error}); remove it") from error
+    arguments = [*own.pop("worker_extra_args", ["--no-dashboard", "--memory-limit", "0"])]
+    return SLURMCluster(cores=1, processes=1, scheduler_options=scheduler, worker_extra_args=arguments, **own)
+
+
+def _slurm_options() -> set[str]:
+    """Names that `SLURMCluster` takes, itself and for its jobs: it would find an unknown one with a scheduler half started."""
+    from dask_jobqueue.core import Job, JobQueueCluster
+    from dask_jobqueue.slurm import SLURMJob
+
+    return {name for taking in (Job, JobQueueCluster, SLURMJob) for name in inspect.signature(taking.__init__).parameters}
