@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from experiments.analyses.presets import PRESETS, QUICK
+from experiments.cluster.doctor import examine
 from experiments.cluster.driver import run_on_cluster
 from experiments.cluster.engine import check_cluster, connected, job_script
 from experiments.datasets.base import DataSize, StudyData
@@ -68,6 +69,8 @@ class Options:
         out: folder of the study. The same command continues there; other choices of models, analyses, tasks and conditions share its
             cells, and the page shows all that has been run.
         dry_run: say what the study costs on this device, and run nothing.
+        doctor: say whether the study could start, here or on the workers of --cluster: devices, versions, cache, disk, memory, models,
+            images; the exit code is 0 only then, else 1. Nothing is computed.
         quiet: print nothing but the path of the page.
         seed: the first seed.
         seeds: number of seeds. They vary what is random in a condition (noise, shuffle, random patches) and SGD, never the model, the
@@ -101,6 +104,7 @@ class Options:
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, _shown("MODULE|FILE.py", "none")] = ()
     out: Annotated[Path | None, _shown("PATH", "runs/PRESET, runs/demo-quick")] = None
     dry_run: bool = False
+    doctor: bool = False
     quiet: bool = False
     seed: int = 0
     seeds: Annotated[int | None, _shown("INT", "the preset's")] = None
@@ -333,6 +337,8 @@ def from_preset(arguments: Sequence[str] | None = None) -> Options:
 
 
 def _main(options: Options) -> None:
+    if options.doctor:
+        raise SystemExit(0 if examine(options.study(), Console()) else 1)
     prepare_devices(only_cpu=bool(options.cluster))  # the accelerators of this machine are its workers'
     written = reproduce(options.study())
     if options.quiet and not options.dry_run:

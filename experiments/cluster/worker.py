@@ -33,12 +33,14 @@ class Order(NamedTuple):
         cells: hashes of the cells that it is to compute.
         needs: files of the cells that these need, by hash.
         required: entries of `this_worker` that the study asks for.
+        only_check: compute nothing, return no cells; say only whether it could.
     """
 
     study: bytes
     cells: tuple[str, ...]
     needs: Mapping[str, CellFiles]
     required: Mapping[str, Any]
+    only_check: bool = False
 
 
 class Refusal(NamedTuple):
@@ -62,6 +64,8 @@ def run_order(order: Order) -> dict[str, CellFiles] | Refusal:
             return Refusal(f"it cannot prepare the study: {' '.join(str(error).split())}")
         if any(name not in jobs for name in order.cells):
             return Refusal("its models, images or plug-ins are others than here; copy those of this machine to it, or empty its cache")
+        if order.only_check:
+            return {}
         with tempfile.TemporaryDirectory(prefix="jaxvit-cells-", dir=_scratch()) as folder:
             store = Store(Path(folder))
             for name, files in order.needs.items():

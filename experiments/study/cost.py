@@ -93,7 +93,7 @@ def estimate(targets: Sequence[Target], jobs: Sequence[Job], out: Path, timed: b
         images=sum(images.values()),
         seconds=_seconds(by_name, images, jobs) if timed else None,
         host_memory=max((_host_memory(target) + _elsewhere(target, targets) for target in running), default=0),
-        free_host_memory=_free_host_memory(),
+        free_host_memory=free_host_memory(),
         device_memory=max(map(_device_memory, running), default=0),
         free_device_memory=_free_device_memory(),
         disk=sum(_disk(by_name[job.model]) for job in jobs if job.key["kind"] == "scores"),
@@ -101,7 +101,8 @@ def estimate(targets: Sequence[Target], jobs: Sequence[Job], out: Path, timed: b
     )
 
 
-def _free_host_memory() -> int | None:
+def free_host_memory() -> int | None:
+    """Bytes of memory that programs of this machine can have; None where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
