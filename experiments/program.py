@@ -12,6 +12,7 @@ import jax
 from convert.commandline import describe, parse, print_anything
 from experiments.numerics import pin_process
 from experiments.preemption import EXIT_CODE, preempted, preemptible
+from experiments.slices import join_slice
 from jaxvit.files import cache_folder
 
 Config = TypeVar("Config")
@@ -51,11 +52,13 @@ def prepare_devices(only_cpu: bool = False) -> None:
         only_cpu: leave accelerators to other processes.
 
     Raises:
-        ValueError: the back end that the environment names is not here.
+        ValueError: the back end that the environment names is not here, or the machines of its slice are not.
     """
     pin_process()
     if only_cpu:
         jax.config.update("jax_platforms", "cpu")
+    else:
+        join_slice()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

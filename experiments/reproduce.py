@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from experiments.planning import Choices, Plan, chosen, load_models, make_plan, 
 from experiments.program import prepare_devices, run
 from experiments.report import page
 from experiments.rows import check_rows
+from experiments.slices import DEFAULT_TIMEOUT, JOIN, TIMEOUT
 from experiments.study import folder
 from experiments.study.cells import Store, cell_hash
 from experiments.study.compare import add_holm, mark_repeats
@@ -89,6 +91,10 @@ class Options:
         cluster: compute on other processes or machines (docs/launching.md): local:2 starts so many workers here, tcp://HOST:8786 is a
             scheduler that is running, slurm asks for jobs. The numbers are those of one process.
         cluster_config: a YAML file with the number of Slurm's workers and what each takes.
+        distributed: this machine shares a slice of a TPU with others, which start together (docs/launching.md); each computes on its own
+            chips. Workers of a cluster have JAXVIT_DISTRIBUTED in their environment instead, and JAXVIT_DISTRIBUTED=skip there wins.
+        distributed_address: of the first machine of the slice.
+        distributed_timeout: seconds until all machines must have started.
         folders: where images are.
         data: numbers of images.
         readouts: how features are read.
@@ -118,12 +124,19 @@ class Options:
     keep_blank: bool = False
     cluster: Annotated[str, _shown("local:N|tcp://HOST:PORT|slurm", "this process")] = ""
     cluster_config: Annotated[Path | None, _shown("FILE", "none")] = None
+    distributed: bool = False
+    distributed_address: Annotated[str, _shown("HOST:PORT", "JAX finds it")] = ""
+    distributed_timeout: int = DEFAULT_TIMEOUT
     folders: Folders = field(default_factory=Folders)
     data: DataSize = field(default_factory=DataSize)
     readouts: Readouts = field(default_factory=Readouts)
 
     def __post_init__(self) -> None:
         check_cluster(self.cluster, self.cluster_config)
+        if self.distributed and self.cluster:
+            raise ValueError("--distributed is for a process that computes; set JAXVIT_DISTRIBUTED=auto where the workers are started")
+        if self.distributed_address and not self.distributed:
+            raise ValueError(f"--distributed-address {self.distributed_address} is for --distributed; add it, or leave this out")
         self.study()  # refuses what does not go together
 
     def study(self) -> Study:
@@ -187,7 +200,7 @@ def _reproduce(study: Study) -> Path:
     models = load_models(study)
     weights = {name: weights_hash(model) for name, model in models.items()}
     choices = chosen(study, models)
-    where = study.cluster or f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    where = study.cluster or f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
     console.print(f"study [bold]{study.preset}[/] on {where} -> {out}")
     started = time.monotonic()
     with console.status("reading images"):
@@ -337,6 +350,9 @@ def from_preset(arguments: Sequence[str] | None = None) -> Options:
 
 
 def _main(options: Options) -> None:
+    if options.distributed:
+        os.environ.setdefault(JOIN, options.distributed_address or "auto")
+        os.environ.setdefault(TIMEOUT, str(options.distributed_timeout))
     if options.doctor:
         raise SystemExit(0 if examine(options.study(), Console()) else 1)
     prepare_devices(only_cpu=bool(options.cluster))  # the accelerators of this machine are its workers'

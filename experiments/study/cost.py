@@ -111,7 +111,7 @@ def free_host_memory() -> int | None:
 
 
 def _free_device_memory() -> int | None:
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if stats and "bytes_limit" in stats else None
 
 

@@ -78,7 +78,7 @@ def run_job(job: Job, store: Store) -> Cell:
 @functools.cache
 def machine() -> dict[str, Any]:
     """Device and versions that numbers are computed with."""
-    devices = jax.devices()
+    devices = jax.local_devices()
     return {"device": devices[0].device_kind, "devices": len(devices), **software()}
 
 
