@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from experiments.cluster.engine import check_cluster, job_script
 from experiments.study.folder import check_owner, init_run_folder, required_devices
 
 pytest.importorskip("dask_jobqueue", reason="needs the extra: pip install -e '.[cluster]'")
+ROOT = Path(__file__).resolve().parents[3]
 SLURM = """
 workers: 8
 cores: 16
@@ -108,3 +111,12 @@ def test_a_run_json_that_another_process_is_writing_makes_no_folder_foreign(tmp_
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="holds no study"):
         check_owner(tmp_path)
+
+
+def test_the_page_on_launching_names_files_that_are_there_and_can_be_read():
+    named = set(re.findall(r"examples/launch/\S+?\.(?:sh|yaml)", (ROOT / "docs" / "launching.md").read_text()))
+    there = {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples" / "launch").iterdir()}
+    assert named | {"examples/launch/worker.sh"} == there
+    check_cluster("slurm", ROOT / "examples" / "launch" / "slurm.yaml")
+    for script in (ROOT / "examples" / "launch").glob("*.sh"):
+        subprocess.run(["sh", "-n", script], check=True)
