@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -23,6 +24,7 @@ from experiments.features.sources import ConditionSource
 from experiments.study.cells import cell_hash
 from experiments.study.folder import merge_hashes
 from experiments.tasks.base import Readouts, Task
+from jaxvit.checkpoint import MANIFEST
 from jaxvit.files import refuse_remote
 
 PRECISIONS = {
@@ -67,6 +69,7 @@ class Study:
         max_pixels: of the largest image file that is read.
         keep_blank: accept images of one colour and masks without a label, which are refused otherwise.
         page_budget: megabytes that the page may weigh (`report.page.write`).
+        cluster, cluster_config: where workers come from, and the file that says more (`experiments.cluster.engine`); "" for this process.
     """
 
     preset: str = "demo"
@@ -94,6 +97,8 @@ class Study:
     max_pixels: int = MAX_PIXELS
     keep_blank: bool = False
     page_budget: float | None = None
+    cluster: str = ""
+    cluster_config: Path | None = None
 
     def __post_init__(self) -> None:
         check_names("--preset", [self.preset], PRESETS)
@@ -118,6 +123,18 @@ class Study:
         for path in (self.out, *models, *folders, *self.plugins):
             if isinstance(path, str | Path):
                 refuse_remote(path)
+
+    def for_workers(self) -> Study:
+        """The same study for a process in another folder: paths that are here are absolute."""
+        models, data = self.models, self.data
+        if not isinstance(models, Mapping):
+            models = [os.path.abspath(Path(m).expanduser()) if (Path(m).expanduser() / MANIFEST).is_file() else m for m in models]
+        if isinstance(data, Folders):
+            data = Folders(**{name: path and path.absolute() for name, path in vars(data).items()})
+        elif isinstance(data, str | Path):
+            data = Path(data).expanduser().absolute()
+        plugins = [os.path.abspath(plugin) if plugin.endswith(".py") else plugin for plugin in self.plugins]
+        return replace(self, models=models, data=data, plugins=plugins, out=self.folder.absolute(), cluster="", cluster_config=None)
 
     @property
     def chosen_preset(self) -> Preset:

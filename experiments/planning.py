@@ -314,3 +314,13 @@ def _check_new(kind: str, names: Collection[str], known: Collection[str], source
     taken = [name for name in names if name in known]
     if taken:
         raise ValueError(f"{source} names a {kind} {taken[0]}, and there is one of that name already; choose another name")
+
+
+def whole_plan(study: Study, mesh: Mesh) -> Plan:
+    """The plan of a study from its options alone, as a process makes it that computes part of it.
+
+    Raises:
+        ValueError: as in `load_models`, `chosen`, `study_images` and `make_plan`.
+    """
+    models = load_models(study)
+    return make_plan(study, chosen(study, models), models, study_images(study, models), mesh)

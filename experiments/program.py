@@ -11,6 +11,8 @@ import jax
 
 from convert.commandline import describe, parse, print_anything
 from experiments.numerics import pin_process
+from experiments.preemption import EXIT_CODE, preempted, preemptible
+from experiments.slices import join_slice
 from jaxvit.files import cache_folder
 
 Config = TypeVar("Config")
@@ -20,32 +22,43 @@ def run(program: Callable[[Config], None], config: type[Config], description: st
     """Run `program` on the command line, parsed into `config`; options that are not given have their value in `default`.
 
     Bad input, of the command line or found by the program, and a machine that lacks something (`convert.commandline.describe`) end the
-    process with one line on stderr and exit code 2; Ctrl-C ends it with code 130.
+    process with one line on stderr and exit code 2; Ctrl-C ends it with code 130, SIGTERM with code 143.
     """
     print_anything()
     try:
-        program(parse(config, description, default, _module_command()))
-    except (ValueError, OSError, RuntimeError) as error:
-        if (line := describe(error)) is None:
+        with preemptible():
+            program(parse(config, description, default, _module_command()))
+    except BaseException as error:
+        if preempted():  # whatever the libraries in between made of it
+            print("stopped by SIGTERM; what was finished is kept, the same command goes on from it", file=sys.stderr)
+            raise SystemExit(EXIT_CODE) from None
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted; what was finished is kept, the same command goes on from it", file=sys.stderr)
+            raise SystemExit(130) from None
+        if not isinstance(error, ValueError | OSError | RuntimeError) or (line := describe(error)) is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, the same command goes on from it", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
-def prepare_devices() -> None:
+def prepare_devices(only_cpu: bool = False) -> None:
     """Configure JAX, before any computation, and start its back end.
 
     On a CPU there is one device per core, so that the batch is split over cores as it is over chips; float32 products are computed
     in full float32 on every device, and no other setting moves a number (`experiments.numerics`); compiled programs are kept in the
     cache folder, also short ones.
 
+    Args:
+        only_cpu: leave accelerators to other processes.
+
     Raises:
-        ValueError: the back end that the environment names is not here.
+        ValueError: the back end that the environment names is not here, or the machines of its slice are not.
     """
     pin_process()
+    if only_cpu:
+        jax.config.update("jax_platforms", "cpu")
+    else:
+        join_slice()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

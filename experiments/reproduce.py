@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ import tyro
 from rich.console import Console
 
 from experiments.analyses.presets import ANALYSES, PRESETS, QUICK
+from experiments.cluster.doctor import examine
+from experiments.cluster.driver import run_on_cluster
+from experiments.cluster.engine import check_cluster, connected, job_script
 from experiments.datasets.base import DataSize, StudyData
 from experiments.datasets.folders import Folders
 from experiments.datasets.preprocess import different_protocols
@@ -26,11 +30,12 @@ from experiments.planning import Choices, Plan, chosen, load_models, make_plan, 
 from experiments.program import prepare_devices, run
 from experiments.report import page
 from experiments.rows import check_rows
+from experiments.slices import DEFAULT_TIMEOUT, JOIN, TIMEOUT
 from experiments.study import folder
 from experiments.study.cells import Store, cell_hash
 from experiments.study.compare import add_holm, mark_repeats
 from experiments.study.cost import estimate
-from experiments.study.jobs import machine
+from experiments.study.jobs import Job, machine
 from experiments.study.published import attach_published
 from experiments.study.results import StudyResults
 from experiments.study.run import run_jobs
@@ -67,6 +72,8 @@ class Options:
         out: folder of the study. The same command continues there; other choices of models, analyses, tasks and conditions share its
             cells, and the page shows all that has been run.
         dry_run: say what the study costs on this device, and run nothing.
+        doctor: say whether the study could start, here or on the workers of --cluster: devices, versions, cache, disk, memory, models,
+            images; the exit code is 0 only then, else 1. Nothing is computed.
         quiet: print nothing but the path of the page.
         seed: the first seed.
         seeds: number of seeds. They vary what is random in a condition (noise, shuffle, random patches) and SGD, never the model, the
@@ -84,6 +91,13 @@ class Options:
             nothing.
         page_budget: megabytes that the page may weigh. What its other sections leave is for the data of the token microscope; the page
             says what did not fit.
+        cluster: compute on other processes or machines (docs/launching.md): local:2 starts so many workers here, tcp://HOST:8786 is a
+            scheduler that is running, slurm asks for jobs. The numbers are those of one process.
+        cluster_config: a YAML file with the number of Slurm's workers and what each takes.
+        distributed: this machine shares a slice of a TPU with others, which start together (docs/launching.md); each computes on its own
+            chips. Workers of a cluster have JAXVIT_DISTRIBUTED in their environment instead, and JAXVIT_DISTRIBUTED=skip there wins.
+        distributed_address: of the first machine of the slice.
+        distributed_timeout: seconds until all machines must have started.
         folders: where images are.
         data: numbers of images.
         readouts: how features are read.
@@ -99,6 +113,7 @@ class Options:
     plugin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, _shown("MODULE|FILE.py", "none")] = ()
     out: Annotated[Path | None, _shown("PATH", "runs/PRESET, runs/demo-quick")] = None
     dry_run: bool = False
+    doctor: bool = False
     quiet: bool = False
     seed: int = 0
     seeds: Annotated[int | None, _shown("INT", "the preset's")] = None
@@ -111,11 +126,21 @@ class Options:
     max_pixels: int = MAX_PIXELS
     keep_blank: bool = False
     page_budget: Annotated[float | None, _shown("MB", "5 for the bundled demo models, else 12")] = None
+    cluster: Annotated[str, _shown("local:N|tcp://HOST:PORT|slurm", "this process")] = ""
+    cluster_config: Annotated[Path | None, _shown("FILE", "none")] = None
+    distributed: bool = False
+    distributed_address: Annotated[str, _shown("HOST:PORT", "JAX finds it")] = ""
+    distributed_timeout: int = DEFAULT_TIMEOUT
     folders: Folders = field(default_factory=Folders)
     data: DataSize = field(default_factory=DataSize)
     readouts: Readouts = field(default_factory=Readouts)
 
     def __post_init__(self) -> None:
+        check_cluster(self.cluster, self.cluster_config)
+        if self.distributed and self.cluster:
+            raise ValueError("--distributed is for a process that computes; set JAXVIT_DISTRIBUTED=auto where the workers are started")
+        if self.distributed_address and not self.distributed:
+            raise ValueError(f"--distributed-address {self.distributed_address} is for --distributed; add it, or leave this out")
         self.study()  # refuses what does not go together
 
     def study(self) -> Study:
@@ -155,6 +180,8 @@ class Options:
             max_pixels=self.max_pixels,
             keep_blank=self.keep_blank,
             page_budget=self.page_budget,
+            cluster=self.cluster,
+            cluster_config=self.cluster_config,
         )
 
 
@@ -178,7 +205,8 @@ def _reproduce(study: Study) -> Path:
     models = load_models(study)
     weights = {name: weights_hash(model) for name, model in models.items()}
     choices = chosen(study, models)
-    console.print(f"study [bold]{study.preset}[/] on {jax.device_count()} x {jax.devices()[0].device_kind} -> {out}")
+    where = study.cluster or f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+    console.print(f"study [bold]{study.preset}[/] on {where} -> {out}")
     started = time.monotonic()
     with console.status("reading images"):
         data = study_images(study, models)
@@ -190,22 +218,48 @@ def _reproduce(study: Study) -> Path:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     store = Store(out / "cells")
     missing = [job for job in plan.jobs if job.key not in store]
-    cost = estimate(plan.targets, missing, out, timed=study.dry_run)
+    cost = estimate(plan.targets, missing, out, timed=study.dry_run and not study.cluster)
     console.print(f"{len(plan.jobs)} cells, {len(plan.jobs) - len(missing)} already there; {cost}")
-    cost.check()
+    cost.check(computing=not study.cluster)
     if study.dry_run:
+        if study.cluster == "slurm" and study.cluster_config:
+            console.print(job_script(study.cluster_config), soft_wrap=True, markup=False, highlight=False)
         return out
-    folder.init_run_folder(out, _manifest(study, images))
-    run_jobs(missing, plan.targets, store, console)
+    used = _run(study, missing, plan, store, console, _manifest(study, images))
     seconds = round(time.monotonic() - started, 1)
-    _write_results(out, study, choices, plan, weights, images, seconds)
+    _write_results(out, study, choices, plan, weights, images, seconds, used)
     written = page.write(out, choices.analyses, study.page_budget)
     console.print(f"{len(missing)} cells in {seconds:.0f} s; the page is [bold]{written}[/]", soft_wrap=True)
     return written
 
 
+def _run(study: Study, jobs: Sequence[Job], plan: Plan, store: Store, console: Console, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Compute all jobs, here or on the workers of a cluster; returns what they were computed with."""
+    if not study.cluster or not jobs:
+        folder.init_run_folder(study.folder, manifest)
+        run_jobs(jobs, plan.targets, store, console)
+        return machine()
+    used = dict(machine())
+
+    def begin(worker: dict[str, Any]) -> None:
+        used.update({name: worker[name] for name in used})
+        folder.init_run_folder(study.folder, {**manifest, "machine": used, "workers": True})
+
+    required = folder.required_devices(study.folder)
+    with connected(study.cluster, study.cluster_config) as client:
+        run_on_cluster(jobs, study, store, client, console, required, begin)
+    return used
+
+
 def _write_results(
-    out: Path, study: Study, choices: Choices, plan: Plan, weights: Mapping[str, str], images: Sequence[StudyData], seconds: float
+    out: Path,
+    study: Study,
+    choices: Choices,
+    plan: Plan,
+    weights: Mapping[str, str],
+    images: Sequence[StudyData],
+    seconds: float,
+    used: Mapping[str, Any],
 ) -> None:
     """Write results.jsonl and run.json, over the cells of this run and of earlier ones in the folder."""
     store, earlier = Store(out / "cells"), folder.read_manifest(out)
@@ -223,12 +277,14 @@ def _write_results(
         "conditions": list(dict.fromkeys(name for target in plan.targets for name in target.conditions)),
     }
     known = {**earlier["models"], **weights}
-    used = {name for row in rows for name in row["ablation"] or ()}
+    named = {name for row in rows for name in row["ablation"] or ()}
     results = StudyResults(rows, earlier, out, names)
     said = {name: words(results) for name, analysis in ANALYSES.items() if (words := getattr(analysis, "words", None))}
     manifest = _manifest(study, images, earlier["study"]["data"]) | {
+        "machine": dict(used),
+        "workers": bool(study.cluster),
         "models": {name: known[name] for name in names},
-        "ablations": {name: text for name, text in texts.items() if name in used},
+        "ablations": {name: text for name, text in texts.items() if name in named},
         "columns": folder.merge(
             [tuple(column) for column in earlier["columns"]], [tuple(column) for column in score_columns(choices.tasks)]
         ),
@@ -236,7 +292,7 @@ def _write_results(
         "plugins": {**earlier["plugins"], **{plugin.source: plugin.sha256 for plugin in choices.plugins}},
         "skipped": plan.skipped,
         "cells": merged,
-        "runs": [*earlier["runs"], {**runs, "seconds": seconds, "compiler_flags": compiler_flags(), **machine()}],
+        "runs": [*earlier["runs"], {**runs, "seconds": seconds, "compiler_flags": compiler_flags(), **used}],
         "verdicts": {model: of_model for by_model in said.values() for model, of_model in by_model.items()},
         "finished": True,
     }
@@ -303,7 +359,12 @@ def from_preset(arguments: Sequence[str] | None = None) -> Options:
 
 
 def _main(options: Options) -> None:
-    prepare_devices()
+    if options.distributed:
+        os.environ.setdefault(JOIN, options.distributed_address or "auto")
+        os.environ.setdefault(TIMEOUT, str(options.distributed_timeout))
+    if options.doctor:
+        raise SystemExit(0 if examine(options.study(), Console()) else 1)
+    prepare_devices(only_cpu=bool(options.cluster))  # the accelerators of this machine are its workers'
     written = reproduce(options.study())
     if options.quiet and not options.dry_run:
         print(written)

@@ -128,7 +128,7 @@ def _map_images(function: Callable[..., Any], axis: int, *arrays: Any) -> Any:
     of devices, in front of that one."""
     count, (heads, tokens) = arrays[0].shape[axis], arrays[0].shape[axis + 1 : axis + 3]
     # inside `jax.shard_map` the batch is one device's share already
-    devices = 1 if jax.sharding.get_abstract_mesh().manual_axes else math.gcd(count, jax.device_count())
+    devices = 1 if jax.sharding.get_abstract_mesh().manual_axes else math.gcd(count, jax.local_device_count())
     per_device = count // devices
     fitting = max(1, _CACHE_BYTES // (4 * heads * tokens**2))
     at_a_time = max(n for n in range(1, min(fitting, per_device) + 1) if per_device % n == 0)

@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Int
 
 
 def batch_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the devices (all by default) with one axis, "batch"."""
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), ("batch",))
+    """A mesh of the devices (by default all of this process) with one axis, "batch"."""
+    return Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("batch",))
 
 
 def split(tree: Any, mesh: Mesh) -> Any:

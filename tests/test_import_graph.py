@@ -25,7 +25,7 @@ LIBRARY = (
 )
 """Modules of jaxvit/ from the ground up; those of a group may import one another, but not in a circle."""
 PROGRAMS = (
-    ("program", "demo", "rows", "plugins", "numerics"),
+    ("program", "preemption", "slices", "demo", "rows", "plugins", "numerics"),
     ("datasets",),
     ("features", "plotting"),
     ("tasks",),
@@ -35,6 +35,7 @@ PROGRAMS = (
     ("analyses",),
     ("definition",),
     ("planning", "report"),
+    ("cluster",),
     ("reproduce",),
     ("pretrain", "simulations"),
     ("bench",),

@@ -16,7 +16,7 @@ from experiments.plotting.escape import escaped, joined
 from experiments.plotting.hover import plain, sentence
 from experiments.plotting.layer_lines import plot_condition_lines
 from experiments.rows import Row, select
-from experiments.study.cells import Store
+from experiments.study.cells import Needed
 from experiments.study.compare import compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
@@ -60,7 +60,7 @@ def jobs(target: Target) -> Iterator[Job]:
             yield Job(key, target.name, label, 1, functools.partial(_compute, target, condition), images, condition)
 
 
-def _compute(target: Target, condition: str, store: Store) -> tuple[list[Row], Arrays]:
+def _compute(target: Target, condition: str, needed: Needed) -> tuple[list[Row], Arrays]:
     by_seed = [
         measure(target.runner, target.data.analysis_images, target.ablation(condition, seed), target.statistics, first_id("test"))
         for seed in target.seeds_of(condition)

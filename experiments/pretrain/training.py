@@ -105,7 +105,7 @@ def training_mesh(run: Pretraining) -> Mesh:
     Raises:
         ValueError: the scenes of a step cannot be paired.
     """
-    devices, batch = jax.devices(), run.recipe.batch
+    devices, batch = jax.local_devices(), run.recipe.batch
     if run.recipe.foreign_keys and batch % 2:
         raise ValueError(f"a batch of {batch} scenes cannot be paired; with foreign keys choose an even --recipe.batch")
     scenes_at_once = 2 if run.recipe.foreign_keys else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from experiments.rows import Row, make_row
 from experiments.study import grid
-from experiments.study.cells import Store
+from experiments.study.cells import Needed, cell_hash
 from experiments.study.compare import Inference, covers, mean_of_draws, unit_name
 from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.target import Target
@@ -26,19 +27,21 @@ Changes = Mapping[tuple[Any, ...], tuple[MetricResult, Sequence[Scores]]]
 
 def changes_job(target: Target, other: Target, condition: str, task: str) -> Job:
     """The differences of a task's main scores between two models under one condition."""
-    cells = [grid.scores_cells(model, condition, task) for model in (target, other)]
+    needs = [grid.scores_keys(model, condition, task) for model in (target, other)]
+    cells = [[cell_hash(key) for key in keys] for keys in needs]
     run = target.run_fields(condition) | {"task": task, "layer": target.layer, "analysis": KIND, "scores_cell": None}
 
-    def compute(store: Store) -> tuple[list[Row], Arrays]:
+    def compute(store: Needed) -> tuple[list[Row], Arrays]:
         changes, others = (_main_scores(store, model, condition, task) for model in (target, other))
         draws = len(target.seeds_of(condition)) if target.is_random(condition) else 0
         return change_rows(run, other.name, changes, others, target.inference, draws), {}
 
     key = rows_key(target, KIND, condition=condition, task=task, run=run, other=other.name, scores=cells)
-    return Job(key, target.name, f"{target.name} - {other.name}, {condition}: {task}", 0.3, compute, host_only=True)
+    label, keys = f"{target.name} - {other.name}, {condition}: {task}", tuple(itertools.chain(*needs))
+    return Job(key, target.name, label, 0.3, compute, host_only=True, needs=keys, unit=f"{condition}, {other.name}")
 
 
-def _main_scores(store: Store, target: Target, condition: str, task: str) -> Changes:
+def _main_scores(store: Needed, target: Target, condition: str, task: str) -> Changes:
     primary = {column.key[1:] for column in target.settings.tasks[task].columns if column.primary}
     results, full = grid.paired_results(store, target, condition, task, grid.runs_of(target, condition))
     return {

@@ -48,8 +48,11 @@ class Cost:
     disk: int
     free_disk: int
 
-    def check(self) -> None:
+    def check(self, computing: bool = True) -> None:
         """Refuse what does not fit.
+
+        Args:
+            computing: this process computes; else it only writes.
 
         Raises:
             ValueError: memory or disk are too small.
@@ -60,7 +63,7 @@ class Cost:
             ("memory of the device", self.device_memory, self.free_device_memory, "choose smaller images or --dtype bfloat16"),
             ("disk", self.disk, self.free_disk, "choose another --out"),
         ):
-            if free is not None and needed > free:
+            if free is not None and needed > free and (computing or resource == "disk"):
                 raise ValueError(f"the study needs about {needed / _GIB:.1f} GiB of {resource}, {free / _GIB:.1f} GiB are free; {remedy}")
 
     def __str__(self) -> str:
@@ -90,7 +93,7 @@ def estimate(targets: Sequence[Target], jobs: Sequence[Job], out: Path, timed: b
         images=sum(images.values()),
         seconds=_seconds(by_name, images, jobs) if timed else None,
         host_memory=max((_host_memory(target) + _elsewhere(target, targets) for target in running), default=0),
-        free_host_memory=_free_host_memory(),
+        free_host_memory=free_host_memory(),
         device_memory=max(map(_device_memory, running), default=0),
         free_device_memory=_free_device_memory(),
         disk=sum(_disk(by_name[job.model]) for job in jobs if job.key["kind"] == "scores"),
@@ -98,7 +101,8 @@ def estimate(targets: Sequence[Target], jobs: Sequence[Job], out: Path, timed: b
     )
 
 
-def _free_host_memory() -> int | None:
+def free_host_memory() -> int | None:
+    """Bytes of memory that programs of this machine can have; None where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -107,7 +111,7 @@ def _free_host_memory() -> int | None:
 
 
 def _free_device_memory() -> int | None:
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if stats and "bytes_limit" in stats else None
 
 

@@ -51,7 +51,7 @@ def check_owner(folder: Path) -> None:
     """
     if (folder / _MANIFEST).exists():
         read_manifest(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
         raise ValueError(f"{folder} exists and holds no study; choose another --out")
 
 
@@ -82,6 +82,15 @@ def check_run_folder(folder: Path, identity: Mapping[str, Any], weights: Mapping
     changed = [name for name, sha256 in weights.items() if manifest["models"].get(name, sha256) != sha256]
     if changed:
         raise ValueError(f"{folder} holds numbers of another model named {', '.join(changed)}; choose another --out or rename the model")
+
+
+def required_devices(folder: Path) -> dict[str, Any]:
+    """The devices that workers must have because those that began the study had them; where one process began it, their kind alone."""
+    if not (folder / _MANIFEST).exists():
+        return {}
+    manifest = read_manifest(folder)
+    names = ("device", "devices") if manifest.get("workers") else ("device",)
+    return {name: manifest["machine"][name] for name in names}
 
 
 def init_run_folder(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.features.conditions import FULL
 from experiments.rows import Row
-from experiments.study.cells import Key, Store, cell_hash
+from experiments.study.cells import Key, Needed, cell_hash
 from experiments.study.compare import ENOUGH_DRAWS, compared_rows
 from experiments.study.jobs import Arrays, Job, rows_key, scores_key
 from experiments.study.target import Target
@@ -95,7 +95,7 @@ def _scores_job(target: Target, condition: str, seed: int, task: str, first: boo
     """The scores of a task under one seed of a condition and, in the full condition, its read-outs."""
     chosen = target.settings.tasks[task]
 
-    def compute(store: Store) -> tuple[list[Row], Arrays]:
+    def compute(store: Needed) -> tuple[list[Row], Arrays]:
         if condition == FULL:
             return [], base.pack(chosen.run(target.features(condition, seed), target.context, {}))
         full = store.load(_scores_key(target, FULL, target.settings.seed, task)).arrays
@@ -110,8 +110,10 @@ def _scores_job(target: Target, condition: str, seed: int, task: str, first: boo
         images += sum(target.data.parts[part].patch_images for part in parts_of_patches(target))  # in full too, once for all seeds
     images = 0 if target.model is None else images + chosen.made_images(target.data)
     draw = f", seed {seed}" if target.is_random(condition) else ""
-    label = f"{target.name}, {condition}{draw}: {task}"
-    return Job(_scores_key(target, condition, seed, task), target.name, label, 4 if first else 1, compute, images, condition)
+    label, unit = f"{target.name}, {condition}{draw}: {task}", f"{condition}, seed {seed}"
+    key = _scores_key(target, condition, seed, task)
+    needs = () if condition == FULL else (_scores_key(target, FULL, target.settings.seed, task),)
+    return Job(key, target.name, label, 4 if first else 1, compute, images, condition, needs=needs, unit=unit)
 
 
 def runs_of(target: Target, condition: str) -> Runs:
@@ -120,7 +122,7 @@ def runs_of(target: Target, condition: str) -> Runs:
 
 
 def paired_results(
-    store: Store, target: Target, condition: str, task: str, runs: Runs
+    store: Needed, target: Target, condition: str, task: str, runs: Runs
 ) -> tuple[list[MetricResult], list[Sequence[Scores]]]:
     """The results of a task over runs of a condition, and the scores of the full condition that each score of each is compared with; none
     of the full condition itself."""
@@ -133,23 +135,23 @@ def paired_results(
     return results, [base.matched(by_identity[result.identity], result) for result in results]
 
 
-def scores_cells(target: Target, condition: str, task: str) -> list[str]:
-    """Hashes of the cells with the scores of a task: of the full condition, then of every run of a condition."""
-    return [cell_hash(_scores_key(target, *run, task)) for run in [(FULL, target.settings.seed), *runs_of(target, condition)]]
+def scores_keys(target: Target, condition: str, task: str) -> list[Key]:
+    """Keys of the cells with the scores of a task: of the full condition, then of every run of a condition."""
+    return [_scores_key(target, *run, task) for run in [(FULL, target.settings.seed), *runs_of(target, condition)]]
 
 
 def _rows_job(target: Target, condition: str, task: str, runs: Runs) -> Job:
     """Intervals, and paired comparisons with the full condition, over all runs."""
     chosen, settings, average = target.settings.tasks[task], target.settings, condition == SINGLE_MEAN
     full_key = _scores_key(target, FULL, settings.seed, task)
-    scores_keys = [_scores_key(target, *run, task) for run in runs]
+    run_keys = [_scores_key(target, *run, task) for run in runs]
     primary = {column.key[1:] for column in chosen.columns if column.primary}
     run: dict[str, Any] = {"model": target.name, "condition": condition, "tokens": "each register alone", "ablation": None, "window": "all"}
     if not average:
         run = target.run_fields(condition, [seed for _, seed in runs])
-    run |= {"task": task, "layer": target.layer, "scores_cell": [cell_hash(key) for key in scores_keys]}
+    run |= {"task": task, "layer": target.layer, "scores_cell": [cell_hash(key) for key in run_keys]}
 
-    def compute(store: Store) -> tuple[list[Row], Arrays]:
+    def compute(store: Needed) -> tuple[list[Row], Arrays]:
         results, full = paired_results(store, target, condition, task, runs)
         drawn = 0 if average or not target.is_random(condition) else len(runs)
         rows = compared_rows(run, results, target.inference, full, drawn, average)
@@ -158,4 +160,5 @@ def _rows_job(target: Target, condition: str, task: str, runs: Runs) -> Job:
     columns = [list(column) for column in chosen.columns if column.primary]
     definition = {"task": task, "condition": condition, "run": run, "full": cell_hash(full_key), "primary": columns}
     key = rows_key(target, "rows", **definition)
-    return Job(key, target.name, f"{target.name}, {condition}: {task}, intervals", 0.5, compute, host_only=True)
+    label, needs = f"{target.name}, {condition}: {task}, intervals", (full_key, *run_keys)
+    return Job(key, target.name, label, 0.5, compute, host_only=True, needs=needs, unit=f"{condition}, intervals")

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from experiments.rows import SCHEMA, Row
-from experiments.study.cells import Cell, Key, Store
+from experiments.study.cells import Cell, Key, Needed, Store
 from experiments.study.target import Target
 
 Arrays = dict[str, np.ndarray]
@@ -29,22 +29,26 @@ class Job:
         model: name of the model in the study.
         label: what the screen says meanwhile.
         weight: its share of the study's time, for the progress bar.
-        compute: rows and arrays of the cell; may load cells of earlier jobs.
+        compute: rows and arrays of the cell; may load the cells that it needs.
         images: that go through the model, for the estimate of cost.
         condition: name of the one that the images are run under; "" for several or none.
         ablations: definitions of ablations that only this cell knows, by hash.
-        host_only: it leaves devices alone, so that it may run beside the jobs that follow; none of those may load its cell.
+        host_only: it leaves devices alone, so that it may run beside the jobs that follow.
+        needs: keys of the cells that `compute` loads.
+        unit: jobs of one model and one unit share what they extract: one process computes them one after the other; "" for a job alone.
     """
 
     key: Key
     model: str
     label: str
     weight: float
-    compute: Callable[[Store], tuple[list[Row], Arrays]]
+    compute: Callable[[Needed], tuple[list[Row], Arrays]]
     images: int = 0
     condition: str = ""
     ablations: Mapping[str, str] = field(default_factory=dict)
     host_only: bool = False
+    needs: tuple[Key, ...] = ()
+    unit: str = ""
 
 
 def scores_key(target: Target, kind: str, **definition: Any) -> dict[str, Any]:
@@ -62,7 +66,7 @@ def rows_key(target: Target, kind: str, **definition: Any) -> dict[str, Any]:
 def run_job(job: Job, store: Store) -> Cell:
     """Compute a cell and store it."""
     started = time.monotonic()
-    rows, arrays = job.compute(store)
+    rows, arrays = job.compute(Needed(store, job.needs))
     provenance = {
         "seconds": round(time.monotonic() - started, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -74,6 +78,12 @@ def run_job(job: Job, store: Store) -> Cell:
 @functools.cache
 def machine() -> dict[str, Any]:
     """Device and versions that numbers are computed with."""
-    devices = jax.devices()
+    devices = jax.local_devices()
+    return {"device": devices[0].device_kind, "devices": len(devices), **software()}
+
+
+@functools.cache
+def software() -> dict[str, Any]:
+    """Versions that numbers are computed with; starts no device."""
     packages = {name: version(name) for name in ("jaxvit", "jax", "jaxlib", "flax", "numpy")}
-    return {"device": devices[0].device_kind, "devices": len(devices), "python": platform.python_version(), "versions": packages}
+    return {"python": platform.python_version(), "versions": packages}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import jaxvit
@@ -38,3 +39,21 @@ def targets(models: tuple[str, ...]) -> list[Target]:
     chosen, mesh, data = study(Path("nowhere"), models), batch_mesh(), digit_scenes(SIZE, 0)
     options = settings(chosen)
     return [Target(name, model, mesh, data, options, conditions(model.config)) for name, model in load_models(chosen).items()]
+
+
+def command(out: Path, models: tuple[str, ...], *more: str) -> list[str]:
+    """The command line of a part of that study for tests that end processes; `part` is the same in this process."""
+    chosen = part(out, models)
+    arguments = ["--out", str(out), "--models", *models, "--only", *map(str, chosen.analyses), "--tasks", *chosen.tasks]
+    for name, value in dataclasses.asdict(chosen.sizes).items():
+        if value != getattr(DataSize(), name):
+            arguments += [f"--data.{name.replace('_', '-')}", str(value)]
+    for name in ("seeds", "resamples", "batch_size"):
+        arguments += [f"--{name.replace('_', '-')}", str(getattr(chosen, name))]
+    for name in ("features", "solvers", "lambdas", "neighbours", "shots"):
+        arguments += [f"--readouts.{name}", *map(str, getattr(READOUTS, name))]
+    return [sys.executable, "-m", "experiments.reproduce", *arguments, "--readouts.memory", "200", *more]
+
+
+def part(out: Path, models: tuple[str, ...]) -> Study:
+    return dataclasses.replace(study(out, models), analyses=("register_lesions",), tasks=("knn",))
