@@ -279,7 +279,7 @@ def _write_results(
     known = {**earlier["models"], **weights}
     named = {name for row in rows for name in row["ablation"] or ()}
     results = StudyResults(rows, earlier, out, names)
-    said = {name: words(results) for name, analysis in ANALYSES.items() if (words := getattr(analysis, "words", None))}
+    said = {name: words(results) for name, analysis in ANALYSES.items() if (words := getattr(analysis, "verdict_words", None))}
     manifest = _manifest(study, images, earlier["study"]["data"]) | {
         "machine": dict(used),
         "workers": bool(study.cluster),

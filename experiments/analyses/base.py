@@ -24,7 +24,7 @@ class Analysis(Protocol):
 
     An analysis that compares models may have `pair_jobs(first, second)` besides, the cells that it needs of every two of them; they are
     computed after those of single models. One that comes to a conclusion may have `verdicts(results)`: lines of plain text for the summary
-    of the page, none where the study has nothing for it; and `words(results)`: the same by model, for run.json.
+    of the page, none where the study has nothing for it; and `verdict_words(results)`: the same by model, for run.json.
 
     Attributes:
         TITLE: heading of the section.

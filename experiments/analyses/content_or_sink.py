@@ -71,7 +71,7 @@ def _compute(question: experiment.Question, store: object) -> tuple[list[Row], A
     return experiment.compute(question)
 
 
-def words(results: StudyResults) -> dict[str, Any]:
+def verdict_words(results: StudyResults) -> dict[str, Any]:
     """The verdicts as run.json holds them: words by model, group and target."""
     return {
         model: {group: {target: str(verdict) for target, verdict in of_group.items()} for group, of_group in of_model.items()}

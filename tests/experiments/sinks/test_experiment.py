@@ -89,7 +89,7 @@ def test_rows_are_rows_and_give_every_group_its_words(rows):
 
 def test_the_section_begins_with_the_verdicts_and_has_every_row(rows):
     results = StudyResults(rows, {}, Path("nowhere"), ["with_registers"])
-    page, said = content_or_sink.section(results), content_or_sink.words(results)["with_registers"]
+    page, said = content_or_sink.section(results), content_or_sink.verdict_words(results)["with_registers"]
     assert page.startswith("<ul><li>")
     assert said["registers"]["cls"] in page[: page.index("</ul>")]
     assert page.index("</ul>") < page.index("cannot decide") < page.index("<svg") < page.index("<table")
