@@ -24,34 +24,34 @@ NOTE = "Verdicts by fixed rules, from edits inside attention; the reasons and al
 TASK = experiment.TASK
 _WHY = (
     "<p><b>Why zero, mean, noise and shuffle cannot decide.</b> All four replace the whole token and leave it standing where it was: "
-    "attention can go on flowing to it. If only the place matters (a sink, which takes attention that would do harm elsewhere), a register "
-    "of mean or noise or of another image serves as well as its own; if the content matters but any constant will do, it does too. "
-    "<i>Replacing them costs nothing</i> is what both predict, and zero, which no register ever was, may cost because it is strange.</p>"
-    "<p><b>What edits inside attention add.</b> A register is read in two steps: a query decides how much (keys), and takes what is there "
-    "(values). These edits touch one step alone, at all blocks.</p>"
+    "attention can go on flowing to it. If only the place matters (a sink, which takes attention that would do harm elsewhere), a "
+    "register of mean or noise or of another image serves as well as its own; if the content matters but any constant will do, it does "
+    "too. <i>Replacing them costs nothing</i> is what both predict, as long as attention goes on as before, and zero, which no "
+    "register ever was, may cost because it is strange.</p><p><b>What edits inside attention add.</b> A register is read in two steps: "
+    "a query decides how much (keys), and takes what is there (values). These edits touch one step alone, at all blocks.</p>"
 )
 _HOW = (
-    "<ul><li><b>Value: mean</b>, or <b>another image's</b>: attention stays, what is taken is no longer this image's. A cost means that "
-    "registers carry content of the image.</li>"
-    "<li><b>Cut, weight lost</b>: CLS and patches take nothing from registers, all other attention stays. What this costs beyond the value "
-    "mean is the cost of losing a <i>constant</i>.</li>"
-    "<li><b>Cut, weight renormalised</b>: the freed attention goes to other tokens. What this costs beyond the lost cut is harm that "
-    "registers kept away: they are a <i>sink</i>. It may cost less, too, where a way round opens.</li></ul>"
+    "<ul><li><b>Value: mean</b>, or <b>another image's</b>: attention stays, what is taken is no longer this image's. A cost means "
+    "that registers carry content of the image.</li><li><b>Cut, weight lost</b>: CLS and patches take nothing from registers, all "
+    "other attention stays. What this costs beyond the value mean is the cost of losing a <i>constant</i>.</li><li><b>Cut, weight "
+    "renormalised</b>: the freed attention goes to other tokens. What this costs beyond the lost cut is harm that registers kept away: "
+    "they were a <i>sink</i>. It may cost less, too: the freed heads find the source themselves (<i>a way round opens</i>).</li></ul>"
 )
 _READING = (
     "<p>Changes in points from the model without edits, with paired 95 % intervals; bold: p below 0.05 after Holm over all rows of the "
-    f"model. A cost is significant and at least {rules.MARGIN:g} points; a row is free where a cost of {rules.MARGIN:g} points is excluded "
-    "(95 %, one side). <i>Refitted</i> probes (ridge regression, fitted under the edit) decide; they find any trace that is left. "
-    "<i>Frozen</i> ones were fitted without edits and fall whenever features move, even by a constant. The last column is the distance of "
-    "patches from their usual mean, as a multiple of the unedited model's: edits of sinks and constants are off the manifold by nature, so "
-    "that it is a caution and no veto. <i>Not read</i>: less than 1 % of attention in every head and block. Rules, and models of known "
-    "truth that test them: docs/content_or_sink.md.</p>"
+    f"model and probe. A cost is significant and at least {rules.MARGIN:g} points; a row is free where a cost of {rules.MARGIN:g} "
+    "points is excluded (95 %, one side). <i>Refitted</i> probes (ridge regression, fitted under the edit) decide; they find any trace "
+    "that can be read linearly. <i>Frozen</i> ones were fitted without edits and fall whenever features move, even by a constant. The "
+    "last column is the distance of patches from their usual mean, as a multiple of the unedited model's (below 1: nearer to it): "
+    "edits of sinks and constants are off the manifold by nature, so that it is a caution and no veto. <i>Not read</i>: less than 1 % "
+    "of attention in every head and block. Rules, and models of known truth that test them: docs/content_or_sink.md.</p>"
 )
 _SETTLED = (
-    "<p><b>What it settles of the post.</b> That replaced registers cost nothing shows no fungible content: the rows above say which of "
-    "content, constant and sink it is. A share of attention (28.7 % from CLS) says nothing of who needs it: readers are cut one by one. "
-    "Whether single registers add up is not read off sums of their drops: each is cut alone, and all together. And all rows are corrected "
-    "together for being many.</p>"
+    "<p><b>What these edits test of the post.</b> That replaced registers cost nothing does not show that their content is fungible: "
+    "where a verdict is not <i>open</i>, it says which of content, constant and sink is lost. A share of attention (28.7 % from CLS) "
+    "says nothing of who needs it: readers are cut one by one. Registers are cut as a group, and one by one where single registers "
+    "were asked about; sums of single drops are not needed. Holm is over all rows of a model and a probe. One seed of what is random "
+    "remains.</p>"
 )
 
 
@@ -115,7 +115,7 @@ def _table(results: StudyResults, model: str, group: str, shades: Shades, protoc
             rows.setdefault(edit, {})[kind, row["readout"]] = row
     order = sorted(rows, key=lambda edit: ("." in edit, _position(edit)))
     columns = [(target, readout) for target in TARGETS for readout in (REFITTED, FROZEN)]
-    headings = [f"{'CLS' if target == 'cls' else target}<br>{readout}" for target, readout in columns] + ["off manifold"]
+    headings = [f"{'CLS' if target == 'cls' else target}<br>{readout}" for target, readout in columns] + ["distance<br>from mean"]
     lines = [
         (
             label_of(edit),
