@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if (folder := config.stash.get(COMPILED, None)) is not None:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Drops compiled programs between files where they are many: each takes some memory maps, of which Linux gives a process 65,530, and a
+    worker that runs out of them ends in a segmentation fault. What is needed again is read from the folder of compiled programs."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax  # not before `pytest_configure` has set what it reads when it is imported
+
+        jax.clear_caches()
+        gc.collect()
 
 
 def golden_names() -> list[str]:
