@@ -161,7 +161,8 @@ def _drawing() -> str:
         "arrow away; a renormalised cut takes it away and makes the other one thicker."
     )
     return (
-        f'<div class="scroll"><svg role="img" aria-label="{alternative}" viewBox="0 0 750 118" width="750" height="118" '
+        f'<div class="scroll" tabindex="0" role="region" aria-label="What each edit leaves">'
+        f'<svg role="img" aria-label="{alternative}" viewBox="0 0 750 118" width="750" height="118" '
         f'style="max-width:none;color:var(--ink, currentColor);font:12px sans-serif" fill="none" stroke="currentColor">{drawn}</svg></div>'
     )
 
