@@ -13,7 +13,7 @@ from experiments.analyses.token_microscope import KIND
 from experiments.demo import NOTES
 from experiments.report import page as report
 from experiments.study.results import StudyResults
-from tests.browser.conftest import open_all
+from tests.browser.conftest import missing, open_all
 from tests.experiments.tiny_study import save_models, study
 
 pytestmark = pytest.mark.browser
@@ -48,7 +48,7 @@ def seen(tab) -> tuple[str, bytes]:
 @pytest.fixture
 def microscope(show, results: StudyResults):
     if not any(True for _ in results.cells(KIND)):
-        pytest.skip("the study that is shown has no token data")
+        missing("the study that is shown has no token data")
     tab = show()
     tab.locator("#ms-picture").scroll_into_view_if_needed()
     settled(tab)
@@ -59,7 +59,7 @@ def test_values_are_those_of_the_model(microscope, results):
     """Attention, norms and cosines of the bundled models, against a run of the model outside of the study, within the codes' steps."""
     names = [name for name in results.models if name in NOTES]
     if not names:
-        pytest.skip("the study that is shown has no bundled model")
+        missing("the study that is shown has no bundled model")
     cells = {cell.key["name"]: cell.arrays for cell in results.cells(KIND)}
     for name in names:
         model, images = jaxvit.load(name), cells[name]["images"]
@@ -147,7 +147,7 @@ def test_the_pointer_reads_and_chooses_a_patch(microscope):
 
 def test_a_finger_chooses_a_patch(show, results):
     if not any(True for _ in results.cells(KIND)):
-        pytest.skip("the study that is shown has no token data")
+        missing("the study that is shown has no token data")
     tab = show("phone")
     tab.locator("#ms-picture").scroll_into_view_if_needed()
     settled(tab)
