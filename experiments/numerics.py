@@ -40,6 +40,9 @@ PROCESS: dict[str, Any] = {
 }
 """Settings that are those of a whole process; a version of JAX need not have them all, and one that it lacks moves nothing."""
 
+THREADS = "PJRT_NPROC"
+"""Environment variable with the number of threads that XLA has on a CPU, whatever number of cores the process is left."""
+
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 _HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump")
 
@@ -77,6 +80,14 @@ def compiler_flags() -> str:
     """Flags of the environment that the compiler has been started with and that can move a number; "" where there are none."""
     words = {name: [word for word in os.environ.get(name, "").split() if not word.startswith(_HARMLESS)] for name in _FLAGS}
     return ", ".join(f"{name}={' '.join(flags)}" for name, flags in words.items() if flags)
+
+
+def cpu_threads() -> int:
+    """Threads over which XLA divides a program of a CPU, before it has started: sums and products of matrices are cut by their number,
+    so that it moves last bits. The number of cores, or more if there are more devices, or that of `THREADS` where it is set."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = next((int(text) for name in (THREADS, "NPROC") if (text := os.environ.get(name, "")).isdigit()), cores)
+    return max(asked, jax.config.values["jax_num_cpu_devices"])
 
 
 def numerics() -> dict[str, Any]:

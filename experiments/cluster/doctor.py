@@ -141,7 +141,7 @@ def _worker(client: Any, address: str, entry: dict[str, Any], required: dict[str
     has = ask(this_worker)
     if different := differences(required, has):
         raise ValueError(f"{address} on {has['host']} has {', '.join(different)}")
-    required |= {name: has[name] for name in ("device", "devices")}
+    required |= {name: has[name] for name in ("device", "devices", "threads")}
     answer = ask(run_order, Order(pickle.dumps(study.for_workers()), tuple(cells), {}, required, only_check=True))
     if isinstance(answer, Refusal):
         raise ValueError(f"{address} on {has['host']}: {answer.reason}")

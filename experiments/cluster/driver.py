@@ -215,7 +215,7 @@ class _Distribution:
             self._refuse(address, f"on {entry['host']} it has {', '.join(different)}")
             return
         worker.fits = True
-        self._required |= {name: entry[name] for name in ("device", "devices")}
+        self._required |= {name: entry[name] for name in ("device", "devices", "threads")}
         if not self._begun:
             self._begun = True
             self._begin(entry)

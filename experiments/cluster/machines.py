@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.numerics import compiler_flags
+from experiments.numerics import THREADS, compiler_flags
 from experiments.program import prepare_devices
 from experiments.study.jobs import machine, software
 
@@ -34,12 +34,14 @@ def this_worker() -> dict[str, Any]:
 
 
 def take_place(place: str) -> None:
-    """Leave the devices of this machine to the other workers on it, before JAX starts: of its cores and GPUs take every n-th."""
+    """Leave the devices of this machine to the other workers on it, before JAX starts: of its cores and GPUs take every n-th. The number of
+    threads stays that of all cores, which the last bits of numbers depend on (`experiments.numerics.cpu_threads`)."""
     if not place:
         return
     number, count = map(int, place.split("/"))
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
+        os.environ.setdefault(THREADS, str(len(cores)))  # as one process on all of them has: its numbers, bit for bit
         os.sched_setaffinity(0, cores[number::count] or [cores[number % len(cores)]])
     gpus = [name for name in os.environ.get(_GPUS, ",".join(map(str, range(_gpu_count())))).split(",") if name]
     if gpus:

@@ -51,6 +51,9 @@ def _tokens_of_share(
 _PROGRAMS = {norm: functools.partial(_tokens_of_share, norm) for norm in ("final", "none")}
 """Made once, so that a program is compiled only once."""
 
+_PLACES_STEP = 1024
+"""The table of places that are read has a multiple of so many rows."""
+
 
 def tokens_under(
     runner: Runner,
@@ -69,6 +72,8 @@ def tokens_under(
         places: patches that are read of each image; None for their mean.
     """
     mean, variance = statistics.mean["block_output"][-1, -1], statistics.variance["block_output"][-1, -1]
+    if places is not None:  # parts of other sizes then share the program
+        places = np.pad(places, ((0, -len(places) % _PLACES_STEP), (0, 0)))
     shared = {"places": places, "first_id": np.int32(first_id), "mean": mean, "variance": variance}
     arrays = runner.map_batches(_PROGRAMS[norm], shared, images, ablation, first_id, edits)
     return Tokens(**{name: array[0] for name, array in arrays.items()})

@@ -85,12 +85,12 @@ def check_run_folder(folder: Path, identity: Mapping[str, Any], weights: Mapping
 
 
 def required_devices(folder: Path) -> dict[str, Any]:
-    """The devices that workers must have because those that began the study had them; where one process began it, their kind alone."""
+    """The devices that workers must have since those that began the study had them; where one process began it, their kind and threads."""
     if not (folder / _MANIFEST).exists():
         return {}
     manifest = read_manifest(folder)
-    names = ("device", "devices") if manifest.get("workers") else ("device",)
-    return {name: manifest["machine"][name] for name in names}
+    names = ("device", "devices", "threads") if manifest.get("workers") else ("device", "threads")
+    return {name: manifest["machine"][name] for name in names if name in manifest["machine"]}
 
 
 def init_run_folder(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.numerics import cpu_threads
 from experiments.rows import SCHEMA, Row
 from experiments.study.cells import Cell, Key, Needed, Store
 from experiments.study.target import Target
@@ -77,9 +78,10 @@ def run_job(job: Job, store: Store) -> Cell:
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """Device and versions that numbers are computed with."""
+    """Devices, threads (of a CPU; else 0) and versions that numbers are computed with."""
     devices = jax.local_devices()
-    return {"device": devices[0].device_kind, "devices": len(devices), **software()}
+    threads = cpu_threads() if devices[0].platform == "cpu" else 0
+    return {"device": devices[0].device_kind, "devices": len(devices), "threads": threads, **software()}
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from experiments.study.units import units_of
 from tests.experiments.study.test_units import job
 
 dask = pytest.importorskip("dask", reason="needs the extra: pip install -e '.[cluster]'")
-MACHINE = {**required_software(), "device": "cpu", "devices": 1, "host": "here"}
+MACHINE = {**required_software(), "device": "cpu", "devices": 1, "threads": 1, "host": "here"}
 JOBS = [job("full"), job("zero", needs=("full",)), job("rows", needs=("full", "zero")), job("other")]
 
 
@@ -130,6 +130,7 @@ def test_a_unit_that_hangs_in_a_living_worker_is_computed_by_an_idle_one(run):
     [
         ({"device": "TPU v5 lite"}, "worker b is refused: on here it has device TPU v5 lite instead of cpu"),
         ({"devices": 4}, "worker b is refused: on here it has devices 4 instead of 1"),
+        ({"threads": 4}, "worker b is refused: on here it has threads 4 instead of 1"),
         ({"versions": {**MACHINE["versions"], "jax": "0.9"}}, f"it has jax 0.9 instead of {MACHINE['versions']['jax']}"),
         ({"source": "abc"}, f"it has source abc instead of {MACHINE['source']}"),
         ({"compiler_flags": "XLA_FLAGS=--fast"}, "it has compiler flags XLA_FLAGS=--fast instead of none"),

@@ -95,13 +95,43 @@ def test_workers_of_one_machine_share_its_cores_and_gpus_out(place, gpus, expect
     assert done.stdout == f"{expected}\n"
 
 
+SUMMED = """
+import sys, hashlib
+import numpy as np
+from experiments.cluster.machines import take_place
+from experiments.numerics import cpu_threads
+from experiments.program import prepare_devices
+take_place(sys.argv[1])
+prepare_devices()
+import jax
+from jaxvit.probes import logistic
+rows, targets = (np.random.default_rng(i).normal(size=(1536, n)).astype(np.float32) for i, n in enumerate((96, 10)))
+fitted = logistic.fit(rows, np.exp(targets) / np.exp(targets).sum(1, keepdims=True), 1e-4)
+numbers = [*map(np.asarray, jax.tree.leaves(fitted)), np.asarray(jax.jit(lambda x: x.T @ x)(rows))]
+print(cpu_threads(), hashlib.sha256(b"".join(x.tobytes() for x in numbers)).hexdigest(), jax.local_device_count())
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a worker has a part of the cores only where there are two")
+def test_a_worker_with_a_part_of_the_cores_computes_the_same_bits_as_one_process_with_all_of_them():
+    """Sums and products of matrices are cut by the number of threads: a worker of one core gave other last bits."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PJRT_NPROC", "NPROC", "XLA_FLAGS")}
+    results = []
+    for place in ("", "0/2"):
+        done = subprocess.run([sys.executable, "-c", SUMMED, place], env=environment, capture_output=True, text=True, check=True)
+        results.append(done.stdout.split())
+    (threads, whole, devices), (same_threads, part, fewer) = results
+    assert int(fewer) < int(devices)
+    assert (same_threads, part) == (threads, whole)
+
+
 def test_a_folder_asks_for_the_devices_of_the_workers_that_began_it(tmp_path):
-    """Where one process began it only for their kind: how many it used moves no number."""
-    machine = {"device": "cpu", "devices": 2}
+    """Where one process began it only for their kind and threads: how many devices it used moves no number."""
+    machine = {"device": "cpu", "devices": 2, "threads": 2}
     for name, workers in (("cluster", True), ("process", False)):
         init_run_folder(tmp_path / name, {"study": {}, "machine": machine, "workers": workers})
     assert required_devices(tmp_path / "cluster") == machine
-    assert required_devices(tmp_path / "process") == {"device": "cpu"}
+    assert required_devices(tmp_path / "process") == {"device": "cpu", "threads": 2}
     assert required_devices(tmp_path / "new") == {}
 
 
