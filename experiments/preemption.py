@@ -15,7 +15,7 @@ EXIT_CODE = 143
 GRACE = 20.0
 """Seconds after which the process ends wherever it is: machines send SIGKILL 30 seconds after SIGTERM."""
 
-_received = threading.Event()
+_received, _discarding = threading.Event(), threading.Event()
 
 
 class Preempted(BaseException):
@@ -23,13 +23,23 @@ class Preempted(BaseException):
 
 
 def check_preempted() -> None:
-    """Between two pieces of work: end here if SIGTERM has come and what it raised was swallowed.
+    """Between two pieces of work: end here if SIGTERM has come and what it raised was swallowed, or the main thread has ended.
 
     Raises:
         Preempted: it has.
     """
-    if preempted():
+    if preempted() or _discarding.is_set():
         raise Preempted
+
+
+@contextlib.contextmanager
+def discarding() -> Iterator[None]:
+    """Inside the block `check_preempted` raises in every thread: the main one waits for the others, whose work is of no use any more."""
+    _discarding.set()
+    try:
+        yield
+    finally:
+        _discarding.clear()
 
 
 def preempted() -> bool:

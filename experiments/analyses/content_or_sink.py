@@ -64,7 +64,8 @@ def jobs(target: Target) -> Iterator[Job]:
         key = rows_key(target, TASK, version=experiment.VERSION, scope=target.settings.sink_scope, **definition)
         images = experiment.images_run(question)
         compute = functools.partial(_compute, question)
-        yield Job(key, target.name, f"{target.name}, {question.group.name}: content or sink", 8, compute, images, ablations=texts)
+        label = f"{target.name}, {question.group.name}: content or sink"
+        yield Job(key, target.name, label, 8, compute, images, ablations=texts, apart=True)
 
 
 def _compute(question: experiment.Question, store: object) -> tuple[list[Row], Arrays]:

@@ -14,6 +14,7 @@ from experiments.datasets.base import first_id
 from experiments.features.conditions import Optimal
 from experiments.features.overwritten import overwritten_patches
 from experiments.features.recipes import Recipe
+from experiments.preemption import check_preempted
 from experiments.rows import Row
 from experiments.sinks import rows as table
 from experiments.sinks import rules
@@ -179,6 +180,7 @@ def compute(question: Question) -> tuple[list[Row], Arrays]:
     results = [_attention(question)]
     scored: dict[tuple[str, str], Scores] = {}
     for spec in specs:
+        check_preempted()
         fields = _fields(question, spec)
         test = _tokens(question, found, "test", ablations[spec.name], edits[spec.name])
         train = _tokens(question, found, "train", ablations[spec.name], edits[spec.name]) if REFITTED in spec.readouts else None

@@ -35,6 +35,7 @@ class Job:
         condition: name of the one that the images are run under; "" for several or none.
         ablations: definitions of ablations that only this cell knows, by hash.
         host_only: it leaves devices alone, so that it may run beside the jobs that follow.
+        apart: it makes no use of the features that jobs of a model share, and little of memory: on a CPU it may run beside others.
         needs: keys of the cells that `compute` loads.
         unit: jobs of one model and one unit share what they extract: one process computes them one after the other; "" for a job alone.
     """
@@ -48,6 +49,7 @@ class Job:
     condition: str = ""
     ablations: Mapping[str, str] = field(default_factory=dict)
     host_only: bool = False
+    apart: bool = False
     needs: tuple[Key, ...] = ()
     unit: str = ""
 

@@ -35,6 +35,11 @@ class Unit(NamedTuple):
         """Whether none of its jobs needs a device."""
         return all(job.host_only for job in self.jobs.values())
 
+    @property
+    def apart(self) -> bool:
+        """Whether its jobs neither share features with others nor need their cells."""
+        return not self.needs and all(job.apart for job in self.jobs.values())
+
 
 def units_of(jobs: Iterable[Job]) -> list[Unit]:
     """Units of jobs, in the order of the first of each, except that a unit comes after those whose cells it needs.
