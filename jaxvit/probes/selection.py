@@ -149,6 +149,10 @@ def choose_and_score(
     return Probe(top1(predict(readout, test), test_labels), chosen, edge, readout, unconverged)
 
 
+_TABLE_ROWS = 4
+"""Problems of every device that one program solves, at most: more are solved by running it again."""
+
+
 def solve_many(
     solve: Callable[..., Solution], problems: Any, settings: tuple[Hashable, ...] = (), at_a_time: int = 1, mesh: Mesh | None = None
 ) -> Solution:
@@ -176,14 +180,24 @@ def solve_many(
         return solutions
     count, devices = counts.pop(), mesh.size
     per_device = -(-count // devices)
-    dealt = np.minimum(np.arange(per_device * devices), count - 1)  # the last problem again where they do not divide evenly
-    # placed before the program begins: it then holds nothing but what one device does
-    table = jax.device_put(
-        jax.tree.map(lambda leaf: leaf[dealt].reshape(per_device, devices, *leaf.shape[1:]), problems),
-        NamedSharding(mesh, PartitionSpec(None, mesh.axis_names)),
-    )
-    solved = on_host(_solve_table(solve, settings, at_a_time, mesh, table, np.int32(per_device)))
-    solutions = jax.tree.map(lambda leaf: leaf.reshape(per_device * devices, *leaf.shape[2:])[:count], solved)
+    rows = min(per_device, max(at_a_time, _TABLE_ROWS))  # a program of few problems serves any number of them
+    tables = []
+    for first in range(0, per_device, rows):
+        # the last problem again where they do not divide evenly
+        dealt = np.minimum(np.arange(first * devices, (first + rows) * devices), count - 1)
+        # placed before the program begins: it then holds nothing but what one device does
+        table = jax.device_put(
+            jax.tree.map(lambda leaf, dealt=dealt: leaf[dealt].reshape(rows, devices, *leaf.shape[1:]), problems),
+            NamedSharding(mesh, PartitionSpec(None, mesh.axis_names)),
+        )
+        tables.append(_solve_table(solve, settings, at_a_time, mesh, table, np.int32(min(rows, per_device - first))))
+
+    def joined(*parts: Array) -> Array:
+        rows = [part.reshape(-1, *part.shape[2:]) for part in parts]
+        together: Array = (np if isinstance(rows[0], np.ndarray) else jnp).concatenate(rows)
+        return together[:count]
+
+    solutions = jax.tree.map(joined, *map(on_host, tables))
     return solutions
 
 
