@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from experiments.datasets.reading import IGNORE, Refused, all_refused, in_threads, named, read_size
+from experiments.datasets.stored import ImageSource
 
 BLACK = 20
 """An image without any value from here to 255 looks black: its values have 4 bits of 8, or 12 of 16, and resizing adds a little."""
@@ -21,7 +22,7 @@ _PIECE = 256  # images that are looked at at once: they may be mapped from a fil
 Pixels = UInt8[np.ndarray, "images height width 3"]
 
 
-def refuse_blank(images: Pixels, paths: Sequence[Path]) -> None:
+def refuse_blank(images: Pixels, paths: Sequence[ImageSource]) -> None:
     """Check that there is something to see in every image.
 
     Raises:
