@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from experiments.datasets.packing import Packing, PackOptions
+from experiments.datasets.packing import Packing, PackOptions, gigabytes
 from experiments.datasets.packs import verify_pack
 from experiments.datasets.reading import MAX_PIXELS
 from experiments.program import run
@@ -67,8 +67,8 @@ def pack(options: Options) -> Path:
     for line in packing.notes:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     total, left = len(packing.sources), packing.left
-    size = total * packing.bytes_of_image / 1e9
-    amount = f"{total:,} images as {packing.identity['protocol']}, {size:.3g} GB -> {packing.out}"
+    size = total * packing.bytes_of_image
+    amount = f"{total:,} images as {packing.identity['protocol']}, {gigabytes(size)} -> {packing.out}"
     console.print(f"{amount}; {total - left:,} already there", soft_wrap=True, markup=False, highlight=False)
     started = time.monotonic()
     with report_progress(console, left, left or 1, "images") as progress:

@@ -217,13 +217,9 @@ class Packing:
         if free < self.left * self.bytes_of_image:
             fits = max(0, free) // self.bytes_of_image + len(self.sources) - self.left
             fits -= fits % (100 if fits > 1000 else 1)
-            need, have = (
-                f"{size / 1e9:.1f}" if size > 1e8 else f"{size / 1e9:.3f}" for size in (self.left * self.bytes_of_image, max(0, free))
-            )
-            advice = f"--limit {fits} fits" if fits > 1 else "not even two images fit"
-            raise ValueError(
-                f'"{self.out}" needs {need} GB for {self.left:,} images, free are {have} GB: {advice}, or choose another --out'
-            )
+            remedy = f"--limit {fits} fits, or" if fits > 1 else "not even two images fit:"
+            need, have = gigabytes(self.left * self.bytes_of_image), gigabytes(max(0, free))
+            raise ValueError(f'"{self.out}" needs {need} for {self.left:,} images, free are {have}; {remedy} choose another --out')
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / UNFINISHED, json.dumps(self.identity, ensure_ascii=False))
 
@@ -248,6 +244,11 @@ class Packing:
     def _fingerprint(self, number: int) -> str:
         """What tells that the files of a chunk are still those that were read."""
         return hashlib.sha256("\n".join(version(self.sources[i], moved=True) for i in self._chunk(number)).encode()).hexdigest()[:20]
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes as people read it."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
 class _array:

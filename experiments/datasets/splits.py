@@ -141,7 +141,9 @@ def _archives(root: Path) -> list[Path]:
     elif glob.has_magic(str(root)):
         found = sorted(path for path in map(Path, glob.glob(str(root))) if _kind(path))
         if not found:
-            raise ValueError(f'no .parquet or .tar file fits "{root}"; a pattern is for such files, as in "data/validation-*.parquet"')
+            present = [path.name for path in visible(root.parent) if _kind(path)] if root.parent.is_dir() else []
+            there = f"there are {named(present, 5)}" if present else "there is none at all"
+            raise ValueError(f'no .parquet or .tar file fits "{root}"; {there}')
     else:
         return []
     if compressed := [path for path in found if _kind(path) == "compressed"]:

@@ -1,4 +1,4 @@
-"""The images of class folders once more: as parquet files of the Hugging Face hub, as tar files of WebDataset, and beside a table of labels."""
+"""The images of class folders once more: in parquet files of the Hugging Face hub, in tar files of WebDataset, and with a table of labels."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write_tars(folder: Path, out: Path, pattern: str, files: int = 2, as_json: b
         with tarfile.open(out / pattern.format(number), "w") as archive:
             for path in (paths[i] for i in part):
                 label = names.index(path.parent.name)
-                add(archive, f"{path.stem}.png", path.read_bytes())
+                add(archive, f"{path.stem}{path.suffix}", path.read_bytes())
                 if as_json:
                     add(archive, f"{path.stem}.json", json.dumps({"label": label, "width": 24}).encode())
                 else:
