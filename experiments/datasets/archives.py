@@ -179,7 +179,7 @@ def tar_images(files: Sequence[Path], place: str, title: str, label: str = "", c
     notes = [f"{len(others)} members of {title} belong to no image and were left out: {named(others)}"] if others else []
     if entries and all(entry.label is None for entry in entries):
         if label:
-            raise ValueError(f"{place} has no field {label} in any .json; leave --folders.label out, or name another field")
+            raise ValueError(f"{place} has no .json, and {label} is asked for as its field of classes; leave --folders.label out")
         notes.append(f"{title} has no .cls and no class in .json: its images have none")
     return image_list(entries, class_names(files[0].parent), place, title, classes, notes)
 
@@ -212,7 +212,7 @@ def _tar_entries(path: Path, label: str) -> tuple[list[Entry], list[str]]:
                     if not member.isfile() or base.startswith("."):
                         continue
                     key, _, ending = base.partition(".")
-                    key, ending = f"{folder}/{key}", ending.lower()
+                    key, ending = f"{folder}/{key}" if folder else key, ending.lower()
                     if key not in examples:
                         end()
                     if ending in examples.setdefault(key, {}):
@@ -221,9 +221,7 @@ def _tar_entries(path: Path, label: str) -> tuple[list[Entry], list[str]]:
                 file.seek(archive.offset)
                 if any(file.read(tarfile.BLOCKSIZE) or b"\1"):  # the blocks of zeros that end a whole file
                     raise tarfile.ReadError(f"damaged or cut short at byte {archive.offset:,}")
-        except Refused:
-            raise
-        except (tarfile.TarError, OSError, ValueError) as error:
+        except (tarfile.TarError, OSError, UnicodeError) as error:
             raise _damaged(path, "tar", error) from error
         end()
     return entries, others
@@ -241,8 +239,7 @@ def _tar_label(file: int, path: Path, members: dict[str, tarfile.TarInfo], label
             raise ValueError("no fields with names")
     except ValueError as error:
         raise Refused(path, f'has the member "{members["json"].name}" that is no JSON object ({error})', _AGAIN) from error
-    column = label if label in fields else chosen_column(list(fields), "", f'"{path}/{members["json"].name}"')
-    written = fields.get(label or column)
+    written = fields.get(chosen_column(list(fields), label, f'"{path}/{members["json"].name}"'))
     if isinstance(written, list | dict):
         raise Refused(path, f'has several classes in "{members["json"].name}"', "name a field of one: --folders.label NAME")
     return written

@@ -127,7 +127,8 @@ def _header(path: Path, rows: Sequence[tuple[int, list[str]]], files: _Files, la
 
 
 def _header_advice(path: Path) -> str:
-    return f"name them file and label in its first line, or, if {path.name} is no table of labels, move it elsewhere"
+    advice = "name them file and label in its first line, or that of the classes by --folders.label"
+    return f"{advice}; or, if {path.name} is no table of labels, move it elsewhere"
 
 
 class _Files:

@@ -33,6 +33,7 @@ CLASS_COLUMNS = (
 )
 """Names of columns that hold the class of an image, in lower case."""
 
+_OPTION = ": --folders.label {0}, of experiments.pack --label {0}"
 _NOT_LABELLED = frozenset(("", "-1", "None", "nan", "NaN"))
 _WNID = re.compile(r"_n\d{8}(?=\.\w+$)")  # ImageNet on the Hugging Face hub names n01440764_10026.JPEG n01440764_10026_n01440764.JPEG
 
@@ -133,11 +134,11 @@ def chosen_column(columns: Sequence[str], column: str, place: str, known: Sequen
     """
     if column:
         if column not in columns:
-            raise ValueError(f"{place} has no column {column} of classes; it has {', '.join(columns) or 'none'}: --folders.label NAME")
+            raise ValueError(f"{place} has no column {column} of classes; it has {', '.join(columns) or 'none'}{_OPTION.format('NAME')}")
         return column
     known = known or [name for name in columns if name.lower() in CLASS_COLUMNS]
     if len(known) > 1:
-        raise ValueError(f"{place} has several columns of classes, {', '.join(known)}; name one: --folders.label {known[0]}")
+        raise ValueError(f"{place} has several columns of classes, {', '.join(known)}; name one{_OPTION.format(known[0])}")
     return known[0] if known else ""
 
 

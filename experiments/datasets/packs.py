@@ -58,9 +58,8 @@ def open_pack(folder: Path) -> dict[str, ImageList]:
 
 
 def _views_note(folder: Path, manifest: Mapping[str, Any]) -> str:
-    return (
-        f"{folder.name} is a pack: views are cut out of its squares of {manifest['size']} pixels, unless others are named (--folders.views)"
-    )
+    squares = f"its squares of {manifest['size']} pixels"
+    return f"{folder.name} is a pack: pairs of views are cut out of {squares}, unless other images are named (--folders.views)"
 
 
 def read_pack(folder: Path) -> dict[str, Any]:
@@ -69,6 +68,8 @@ def read_pack(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: as in `open_pack`.
     """
+    if not is_pack(folder):
+        raise ValueError(f'"{folder}" is no pack; name a folder that experiments.pack wrote')
     if not (folder / MANIFEST).is_file():
         raise ValueError(f'"{folder}" is a pack that is not finished; run the same python -m experiments.pack again, which goes on with it')
     try:

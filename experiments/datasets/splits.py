@@ -177,7 +177,7 @@ def _of_archives(files: Sequence[Path], root: Path, label: str) -> dict[str, Ima
     chosen, notes = _chosen(groups, f'"{root}"', f'name the files of one by a pattern, as in --folders.images "{where}"')
     listed: dict[str, ImageList] = {}
     for part, (name, members) in chosen.items():
-        title = f"split {name} of {root.name}" if name else root.name
+        title = f"split {name} of {root.name}" if name in _SPLIT_NAMES else root.name
         place = f'"{root}"' + (f" (split {name})" if name and len(groups) > 1 else "")
         images = _ENDINGS[kind](members, place, title, label, listed[FIT].classes if listed else None)
         listed[part] = images._replace(notes=(*notes, *images.notes)) if part == FIT else images

@@ -1,4 +1,4 @@
-"""The images of class folders once more: in parquet files of the Hugging Face hub, in tar files of WebDataset, and with a table of labels."""
+"""The images of class folders once more: in parquet files of the Hugging Face hub, in tar files of WebDataset, beside a table of labels."""
 
 from __future__ import annotations
 
