@@ -176,6 +176,9 @@ def tar_images(files: Sequence[Path], place: str, title: str, label: str = "", c
     contents = list(in_threads(lambda path: _tar_entries(path, label), files, "reading tar files"))
     entries = [entry for content, _ in contents for entry in content]
     others = [name for _, names in contents for name in names]
+    if not entries:
+        has = f" (but {named(others)})" if others else ""
+        raise ValueError(f"{place} has no images{has}; members are named key.jpg and key.cls, with an ending from the first dot on")
     notes = [f"{len(others)} members of {title} belong to no image and were left out: {named(others)}"] if others else []
     if entries and all(entry.label is None for entry in entries):
         if label:
@@ -216,7 +219,7 @@ def _tar_entries(path: Path, label: str) -> tuple[list[Entry], list[str]]:
                     if key not in examples:
                         end()
                     if ending in examples.setdefault(key, {}):
-                        raise Refused(path, f'has the member "{member.name}" twice', "leave one of them")
+                        raise Refused(path, f'has the member "{member.name}" twice', "give every example a name of its own")
                     examples[key][ending] = member
                 file.seek(archive.offset)
                 if any(file.read(tarfile.BLOCKSIZE) or b"\1"):  # the blocks of zeros that end a whole file

@@ -3,6 +3,7 @@ same bytes."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -55,6 +56,11 @@ class PackOptions:
     max_pixels: int = MAX_PIXELS
     keep_blank: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in {"size": 1, "limit": 2, "seed": 0, "max_pixels": 1}.items():
+            if (number := getattr(self, name)) is not None and number < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {number}; give at least {least}")
+
 
 class Packing:
     """One pack that is being made.
@@ -69,8 +75,6 @@ class Packing:
 
     def __init__(self, root: Path, out: Path, options: PackOptions):
         root, self.out, self.options = root.expanduser(), out.expanduser(), options
-        if options.size < 1:
-            raise ValueError(f"images of {options.size} pixels do not exist; use at least 1")
         if is_pack(root):
             raise ValueError(f'"{root}" is a pack already; name the folder of the original images')
         if self.out.resolve().is_relative_to(root.resolve()):
@@ -242,8 +246,9 @@ class Packing:
         return [number for number in range(-(-len(self.sources) // _CHUNK)) if number not in self._done] if not self.finished else []
 
     def _fingerprint(self, number: int) -> str:
-        """What tells that the files of a chunk are still those that were read."""
-        return hashlib.sha256("\n".join(version(self.sources[i], moved=True) for i in self._chunk(number)).encode()).hexdigest()[:20]
+        """What tells that the files of a chunk are still those that were read, by a decoder that gives the same pixels."""
+        versions = "\n".join(version(self.sources[i], moved=True) for i in self._chunk(number))
+        return hashlib.sha256(f"{PIL.__version__}\n{versions}".encode(errors="surrogateescape")).hexdigest()[:20]
 
 
 def gigabytes(size: float) -> str:
@@ -258,7 +263,8 @@ class _array:
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str):
-        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._path = path
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # which never cuts off what another process wrote
         self._dtype = np.dtype(dtype)
         np.lib.format.write_array_header_1_0(self._file, {"descr": dtype, "fortran_order": False, "shape": shape})
         self._start, self._entry = self._file.tell(), int(np.prod(shape[1:])) * self._dtype.itemsize
@@ -270,25 +276,33 @@ class _array:
         self._file.close()
 
     def put(self, position: int, entry: np.ndarray) -> None:
-        self._file.seek(self._start + position * self._entry)
-        self._file.write(entry.astype(self._dtype).tobytes())
+        with self._named():
+            self._file.seek(self._start + position * self._entry)
+            self._file.write(entry.astype(self._dtype).tobytes())
 
     def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._named():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error of a write does not say of which file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(self._path)) from error
 
 
 def _limited(listed: Mapping[str, ImageList], options: PackOptions) -> tuple[dict[str, ImageList], list[str]]:
     """As many images as `limit` says, of every split its share, drawn so that every class has its own; and a line that says so.
 
     Raises:
-        ValueError: fewer than two, or a class would be left without an image to fit on.
+        ValueError: a class would be left without an image.
     """
     total = sum(len(members.paths) for members in listed.values())
     if options.limit is None or options.limit >= total:
         return dict(listed), []
-    if options.limit < 2:
-        raise ValueError(f"--limit is {options.limit}; give at least 2")
     chosen, before = {}, 0
     for part, members in listed.items():
         end = before + len(members.paths)

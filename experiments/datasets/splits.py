@@ -43,6 +43,8 @@ def images_by_split(root: Path, label: str = "") -> dict[str, ImageList]:
     """
     root = Path(root).expanduser()
     if packs.is_pack(root):
+        if label:
+            raise ValueError(f'"{root}" is a pack, whose classes were chosen when it was packed; leave --folders.label {label} out')
         return packs.open_pack(root)
     if archives := _archives(root):
         return _of_archives(archives, root, label)

@@ -215,6 +215,7 @@ def test_damaged_tar_files_are_refused_wherever_they_end(pictures, tmp_path):
     refused("it is empty", _written(tmp_path / "empty-0.tar", b""))
     refused('is compressed; unpack it to a plain tar file: gunzip ".*z-0.tar"', shard(tmp_path / "z-0.tar", examples(pictures), "w:gz"))
     refused("has two images of a, .png and .jpg", shard(tmp_path / "two-0.tar", [("a.png", pictures[0]), ("a.jpg", pictures[0])]))
+    refused("has no images .but a.b.png.; members are named key.jpg", shard(tmp_path / "dots-0.tar", [("a.b.png", pictures[0])]))
     refused('has the member "a.png" twice', shard(tmp_path / "again-0.tar", [("a.png", pictures[0]), ("a.png", pictures[1])]))
 
 

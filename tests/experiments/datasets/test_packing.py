@@ -192,6 +192,26 @@ def test_a_pack_that_does_not_fit_is_refused_with_the_number_that_does(folders, 
         Packing(folders, tmp_path / "few", dataclasses.replace(OPTIONS, limit=4))
 
 
+def test_a_disk_that_fills_is_told_with_the_file_and_what_was_written_is_kept(folders, tmp_path, monkeypatch):
+    made = Packing(folders, tmp_path / "made", OPTIONS)
+    sync = packing.os.fsync
+    synced = []
+
+    def full(file: int) -> None:
+        synced.append(file)
+        if len(synced) > 4:
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(packing.os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*made/images.npy'"):
+        list(made.write())
+    monkeypatch.undo()
+    monkeypatch.setattr(packing, "_CHUNK", 4)
+    assert Packing(folders, tmp_path / "made", OPTIONS).left == 39 - 8
+    assert content(pack(folders, tmp_path / "made")) == content(pack(folders, tmp_path / "whole"))
+
+
 def test_a_pack_that_is_not_whole_or_not_as_it_was_is_refused(folders, tmp_path):
     made = pack(folders / "val", tmp_path / "made")
     part = shutil.copytree(made, tmp_path / "part")
@@ -222,3 +242,9 @@ def test_folders_that_are_no_place_for_a_pack_are_refused(folders, tmp_path):
     ):
         with pytest.raises(ValueError, match=match):
             Packing(root, out, OPTIONS)
+
+
+@pytest.mark.parametrize(("option", "number"), [("size", 0), ("limit", 1), ("seed", -1), ("max_pixels", 0)])
+def test_impossible_numbers_are_refused(option, number):
+    with pytest.raises(ValueError, match=rf"--{option.replace('_', '-')} is {number}; give at least {number + 1}"):
+        PackOptions(**{option: number})
