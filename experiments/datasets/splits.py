@@ -140,14 +140,15 @@ def _archives(root: Path) -> list[Path]:
             return []  # they are left out, as other files beside images are
     elif root.is_file():
         found = [root] if _kind(root) else []
-    elif glob.has_magic(str(root)):
-        found = sorted(path for path in map(Path, glob.glob(str(root))) if _kind(path))
-        if not found:
-            present = [path.name for path in visible(root.parent) if _kind(path)] if root.parent.is_dir() else []
-            there = f"there are {named(present, 5)}" if present else "there is none at all"
-            raise ValueError(f'no .parquet or .tar file fits "{root}"; {there}')
     else:
-        return []
+        found = sorted(path for path in map(Path, glob.glob(str(root))) if _kind(path)) if glob.has_magic(str(root)) else []
+        present = [path for path in visible(root.parent) if _kind(path) in _ENDINGS] if root.parent.is_dir() else []
+        if not found and present:
+            pattern = root.parent / f"{re.split(r'[-_.]?[0-9]', present[0].name)[0]}*{present[0].suffix}"
+            there = f'{named((path.name for path in present), 5)}; a pattern names them: --folders.images "{pattern}"'
+            raise ValueError(f'there is no "{root}"; beside it there are {there}')
+        if not found and glob.has_magic(str(root)):
+            raise ValueError(f'no .parquet or .tar file fits "{root}"; there is none at all')
     if compressed := [path for path in found if _kind(path) == "compressed"]:
         raise ValueError(f'"{compressed[0]}" is compressed, and images are read where they lie; unpack it to a plain .tar file (gunzip)')
     if len(kinds := {_kind(path) for path in found}) > 1:

@@ -80,7 +80,9 @@ def test_a_row_group_is_read_in_pieces_and_once(pictures, tmp_path, monkeypatch)
     read_rows = []
     contents = stored._contents
     monkeypatch.setattr(stored, "_contents", lambda path, column, rows: (read_rows.append(list(rows)), contents(path, column, rows))[1])
-    assert [number for number, _ in stored.in_reading_order(listed.paths)] == [3, 0, 4, 1, 5, 2]
+    in_order = list(stored.in_reading_order(listed.paths))
+    assert [number for number, _ in in_order] == [3, 0, 4, 1, 5, 2]
+    assert [source.read() for _, source in in_order] == pictures
     assert read_rows == [[0, 1, 2, 3, 4, 5]]
 
 

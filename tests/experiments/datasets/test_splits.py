@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -64,9 +65,11 @@ def test_one_split_is_named_by_a_pattern_a_file_or_a_table(root):
         np.testing.assert_array_equal(listed.labels, expected.labels)
         assert listed.classes == CLASSES
         assert [Path(source.name).name for source in listed.paths] == [path.name for path in expected.paths]
-    refused(
-        r'no .parquet or .tar file fits ".*/tset-\*.parquet"; there are train-00000-of-00002.parquet', root / "parquet/data/tset-*.parquet"
-    )
+    for name, pattern in (("parquet/data/tset-*.parquet", "train*.parquet"), ("parquet/data/train", "train*.parquet")):
+        refused(rf'there is no ".*"; beside it there are train-00000.*: --folders.images ".*/{re.escape(pattern)}"', root / name)
+    refused(r'beside it there are set-train-0000.tar.*: --folders.images ".*/set-train\*.tar"', root / "tar/set-train-{0000..0001}.tar")
+    refused(r'no .parquet or .tar file fits ".*"; there is none at all', root / "flat/*.tar")
+    refused(r'there is no folder ".*"; name one that exists', root / "flat/missing")
 
 
 def test_the_splits_that_are_used_are_told_and_unclear_ones_are_listed(root, tmp_path):
