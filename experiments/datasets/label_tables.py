@@ -108,7 +108,7 @@ def _header(path: Path, rows: Sequence[tuple[int, list[str]]], files: _Files, la
     names = [cell.lower().replace(" ", "_") for cell in first]
     if not label and not {*FILE_COLUMNS, *CLASS_COLUMNS} & set(names):
         positions = [i for i, cell in enumerate(first) if files.find(cell) is not None or Path(cell).suffix.lower() in ENDINGS]
-        if len(first) == 2 and len(positions) == 1:
+        if len(first) == 2 and len(positions) == 1 and _may_be_classes(rows, 1 - positions[0]):
             return _Header(positions[0], 1 - positions[0], None, 2, 0)
         raise Refused(path, f"has the columns {named(first, 20)}: none is known for files or for classes", _header_advice(path))
     if len(rows) < 2:
@@ -117,13 +117,21 @@ def _header(path: Path, rows: Sequence[tuple[int, list[str]]], files: _Files, la
     file = next((i for i in candidates if i < len(rows[1][1]) and files.find(rows[1][1][i].strip()) is not None), None)
     file = candidates[0] if file is None and candidates else file
     named_label = first.index(chosen) if (chosen := chosen_column(first, label, f'"{path}"')) else None
-    if len(first) == 2 and (file is None) != (named_label is None):
-        file, named_label = (1 - (named_label or 0), named_label) if file is None else (file, 1 - file)
+    if len(first) == 2 and file is None and named_label is not None:
+        file = 1 - named_label
+    elif len(first) == 2 and file is not None and named_label is None and _may_be_classes(rows[1:], 1 - file):
+        named_label = 1 - file
     if file is None or named_label is None:
         what = "files" if file is None else "classes"
         raise Refused(path, f"has the columns {named(first, 20)}: none is known for {what}", _header_advice(path))
     split = next((names.index(name) for name in _SPLIT_COLUMNS if name in names), None)
     return _Header(file, named_label, split, len(first), 1, names[named_label] == "predictionstring")
+
+
+def _may_be_classes(rows: Sequence[tuple[int, list[str]]], column: int) -> bool:
+    """Whether the words of a column of unknown name repeat themselves, as captions do not."""
+    words = [row[column].strip() for _, row in rows if len(row) > column]
+    return 2 * len(set(words)) <= len(words)
 
 
 def _header_advice(path: Path) -> str:

@@ -98,6 +98,8 @@ WHOLE = "file,label\n" + lines("im{i}.png,{label}")
         ("file,width,kind\nim0.png,1,x\n", "has the columns file, width, kind: none is known for classes; .* by --folders.label"),
         ("label,class_id,width\nim0.png,1,x\n", "several columns of classes, label, class_id; name one: --folders.label label"),
         ("width,height,label\n1,2,x\n", "has the columns width, height, label: none is known for files"),
+        ("file_name,text\n" + lines("im{i}.png,caption {i}"), "has the columns file_name, text: none is known for classes"),
+        (lines("im{i}.png,caption {i}"), "has the columns im0.png, caption 0: none is known for files or for classes"),
         ("file\nim0.png\n", "none is known for classes"),
         ("", "is empty; write a file and its class a line"),
         ("file,label\n", "has a header and no line below it"),
