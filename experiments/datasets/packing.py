@@ -164,7 +164,7 @@ class Packing:
             return
         with replacing(self.out / LABELS) as path, path.open("wb") as file:
             np.save(file, self.labels)
-        write_text(self.out / NAMES, json.dumps(self.names, ensure_ascii=False))
+        write_text(self.out / NAMES, json.dumps(self.names))
         files = (SQUARES, AFFINES, LABELS, NAMES)
         manifest = {
             **self.identity,
@@ -173,7 +173,7 @@ class Packing:
             "bytes": {name: (self.out / name).stat().st_size for name in files},
             "sha256": {name: file_hash(self.out / name) for name in files},
         }
-        write_text(self.out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        write_text(self.out / MANIFEST, json.dumps(manifest, indent=1))
         for name in (UNFINISHED, _DONE):
             (self.out / name).unlink(missing_ok=True)
 
@@ -183,7 +183,11 @@ class Packing:
             self._refuse_other(read_pack(self.out))
             return {}
         if (self.out / UNFINISHED).is_file():
-            self._refuse_other(json.loads((self.out / UNFINISHED).read_text(encoding="utf-8")))
+            try:
+                stored = json.loads((self.out / UNFINISHED).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f'"{self.out / UNFINISHED}" cannot be read ({error}); remove the folder, and pack again') from error
+            self._refuse_other(stored)
             return self._read_done()
         if self.out.exists() and (not self.out.is_dir() or any(not path.name.startswith(".") for path in self.out.iterdir())):
             raise ValueError(f'"{self.out}" exists and holds no pack; choose another --out')
@@ -225,7 +229,7 @@ class Packing:
             need, have = gigabytes(self.left * self.bytes_of_image), gigabytes(max(0, free))
             raise ValueError(f'"{self.out}" needs {need} for {self.left:,} images, free are {have}; {remedy} choose another --out')
         self.out.mkdir(parents=True, exist_ok=True)
-        write_text(self.out / UNFINISHED, json.dumps(self.identity, ensure_ascii=False))
+        write_text(self.out / UNFINISHED, json.dumps(self.identity))
 
     def _decode(self, item: tuple[int, ImageSource]) -> tuple[int, tuple[np.ndarray, np.ndarray] | Refused]:
         index, source = item

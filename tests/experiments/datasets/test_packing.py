@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from experiments.datasets.folders import Folders, prepared_folders
 from experiments.datasets.packing import Packing, PackOptions
 from experiments.datasets.packs import verify_pack
 from experiments.datasets.splits import images_by_split
-from tests.experiments.datasets.other_layouts import CLASSES, write_class_folders, write_flat, write_parquet, write_tars
+from tests.experiments.datasets.other_layouts import CLASSES, add, write_class_folders, write_flat, write_parquet, write_tars
 from tests.experiments.tiny_folders import folder_data, write_picture
 
 SMALL = DataSize(pairs=4, calibration=4, analysis_images=4, gallery=4)
@@ -242,6 +243,22 @@ def test_folders_that_are_no_place_for_a_pack_are_refused(folders, tmp_path):
     ):
         with pytest.raises(ValueError, match=match):
             Packing(root, out, OPTIONS)
+
+
+def test_names_that_are_no_text_are_packed(folders, tmp_path):
+    """Of tar files and file systems that were written in another encoding."""
+    picture = next(folders.rglob("*.png")).read_bytes()
+    (tmp_path / "tar").mkdir()
+    with tarfile.open(tmp_path / "tar" / "s-0.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as archive:
+        for number, name in enumerate(("Bär", "Käfer")):
+            add(archive, f"{name}.png", picture)
+            add(archive, f"{name}.cls", b"%d" % number)
+    made = pack(tmp_path / "tar", tmp_path / "made")
+    assert [source.name for source in images_by_split(made)["train"].paths] == ["s-0.tar/B\udce4r.png", "s-0.tar/K\udce4fer.png"]
+    (made / "pack.json").unlink()
+    (made / "unfinished.json").write_text("")
+    with pytest.raises(ValueError, match=r'unfinished.json" cannot be read .*; remove the folder, and pack again'):
+        Packing(tmp_path / "tar", made, OPTIONS)
 
 
 @pytest.mark.parametrize(("option", "number"), [("size", 0), ("limit", 1), ("seed", -1), ("max_pixels", 0)])
