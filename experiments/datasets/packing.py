@@ -133,8 +133,8 @@ class Packing:
         refused: list[Refused] = []
         side = self.options.size
         with (
-            _array(self.out / SQUARES, (len(self.sources), side, side, 3), "|u1") as squares,
-            _array(self.out / AFFINES, (len(self.sources), 2, 3), "<f8") as affines,
+            _ArrayFile(self.out / SQUARES, (len(self.sources), side, side, 3), "|u1") as squares,
+            _ArrayFile(self.out / AFFINES, (len(self.sources), 2, 3), "<f8") as affines,
             (self.out / _DONE).open("a") as done,
         ):
             ends, bad = np.cumsum([len(self._chunk(number)) for number in left]), False
@@ -260,7 +260,7 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
-class _array:
+class _ArrayFile:
     """A file of a .npy array whose entries are written one by one, at their positions; what is there stays.
 
     It is written, not mapped: a full disk raises OSError on a write, but kills the process on an access to mapped memory.
@@ -273,7 +273,7 @@ class _array:
         np.lib.format.write_array_header_1_0(self._file, {"descr": dtype, "fortran_order": False, "shape": shape})
         self._start, self._entry = self._file.tell(), int(np.prod(shape[1:])) * self._dtype.itemsize
 
-    def __enter__(self) -> _array:
+    def __enter__(self) -> _ArrayFile:
         return self
 
     def __exit__(self, *error: object) -> None:
