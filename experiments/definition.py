@@ -119,7 +119,7 @@ class Study:
     def _refuse_remote(self) -> None:
         """Check that all that is read and written is on this machine."""
         models = () if isinstance(self.models, Mapping) else self.models
-        folders = vars(self.data).values() if isinstance(self.data, Folders) else (self.data,)
+        folders = self.data.paths.values() if isinstance(self.data, Folders) else (self.data,)
         for path in (self.out, *models, *folders, *self.plugins):
             if isinstance(path, str | Path):
                 refuse_remote(path)
@@ -130,7 +130,7 @@ class Study:
         if not isinstance(models, Mapping):
             models = [os.path.abspath(Path(m).expanduser()) if (Path(m).expanduser() / MANIFEST).is_file() else m for m in models]
         if isinstance(data, Folders):
-            data = Folders(**{name: path and path.absolute() for name, path in vars(data).items()})
+            data = replace(data, **{name: path.absolute() for name, path in data.paths.items()})  # type: ignore[arg-type]
         elif isinstance(data, str | Path):
             data = Path(data).expanduser().absolute()
         plugins = [os.path.abspath(plugin) if plugin.endswith(".py") else plugin for plugin in self.plugins]

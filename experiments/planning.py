@@ -176,7 +176,7 @@ def _data_by_protocol(study: Study, protocols: Sequence[str]) -> dict[str, Study
     folders = Folders() if isinstance(data, Mapping) else Folders(images=Path(data)) if isinstance(data, str | Path) else data or Folders()
     if not isinstance(data, Mapping) and size is not None:
         return prepared_folders(folders, protocols, study.sizes, size, study.seed, preset.size, study.max_pixels, study.keep_blank)
-    if any(vars(folders).values()):
+    if folders != Folders():
         raise ValueError(f"the {study.preset} preset reads no folders; choose another --preset, such as custom, or give --image-size")
     if study.preprocess != FAMILY:
         made = "arrays" if isinstance(data, Mapping) else "scenes of the demo"

@@ -158,7 +158,7 @@ class Options:
             preset=self.preset,
             quick=self.quick,
             models=self.models,
-            data=self.folders if any(vars(self.folders).values()) else None,
+            data=self.folders if self.folders != Folders() else None,
             sizes=self.data,
             conditions=chosen,
             added_conditions={expression.name: expression.text for expression in expressions},

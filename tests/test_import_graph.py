@@ -36,7 +36,7 @@ PROGRAMS = (
     ("definition",),
     ("planning", "report"),
     ("cluster",),
-    ("reproduce",),
+    ("reproduce", "pack"),
     ("pretrain", "simulations"),
     ("bench",),
 )

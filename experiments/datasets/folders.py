@@ -15,10 +15,12 @@ from PIL import Image
 
 from experiments.datasets import images, layouts
 from experiments.datasets.base import DataSize, Keypoints, Masks, Part, StudyData
-from experiments.datasets.listing import left_out_note
+from experiments.datasets.labels import ImageList
 from experiments.datasets.parts import IMAGENET_SIZE, add_views, complete_size, data_key, draw_parts, hashes, labelled_parts, view_protocol
 from experiments.datasets.plausibility import ReadMasks, refuse_blank, refuse_other_sides, refuse_unlabelled, repeated_images
 from experiments.datasets.reading import MAX_PIXELS
+from experiments.datasets.splits import any_images, images_by_split
+from experiments.datasets.stored import ImageSource, PackedImage, name_and_size
 
 FOLDERS_VERSION = 1  # raise it when the same folders give other data
 
@@ -28,13 +30,15 @@ class Folders:
     """Folders of images; tasks whose folder is not given are left out.
 
     Attributes:
-        images: class folders (ImageNet's layout), or images without classes: in train/ (to fit and choose on) and val/ (to report), or
-            all in one place, to be split.
+        images: class folders (ImageNet's layout), images with a table of labels, or images without classes: in train/ (to fit and choose
+            on) and val/ (to report), or all in one place, to be split; or parquet files of the Hugging Face hub, tar files of WebDataset
+            (a folder of them, or a pattern in quotes such as "data/validation-*.parquet"), or a pack (`python -m experiments.pack`).
         views: any folder of images that pairs of views are made from; by default the test images.
         voc: Pascal VOC's layout; its split train is fitted on, val is reported.
         mask_images: instead of `voc`, a plain folder of images that have masks; a fifth of them is reported.
         masks: the plain folder of the masks of `mask_images`, with the same names.
         spair: SPair-71k's layout; its split test is reported.
+        label: column or field of the classes, where a table or an archive has several.
     """
 
     images: Path | None = None
@@ -43,10 +47,16 @@ class Folders:
     mask_images: Path | None = None
     masks: Path | None = None
     spair: Path | None = None
+    label: str = ""
 
     def __post_init__(self) -> None:
-        for name, path in vars(self).items():
-            object.__setattr__(self, name, path and path.expanduser())
+        for name, path in self.paths.items():
+            object.__setattr__(self, name, path.expanduser())
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Folders that are named, by what they are for."""
+        return {name: path for name, path in vars(self).items() if isinstance(path, Path)}
 
 
 def prepared_folders(
@@ -82,18 +92,21 @@ def prepared_folders(
     if folders.images is None:
         raise ValueError("no images are given; name a folder of class folders or of images: --folders.images PATH")
     reading = _Reading(max_pixels, keep_blank)
-    split = _split_images(folders.images, requested, default, seed)
+    split = _split_images(folders.images, folders.label, requested, default, seed)
+    for name in protocols:
+        images.refuse_other_pack(split["train"].paths[0], image_size, images.PROTOCOLS[name])
     counts = {part: len(members.paths) for part, members in split.items()}
     size = complete_size(requested, default, counts, pairs_of_test=folders.views is None)
     notes = [line for members in split.values() for line in members.notes]
-    view_sources = split["test"].paths
+    view_sources: Sequence[ImageSource] = split["test"].paths
     if folders.views:
-        view_sources, others = layouts.images_and_others(folders.views)
-        notes += left_out_note(others, folders.views)
+        view_sources, lines = any_images(folders.views)
+        notes += lines
     parts: dict[str, Part] = {}
     views = add_views(parts, view_sources, size["pairs"], image_size, seed, *reading) if size["pairs"] else None
     masks = _masks(folders, size, image_size, seed, parts, reading, notes) if folders.voc or folders.mask_images or folders.masks else None
     keypoints = _keypoints(folders.spair, size, image_size, parts, reading) if folders.spair else None
+    shown = " of squares" if isinstance(view_sources[0], PackedImage) else ""
     classes = split["train"].classes
     labels = {part: members.labels for part, members in split.items()} if classes else {}
     content = {
@@ -112,7 +125,11 @@ def prepared_folders(
         masks=masks,
         keypoints=keypoints,
         size=size,
-        protocols={"views": view_protocol(image_size), "masks": f"stretch {image_size}", "keypoints": f"stretch {image_size}"},
+        protocols={
+            "views": view_protocol(image_size) + shown,
+            "masks": f"stretch {image_size}",
+            "keypoints": f"stretch {image_size}",
+        },
         key={"content": content},
         notes=tuple(notes),
         files=_files_hash(members.paths for members in split.values()),
@@ -120,9 +137,7 @@ def prepared_folders(
     return {name: _with_images(shared, split, name, image_size, seed, reading) for name in protocols}
 
 
-def _with_images(
-    shared: StudyData, split: Mapping[str, layouts.ImageList], name: str, image_size: int, seed: int, reading: _Reading
-) -> StudyData:
+def _with_images(shared: StudyData, split: Mapping[str, ImageList], name: str, image_size: int, seed: int, reading: _Reading) -> StudyData:
     """The data with the images of the parts train, val and test under a protocol."""
     protocol = images.PROTOCOLS[name]
     pixels = _load_split(split, image_size, protocol, reading)
@@ -144,7 +159,7 @@ def _with_images(
 
 
 def _load_split(
-    split: Mapping[str, layouts.ImageList], size: int, protocol: images.Protocol, reading: _Reading
+    split: Mapping[str, ImageList], size: int, protocol: images.Protocol, reading: _Reading
 ) -> dict[str, UInt8[np.ndarray, "n size size 3"]]:
     """The images of the parts train, val and test under a protocol."""
     together = _load([path for members in split.values() for path in members.paths], size, protocol, reading)
@@ -152,13 +167,13 @@ def _load_split(
     return dict(zip(split, np.split(together, ends), strict=True))
 
 
-def _files_hash(paths_of_parts: Iterable[Sequence[Path]]) -> str:
+def _files_hash(paths_of_parts: Iterable[Sequence[ImageSource]]) -> str:
     """A hash of the names and the sizes in bytes of files, part by part."""
-    listed = [[(path.name, path.stat().st_size) for path in paths] for paths in paths_of_parts]
+    listed = [[name_and_size(path) for path in paths] for paths in paths_of_parts]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:20]
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def _names(paths: Sequence[ImageSource]) -> list[str]:
     """Files as notes name them, with their folder."""
     return [f"{path.parent.name}/{path.name}" for path in paths]
 
@@ -170,7 +185,9 @@ class _Reading(NamedTuple):
     keep_blank: bool
 
 
-def _load(paths: Sequence[Path], size: int, fit: images.Fit | images.Protocol, reading: _Reading) -> UInt8[np.ndarray, "n size size 3"]:
+def _load(
+    paths: Sequence[ImageSource], size: int, fit: images.Fit | images.Protocol, reading: _Reading
+) -> UInt8[np.ndarray, "n size size 3"]:
     """Decode images in which there is something to see.
 
     Raises:
@@ -190,41 +207,21 @@ def _title(folders: Folders, labelled: bool) -> str:
     return ", of ".join([f"images of {first}{'' if labelled else ' without classes'}", *others])
 
 
-def _split_images(root: Path, requested: DataSize, default: DataSize, seed: int) -> dict[str, layouts.ImageList]:
-    """The images of the parts train, val and test. Folders train/ and val/ on disk are for fitting and for reporting: the parts train
-    and val both come from train/, the part test from val/.
+def _split_images(root: Path, label: str, requested: DataSize, default: DataSize, seed: int) -> dict[str, ImageList]:
+    """The images of the parts train, val and test. What is divided on disk is for fitting and for reporting: the parts train and val both
+    come from the one (train/), the part test from the other (val/).
 
     Raises:
-        ValueError: a folder does not have its layout, more images are requested than there are, or a class has no train image.
+        ValueError: images do not have their layout, more are requested than there are, or a class has no train image.
     """
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        folders = {"train": root / "train", "test": root / "val"}
-        fitting = layouts.class_or_plain_folder(folders["train"])
-        listed = {"train": fitting, "test": _reporting(folders["test"], fitting.classes)}
-    else:
-        folders = {"train": root}
-        listed = {"train": layouts.class_or_plain_folder(root)}
+    listed = images_by_split(root, label)
     labels = {name: members.labels for name, members in listed.items()}
-    places = {name: f'the folder "{folder}"' for name, folder in folders.items()}
+    places = {name: members.place for name, members in listed.items()}
     drawn = draw_parts(labels, listed["train"].classes, requested, default, seed, places, "--data.")
     return {part: _subset(listed.get(part, listed["train"]), indices) for part, indices in drawn.items()}
 
 
-def _reporting(folder: Path, classes: tuple[str, ...]) -> layouts.ImageList:
-    """The images to report on, with the classes of those to fit on.
-
-    Raises:
-        ValueError: they have other classes, or only one of the two folders has any.
-    """
-    if classes:
-        return layouts.image_folders(folder, classes)
-    listed = layouts.class_or_plain_folder(folder)
-    if listed.classes:
-        raise ValueError(f'"{folder}" has class folders, "{folder.parent / "train"}" has none; use one layout for both')
-    return listed
-
-
-def _subset(members: layouts.ImageList, indices: Int[np.ndarray, "images"]) -> layouts.ImageList:
+def _subset(members: ImageList, indices: Int[np.ndarray, "images"]) -> ImageList:
     return members._replace(paths=[members.paths[i] for i in indices], labels=members.labels[indices])
 
 

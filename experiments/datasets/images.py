@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -19,6 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from experiments.datasets.reading import MAX_PIXELS, Refused, all_refused, in_threads, read_pixels
+from experiments.datasets.stored import ImageSource, PackedImage, in_reading_order, version
 from jaxvit.files import cache_folder, replacing, require_space
 
 Fit = Literal["crop", "stretch", "pad"]
@@ -71,18 +71,19 @@ PROTOCOLS: dict[str, Protocol] = {
   by half a step of 255 at most.
 """
 
-_DECODER_VERSION = 2  # raise it when the same file gives other pixels
+DECODER_VERSION = 2  # raise it when the same file gives other pixels
 _WHOLE = 2**26  # pixels of an intermediate image that are held at once
 _LONG = 2**16  # pixels of its longest side: Pillow keeps a kernel for each
 
 
 def load(
-    paths: Sequence[Path], size: int, fit: Fit | Protocol, cache: Path | None = None, max_pixels: int = MAX_PIXELS
+    paths: Sequence[ImageSource], size: int, fit: Fit | Protocol, cache: Path | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[UInt8[np.ndarray, "n size size 3"], Float[np.ndarray, "n 2 3"]]:
     """Decode many images by `decode`, each once: later calls map the pixels from the cache.
 
     Args:
-        paths: files; their names, sizes in bytes and times of change determine the entry of the cache.
+        paths: files, and images in files of many, which are read from their beginning to their end; names, sizes in bytes and times of
+            change determine the entry of the cache.
         size: pixels of a side.
         fit: how an image becomes a square; a `Fit` alone is resampled as by torchvision.
         cache: folder whose `images/` holds the pixels, by default that of the checkpoints. If it cannot be written or is full, the
@@ -105,18 +106,18 @@ def load(
     except (OSError, ValueError, EOFError):  # absent, or damaged
         pass
     try:
-        _write(pixels_file, affines_file, _decode_all(paths, size, fit, max_pixels), (len(paths), size, size, 3))
+        _write(pixels_file, affines_file, decode_all(paths, size, fit, max_pixels), (len(paths), size, size, 3))
         return _open(pixels_file, affines_file, (len(paths), size, size, 3))
     except OSError:
         images = np.empty((len(paths), size, size, 3), np.uint8)
         affines = np.empty((len(paths), 2, 3))
-        for i, (image, affine) in enumerate(_decode_all(paths, size, fit, max_pixels)):
+        for i, image, affine in decode_all(paths, size, fit, max_pixels):
             images[i], affines[i] = image, affine
         return images, affines
 
 
 def decode(
-    path: Path, size: int, fit: Fit | Protocol, max_pixels: int = MAX_PIXELS
+    path: ImageSource, size: int, fit: Fit | Protocol, max_pixels: int = MAX_PIXELS
 ) -> tuple[UInt8[np.ndarray, "size size 3"], Float[np.ndarray, "2 3"]]:
     """Decode one image to a square of RGB pixels.
 
@@ -125,10 +126,14 @@ def decode(
         at integer + 0.5.
 
     Raises:
-        ValueError: the file cannot be read as an image (`read_rgb`), an unknown `fit` or a size below 1.
+        ValueError: the file cannot be read as an image (`read_rgb`), a square of a pack was prepared otherwise, an unknown `fit` or a size
+            below 1.
     """
     _check(size, fit)
     protocol = _protocol(fit)
+    if isinstance(path, PackedImage):
+        refuse_other_pack(path, size, protocol)
+        return path.square()
     image = read_pixels(path, max_pixels)
     width, height = image.size
     left = top = 0
@@ -153,6 +158,40 @@ def decode(
     square = _rounded_once(image, resized) if protocol.passes == "in floats" else resized(image)
     affine = np.array([[new[0] / width, 0, -left], [0, new[1] / height, -top]], np.float64)
     return np.asarray(square.convert("RGB")), affine
+
+
+def decode_all(
+    paths: Sequence[ImageSource], size: int, fit: Fit | Protocol, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[int, UInt8[np.ndarray, "size size 3"], Float[np.ndarray, "2 3"]]]:
+    """Decode many images by `decode`, in the order in which they are read fastest; yields the position of each in `paths` with it.
+
+    Raises:
+        ValueError: files cannot be read as images; all are named, once all have been read.
+    """
+
+    def decode_one(item: tuple[int, ImageSource]) -> tuple[int, np.ndarray, np.ndarray]:
+        return (item[0], *decode(item[1], size, fit, max_pixels))
+
+    return in_threads(decode_one, in_reading_order(paths), "decoding images", len(paths))
+
+
+def refuse_other_pack(image: ImageSource, size: int, protocol: Protocol) -> None:
+    """Check that an image, if it is a square of a pack, was prepared in this way.
+
+    Raises:
+        ValueError: it was not.
+    """
+    if not isinstance(image, PackedImage) or (size == image.size and protocol == PROTOCOLS[image.preprocess]):
+        return
+    has, asked = PROTOCOLS[image.preprocess].name(image.size), protocol.name(size)
+    name = next((name for name, known in PROTOCOLS.items() if known == protocol), TORCHVISION)
+    options = {"size": (image.size, size), "preprocess": (image.preprocess, name)}
+    different = [entry for entry in options.items() if entry[1][0] != entry[1][1]]
+    take = " ".join(f"--{'image-size' if option == 'size' else option} {packed}" for option, (packed, _) in different)
+    again = " ".join(f"--{option} {wanted}" for option, (_, wanted) in different)
+    raise ValueError(
+        f'"{image.archive}" is a pack of "{has}", and "{asked}" is asked for; take what it has ({take}), or pack again ({again})'
+    )
 
 
 def _protocol(fit: Fit | Protocol) -> Protocol:
@@ -194,10 +233,6 @@ def _along(image: Image.Image, axis: int, new: int, start: int, size: int, resam
     return resized(near, size, (*both(start * scale - first, 0), *both((start + size) * scale - first, other)))
 
 
-def _decode_all(paths: Sequence[Path], size: int, fit: Fit | Protocol, max_pixels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    return in_threads(lambda path: decode(path, size, fit, max_pixels), paths, "decoding images")
-
-
 def _check(size: int, fit: Fit | Protocol) -> None:
     if _protocol(fit).fit not in get_args(Fit):
         raise ValueError(f'unknown fit "{fit}"; choose one of {", ".join(get_args(Fit))}')
@@ -205,19 +240,19 @@ def _check(size: int, fit: Fit | Protocol) -> None:
         raise ValueError(f"images of {size} pixels do not exist; use at least 1")
 
 
-def _cache_key(paths: Sequence[Path], size: int, fit: Fit | Protocol) -> str:
+def _cache_key(paths: Sequence[ImageSource], size: int, fit: Fit | Protocol) -> str:
     """A hash of what determines the pixels; a file's content by its path, size in bytes and time of change."""
     protocol = _protocol(fit)
     how = protocol.fit if protocol == Protocol(protocol.fit) else f"{protocol} {PIL.__version__}"
-    digest = hashlib.sha256(f"{_DECODER_VERSION} {size} {how}\n".encode())
+    digest = hashlib.sha256(f"{DECODER_VERSION} {size} {how}\n".encode())
     missing = []
     for path in paths:
         try:
-            stat = path.stat()
+            entry = version(path)
         except OSError as error:
             missing.append(Refused(path, f"cannot be read as an image ({error.strerror})", "bring it back or take it out"))
             continue
-        digest.update(f"{os.fspath(path.absolute())}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        digest.update(f"{entry}\n".encode(errors="surrogateescape"))
     if missing:
         raise all_refused(missing, len(paths))
     return digest.hexdigest()[:32]
@@ -231,10 +266,10 @@ def _open(pixels_file: Path, affines_file: Path, shape: tuple[int, ...]) -> tupl
 
 
 def _write(
-    pixels_file: Path, affines_file: Path, decoded: Iterator[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int, int, int]
+    pixels_file: Path, affines_file: Path, decoded: Iterator[tuple[int, np.ndarray, np.ndarray]], shape: tuple[int, int, int, int]
 ) -> None:
-    """Write image after image into temporary files, which are renamed once all are complete; the pixels last, because their presence
-    marks a whole entry.
+    """Write images, each at its position, into temporary files, which are renamed once all are complete; the pixels last, because their
+    presence marks a whole entry.
 
     The pixels are written, not mapped: a full disk raises OSError on a write, but kills the process on an access to mapped memory.
 
@@ -251,7 +286,9 @@ def _write(
         with new_pixels.open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for i, (image, affine) in enumerate(decoded):
+            start = file.tell()
+            for i, image, affine in decoded:
+                file.seek(start + i * image.nbytes)
                 file.write(image.tobytes())
                 affines[i] = affine
         with new_affines.open("wb") as file:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from experiments.datasets.labels import ImageList, class_names, refuse_other_classes
 from experiments.datasets.listing import ENDINGS, by_name, equal_name, existing_folder, find, images_below, is_image, left_out_note, visible
 from experiments.datasets.reading import IGNORE, MAX_PIXELS, Refused, all_refused, in_threads, named, read_mask, read_size, read_text
 
@@ -24,16 +25,6 @@ VOC_CLASSES = (
 )
 _LOSSLESS = frozenset((".png", ".bmp", ".tif", ".tiff"))
 _SPLITS = frozenset(("train", "val", "valid", "validation", "test"))  # names of folders that hold a split, never images of one class
-
-
-class ImageList(NamedTuple):
-    """Images with one class each; `labels` index `classes`. Images without classes have none there, and 0 for their labels. `notes` are
-    lines about what was left out."""
-
-    paths: list[Path]
-    labels: Int[np.ndarray, "images"]
-    classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
 
 class MaskList(NamedTuple):
@@ -111,13 +102,11 @@ def image_folders(root: Path, classes: Sequence[str] | None = None) -> ImageList
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f'"{root}" has two class folders whose names look equal, {named(repeated)} (in NFC and in NFD); join them')
     order = names if classes is None else tuple(map(equal_name, classes))
-    if set(order) != set(names):
-        extra, missing = sorted(set(names) - set(order)), sorted(set(order) - set(names))
-        differences = [f"{kind} {named(which)}" for kind, which in (("not in the other split:", extra), ("missing:", missing)) if which]
-        raise ValueError(f'"{root}" has other classes ({"; ".join(differences)}); every class must be in both splits')
+    refuse_other_classes(names, order, f'"{root}"')
     labels = np.repeat([order.index(name) for name in names], [len(paths) for paths, _ in listed])
     left_out = [path for path in entries if not path.is_dir()] + [path for _, others in listed for path in others]
-    return ImageList([path for paths, _ in listed for path in paths], labels.astype(np.int64), order, left_out_note(left_out, root))
+    notes = left_out_note(left_out, root)
+    return ImageList([path for paths, _ in listed for path in paths], labels.astype(np.int64), order, notes, f'the folder "{root}"')
 
 
 def class_or_plain_folder(root: Path) -> ImageList:
@@ -139,7 +128,8 @@ def class_or_plain_folder(root: Path) -> ImageList:
             if deep
             else ()
         )
-        return ImageList(paths, np.zeros(len(paths), np.int64), (), (*notes, *left_out_note(others, root)))
+        notes = (*notes, *left_out_note(others, root))
+        return ImageList(paths, np.zeros(len(paths), np.int64), (), notes, f'the folder "{root}"')
     names = [folder.name for folder in class_folders]
     if _SPLITS.issuperset(map(str.lower, names)):
         raise ValueError(f'"{root}" has {named(names)}, which are splits and no classes; name two of them train and val, or give one alone')
@@ -186,7 +176,7 @@ def voc(root: Path, split: str) -> MaskList:
     """
     root = existing_folder(root)
     lines = _read_split(existing_folder(root / "ImageSets" / "Segmentation"), split)
-    classes = _read_labels(root) or VOC_CLASSES
+    classes = class_names(root) or VOC_CLASSES
     pairs = [line.split() for line in lines]
     if all(len(pair) == 2 and ENDINGS & {Path(pair[0]).suffix.lower()} and ENDINGS & {Path(pair[1]).suffix.lower()} for pair in pairs):
         images, masks = ([find(root, *Path(path.lstrip("/")).parts) for path in paths] for paths in zip(*pairs, strict=True))
@@ -229,14 +219,14 @@ def image_mask_folders(images: Path, masks: Path, classes: Sequence[str] | None 
             raise ValueError(f"no {other} belongs to {kind} {named(sorted(unmatched))}; both need the same names")
     names = sorted(image_files)
     paths = [mask_files[name] for name in names]
-    class_names = tuple(classes or ()) or _read_labels(masks) or _read_labels(masks.parent)
-    if not class_names:
+    names_of_classes = tuple(classes or ()) or class_names(masks) or class_names(masks.parent)
+    if not names_of_classes:
         read = functools.partial(read_mask, max_pixels=max_pixels)
         largest = max(int(mask[mask != IGNORE].max(initial=0)) for mask in in_threads(read, paths, "reading masks"))
-        class_names = tuple(str(label) for label in range(largest + 1))
+        names_of_classes = tuple(str(label) for label in range(largest + 1))
     no_masks = [path for path in (*other_masks, *lossy) if path.name != "labels.txt"]
     notes = (*left_out_note(other_images, images), *left_out_note(no_masks, masks))
-    return MaskList([image_files[name] for name in names], paths, class_names, notes)
+    return MaskList([image_files[name] for name in names], paths, names_of_classes, notes)
 
 
 def read_masks(
@@ -364,9 +354,3 @@ def _read_split(folder: Path, split: str) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError(f'split "{path}" names {named(sorted({n for n in names if names.count(n) > 1}))} twice; remove the repetition')
     return names
-
-
-def _read_labels(folder: Path) -> tuple[str, ...]:
-    """Class names in `labels.txt`, one a line; empty if there is no such file."""
-    path = folder / "labels.txt"
-    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip()) if path.is_file() else ()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 
 from experiments.datasets.plausibility import refuse_blank
 from experiments.datasets.reading import MAX_PIXELS, in_threads, read_rgb
+from experiments.datasets.stored import ImageSource, in_reading_order
 
 _GREY = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
 _FREE_DRAWS = 10  # draws of the second view before it is moved towards the first
@@ -74,7 +74,7 @@ class ViewPairs(NamedTuple):
 
 
 def view_pairs(
-    images: Sequence[Path] | UInt8[np.ndarray, "images height width 3"],
+    images: Sequence[ImageSource] | UInt8[np.ndarray, "images height width 3"],
     count: int,
     size: int,
     seed: int = 0,
@@ -104,17 +104,17 @@ def view_pairs(
         raise ValueError(f"{count} pairs need as many images, there are {len(images)}; lower the count or add images")
     order = np.random.default_rng(seed).permutation(len(images))[:count].tolist()
 
-    def make(item: tuple[int, Path | np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def make(item: tuple[int, ImageSource | np.ndarray]) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
         index, source = item
         image = Image.fromarray(source) if isinstance(source, np.ndarray) else read_rgb(source, max_pixels)
         if not keep_blank and not isinstance(source, np.ndarray):
             refuse_blank(np.asarray(image)[None], [source])
-        return _pair(image, index, size, seed, recipe or PairRecipe())
+        return (index, *_pair(image, index, size, seed, recipe or PairRecipe()))
 
     first, second = (np.empty((count, size, size, 3), np.uint8) for _ in range(2))
     warps = np.empty((count, 2, 3), np.float32)
-    chosen = [images[i] for i in order]
-    for i, views_and_warp in enumerate(in_threads(make, enumerate(chosen), "making pairs of views")):
+    chosen = enumerate(images[i] for i in order) if isinstance(images, np.ndarray) else in_reading_order([images[i] for i in order])
+    for i, *views_and_warp in in_threads(make, chosen, "making pairs of views", count):
         first[i], second[i], warps[i] = views_and_warp
     source = tuple(str(i if isinstance(images, np.ndarray) else images[i]) for i in order)
     return ViewPairs(first, second, warps, source)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from jaxtyping import Int, UInt8
 from experiments.datasets.base import PARTS_OF, DataSize, Part, Views, first_ids
 from experiments.datasets.pairs import PairRecipe, view_pairs
 from experiments.datasets.reading import MAX_PIXELS
+from experiments.datasets.stored import ImageSource
 
 IMAGENET_SIZE = DataSize(
     train=35_000, val=5_000, test=10_000, pairs=2_000, segmentation=1_464, segmentation_test=1_449, keypoints=12_234,
@@ -55,7 +55,7 @@ def draw_parts(
             raise ValueError(f"{part} is {requested[part]}, but {place} has {available} images for it; lower {option}{part}")
         return requested[part] or min(default[part], available if usual is None else usual)
 
-    orders = {name: _stratified_order(entries, seed) for name, entries in labels.items()}
+    orders = {name: stratified_order(entries, seed) for name, entries in labels.items()}
     remaining = orders["train"]
     if "test" in orders:
         test = orders["test"]
@@ -101,7 +101,7 @@ def labelled_parts(pixels: Mapping[str, UInt8[np.ndarray, "images height width 3
 
 def add_views(
     parts: dict[str, Part],
-    images: Sequence[Path] | UInt8[np.ndarray, "images height width 3"],
+    images: Sequence[ImageSource] | UInt8[np.ndarray, "images height width 3"],
     count: int,
     side: int,
     seed: int,
@@ -132,7 +132,7 @@ def hashes(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{kind} {name}": _hash(value) if isinstance(value, np.ndarray) else value for name, value in fields.items()}
 
 
-def _stratified_order(labels: Int[np.ndarray, "images"], seed: int) -> Int[np.ndarray, "images"]:
+def stratified_order(labels: Int[np.ndarray, "images"], seed: int) -> Int[np.ndarray, "images"]:
     """A random order of all images in which every class has its share of any number of leading ones."""
     generator = np.random.default_rng((seed, len(labels)))
     order = generator.permutation(len(labels))

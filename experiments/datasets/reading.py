@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import io
 import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +26,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from experiments.datasets.stored import ImageSource
+
 MAX_PIXELS = 178_956_970
 """Pixels of the largest image that is read unless a larger bound is given: a quarter of a gigabyte in three bytes each, as in Pillow."""
 
@@ -33,7 +37,7 @@ IGNORE = 255
 BAR_DELAY = 3.0
 """Seconds of work before a progress bar is shown."""
 
-_CHUNK = 64  # items that are submitted to the threads at once
+_CHUNK = 64  # items that are under way at once
 _NAMED = 20  # files that one message names
 _TWELVE_BIT = 4096  # values below this in 16 bits come from sensors of 12 bits or fewer, and would look black
 _REPLACE = "replace the file or take it out"
@@ -47,18 +51,18 @@ class Refused(ValueError):
     """A file that cannot be used.
 
     Args:
-        path: the file.
+        path: the file, or the image in one of many.
         reason: what is wrong with it, as it stands after its name.
         remedy: what to do.
         kind: what the file is, before its name; may be empty.
     """
 
-    def __init__(self, path: Path, reason: str, remedy: str, kind: str = "") -> None:
+    def __init__(self, path: ImageSource, reason: str, remedy: str, kind: str = "") -> None:
         self.fault, self.remedy = f'{kind} "{path}" {reason}'.lstrip(), remedy
         super().__init__(f"{self.fault}; {remedy}")
 
 
-def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_rgb(path: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a file as an 8-bit RGB image, upright as its EXIF orientation says.
 
     Grey, palette, CMYK, 16-bit and floating-point pixels are converted; transparent ones are blended over white. Colour profiles are not
@@ -71,7 +75,7 @@ def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return read_pixels(path, max_pixels).convert("RGB")
 
 
-def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_pixels(path: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """As `read_rgb`, but an image without colours stays in grey, which takes a quarter of the memory."""
     with _opened(path, max_pixels) as opened:
         if getattr(opened, "is_animated", False) and opened.format != "MPO":  # a photo with a preview of itself
@@ -145,17 +149,22 @@ def orientation(image: Image.Image) -> int:
         return 1
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item], label: str) -> Iterator[Result]:
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Result]:
     """Map a function over items by a pool of threads; yields results in order and holds few of them. On a terminal, work of more than
-    `BAR_DELAY` seconds shows a progress bar named `label`.
+    `BAR_DELAY` seconds shows a progress bar named `label`, unless that is empty.
+
+    Args:
+        total: number of items, where they are made one by one.
 
     Raises:
         ValueError: the function refuses files; all of them are named at once, once all have been read.
     """
-    items = list(items)
+    if total is None:
+        items = items if isinstance(items, Sized) else list(items)
+        total = len(items)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task, start_time = bar.add_task(label, total=len(items)), time.monotonic()
+    task, start_time = bar.add_task(label, total=total), time.monotonic()
     refused: list[Refused] = []
 
     def attempt(item: Item) -> Result | Refused:
@@ -164,22 +173,30 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], label:
         except Refused as error:
             return error
 
+    def results(pool: ThreadPoolExecutor) -> Iterator[Result | Refused]:
+        under_way: deque[Future[Result | Refused]] = deque()
+        for item in items:  # the next ones are read while the threads are at work
+            under_way.append(pool.submit(attempt, item))
+            if len(under_way) >= _CHUNK:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
     try:
         with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(items), _CHUNK):
-                for result in pool.map(attempt, items[start : start + _CHUNK]):
-                    if isinstance(result, Refused):
-                        refused.append(result)
-                    elif not refused:
-                        yield result
-                    bar.advance(task)
-                if bar.console.is_terminal and time.monotonic() - start_time > BAR_DELAY:
+            for number, result in enumerate(results(pool), 1):
+                if isinstance(result, Refused):
+                    refused.append(result)
+                elif not refused:
+                    yield result
+                bar.advance(task)
+                if label and not number % _CHUNK and bar.console.is_terminal and time.monotonic() - start_time > BAR_DELAY:
                     bar.start()  # a second start does nothing
     finally:
         if bar.live.is_started:
             bar.stop()
     if refused:
-        raise all_refused(refused, len(items))
+        raise all_refused(refused, total)
 
 
 def all_refused(refused: list[Refused], total: int) -> ValueError:
@@ -222,14 +239,14 @@ _NO_OWN_BOUND = _NoOwnBound()
 
 
 @contextlib.contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(path: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
     """An image whose header has been read.
 
     Raises:
         ValueError: as in `read_rgb`; whatever goes wrong inside the context is also the file's.
     """
     try:
-        with _NO_OWN_BOUND, Image.open(path) as opened:
+        with _NO_OWN_BOUND, Image.open(path if isinstance(path, Path) else io.BytesIO(path.read())) as opened:
             width, height = opened.size
             if width * height > max_pixels:
                 size = f"has {width} x {height} = {width * height:,} pixels, more than {max_pixels:,}"
@@ -238,7 +255,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     except Refused:
         raise
     except UnidentifiedImageError as error:
-        content = "empty" if not path.stat().st_size else "in no image format that is known here"
+        count = path.stat().st_size if isinstance(path, Path) else len(path.read())
+        content = "in no image format that is known here" if count else "empty"
         raise Refused(path, f"cannot be read as an image (it is {content})", _REPLACE) from error
     except Exception as error:  # PIL raises many kinds on damaged files
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -259,7 +277,7 @@ def _bits(opened: Image.Image) -> int:
     return 16
 
 
-def _eight_bits(path: Path, image: Image.Image, bits: int) -> Image.Image:
+def _eight_bits(path: ImageSource, image: Image.Image, bits: int) -> Image.Image:
     """Whole or floating-point numbers as 8-bit grey, by the rules at the top."""
     values = np.asarray(image)
     low, high = values.min(initial=0), values.max(initial=0)

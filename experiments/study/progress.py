@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 EVERY = 60.0
 """Seconds between lines."""
@@ -26,15 +27,32 @@ class ProgressReporter(Protocol):
 
 
 @contextlib.contextmanager
-def report_progress(console: Console, cells: int, weight: float) -> Iterator[ProgressReporter]:
-    """The reporter of a run of so many cells and so much work, for as long as the block lasts."""
+def report_progress(console: Console, cells: int, weight: float, unit: str = "cells") -> Iterator[ProgressReporter]:
+    """The reporter of a run of so many cells and so much work, for as long as the block lasts.
+
+    Args:
+        unit: what a cell is called, in the plural.
+    """
     if not console.is_terminal:
-        with _Lines(console, cells, weight) as lines:
+        with _Lines(console, cells, weight, unit) as lines:
             yield lines
         return
-    columns = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns: list[ProgressColumn] = [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}")]
+    if unit != "cells":  # which take from milliseconds to minutes
+        columns.insert(0, _Rate(unit))
     with Progress(BarColumn(), TaskProgressColumn(), *columns, console=console) as progress:
         yield _Bar(progress, weight)
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} {self._unit}/s")
 
 
 class _Bar:
@@ -51,8 +69,8 @@ class _Bar:
 class _Lines:
     """One line every `EVERY` seconds, also while a cell takes longer; none for a run that is shorter."""
 
-    def __init__(self, console: Console, cells: int, weight: float):
-        self._console, self._cells, self._weight = console, cells, weight
+    def __init__(self, console: Console, cells: int, weight: float, unit: str):
+        self._console, self._cells, self._weight, self._unit = console, cells, weight, unit
         self._started = self._last = time.monotonic()
         self._cells_done, self._weight_done, self._label = 0, 0.0, "starting"
         self._lock, self._stopped = threading.Lock(), threading.Event()
@@ -85,7 +103,7 @@ class _Lines:
         if self._weight_done:
             left = f"about {elapsed * (self._weight - self._weight_done) / self._weight_done / 60:.1f} min left"
         self._console.print(
-            f"{self._cells_done} of {self._cells} cells ({100 * self._weight_done / self._weight:.0f} %), "
+            f"{self._cells_done} of {self._cells} {self._unit} ({100 * self._weight_done / self._weight:.0f} %), "
             f"{self._cells_done / elapsed:.1f} a second, {left}; now {self._label}",
             soft_wrap=True,
             highlight=False,
