@@ -13,7 +13,7 @@ from experiments.plotting.heat import Protocols, Shades, heat_cell
 from experiments.rows import Row
 from experiments.sinks import experiment, rules
 from experiments.sinks.rows import LABELS, TARGETS, label_of
-from experiments.sinks.verdicts import all_verdicts, target_of
+from experiments.sinks.verdicts import all_verdicts, reasons_of, target_of
 from experiments.study.jobs import Arrays, Job, rows_key
 from experiments.study.results import StudyResults
 from experiments.study.target import Target
@@ -95,11 +95,28 @@ def section(results: StudyResults) -> str:
     lines = verdicts(results)
     if not lines:
         return ""
-    said = "<ul>" + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>"
+    said = "<ul>" + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>" + _decided(results)
     shades, protocols = Shades([row for row in results.rows if row["task"] == TASK and row["metric"] != experiment.METER]), Protocols()
     groups = [(model, group) for model, of_model in all_verdicts(results.rows).items() for group in of_model]
     tables = "".join(_table(results, *one, shades, protocols) for one in groups)
     return f'{said}{_WHY}{_drawing()}{_HOW}{_READING}<div class="heats">{tables}</div>{protocols.listed()}{_SETTLED}'
+
+
+def _decided(results: StudyResults) -> str:
+    """The costs that each verdict rests on."""
+    lines = [
+        (
+            joined(label(model), _group_name(group)),
+            "CLS" if target == "cls" else target,
+            reasons_of(results.rows, model, group, target, verdict),
+        )
+        for model, of_model in all_verdicts(results.rows).items()
+        for group, of_group in of_model.items()
+        for target, verdict in of_group.items()
+    ]
+    entries = "".join(f"<li>{escaped(of)}, for {target}: {escaped(why)}</li>" for of, target, why in lines if why)
+    heading = "What they rest on: costs in points, refitted probes, paired 95 % intervals"
+    return f"<details><summary>{heading}</summary><ul>{entries}</ul></details>"
 
 
 def _group_name(group: str) -> str:

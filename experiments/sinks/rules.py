@@ -48,6 +48,17 @@ _READ = {VALUE_MEAN: "values", KEY_OTHER: "keys", LOST: "lost cut", RENORMALISED
 """Rows that all have to be free for "read, nothing lost", and what an open verdict calls them."""
 
 
+_DECIDED_BY = {
+    CONTENT_VALUES: (VALUE_MEAN,),
+    CONTENT_REPLACEABLE: (VALUE_OTHER,),
+    CONTENT_KEYS: (KEY_OTHER,),
+    IS_CONSTANT: (LOST, CONSTANT),
+    IS_SINK: (RENORMALISED, SINK),
+    NOTHING_LOST: tuple(_READ),
+}
+"""Rows whose costs decide a word."""
+
+
 class Cost(NamedTuple):
     """What an edit costs, in points: the score of the clean run minus that of the edited one, or a difference of two such costs.
 
@@ -145,6 +156,15 @@ def decide(evidence: Evidence) -> Verdict:
         words, cautions = [_nothing_or_open(evidence)], [*_moves(evidence), *cautions]
     notes = [*_redundant(evidence), *_channel(evidence), *_path(evidence), *cautions, *_off_manifold(evidence, words)]
     return Verdict(tuple(words), tuple(notes))
+
+
+def deciding(evidence: Evidence, verdict: Verdict) -> list[str]:
+    """Names of the rows that the words of a verdict rest on: whose costs made them, and of an open one those that are open."""
+    if evidence.clean - evidence.chance < LEAST_TO_LOSE:
+        return []
+    if verdict.words[0].startswith(OPEN):
+        return [row for row in _READ if row in evidence.rows and not (evidence.rows[row].is_free() or evidence.rows[row].gains())]
+    return list(dict.fromkeys(row for word in verdict.words for row in _DECIDED_BY.get(word, ()) if row in evidence.rows))
 
 
 def _content(evidence: Evidence) -> list[str]:

@@ -74,6 +74,17 @@ def _name(kind: str) -> str:
     return "CLS" if kind == "cls" else kind
 
 
+def reasons_of(rows: Sequence[Row], model: str, group: str, target: str, verdict: Verdict) -> str:
+    """The costs that decide a verdict, in words."""
+    evidence = evidence_of(rows, model, group, target)
+    assert evidence is not None
+    if verdict.words == (rules.NOT_READ,):
+        return f"at most {100 * evidence.attention:.2g} % of attention in any head and block"
+    costs = [(names.label_of(row), evidence.rows[row]) for row in rules.deciding(evidence, verdict)]
+    rounded = [(label, *(round(x, 1) + 0.0 for x in (cost.estimate, cost.low, cost.high))) for label, cost in costs]  # 0.0 for -0.0
+    return "; ".join(f"{label} {estimate:.1f} [{low:.1f}, {high:.1f}]" for label, estimate, low, high in rounded)
+
+
 def all_verdicts(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Verdict]]]:
     """The verdict on every group of every model, for each target, from the rows of a study."""
     found: dict[str, dict[str, dict[str, Verdict]]] = {}

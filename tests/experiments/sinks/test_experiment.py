@@ -16,7 +16,7 @@ from experiments.sinks import rules
 from experiments.sinks.experiment import ATTENTION, METER, compute, questions
 from experiments.sinks.readings import PENALTY
 from experiments.sinks.rows import edits_of, largest_channel
-from experiments.sinks.verdicts import all_verdicts
+from experiments.sinks.verdicts import all_verdicts, reasons_of
 from experiments.study.cells import Store
 from experiments.study.compare import add_holm, mark_repeats
 from experiments.study.results import StudyResults
@@ -92,6 +92,11 @@ def test_the_section_begins_with_the_verdicts_and_has_every_row(rows):
     page, said = content_or_sink.section(results), content_or_sink.verdict_words(results)["with_registers"]
     assert page.startswith("<ul><li>")
     assert said["registers"]["cls"] in page[: page.index("</ul>")]
+    reasons = page[page.index("What they rest on") : page.index("cannot decide")]
+    found = all_verdicts(rows)["with_registers"]
+    asked = [(group, target, verdict) for group, of_group in found.items() for target, verdict in of_group.items()]
+    decided = [why for group, target, verdict in asked if (why := reasons_of(rows, "with_registers", group, target, verdict))]
+    assert reasons.count("<li>") == len(decided)
     assert page.index("</ul>") < page.index("cannot decide") < page.index("<svg") < page.index("<table")
     assert '<th scope="row">cut, weight lost</th>' in page
     assert len(content_or_sink.verdicts(results)) == 2

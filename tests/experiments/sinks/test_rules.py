@@ -43,6 +43,25 @@ def test_what_no_head_attends_to_is_not_read_whatever_edits_cost():
 
 
 @pytest.mark.parametrize(
+    ("rows", "deciding"),
+    [
+        ({rules.VALUE_MEAN: COST, rules.VALUE_OTHER: COST}, [rules.VALUE_MEAN]),
+        ({rules.RENORMALISED: COST, rules.SINK: COST, rules.KEY_OTHER: COST}, [rules.KEY_OTHER, rules.RENORMALISED, rules.SINK]),
+        ({}, [rules.VALUE_MEAN, rules.KEY_OTHER, rules.LOST, rules.RENORMALISED]),
+        ({rules.LOST: UNSURE, rules.ZERO: UNSURE}, [rules.LOST]),
+    ],
+)
+def test_the_rows_that_decide_are_named(rows, deciding):
+    known = evidence(**rows)
+    assert rules.deciding(known, decide(known)) == deciding
+
+
+def test_near_chance_no_row_decides():
+    known = dataclasses.replace(evidence(**{rules.VALUE_MEAN: COST}), clean=15.0)
+    assert rules.deciding(known, decide(known)) == []
+
+
+@pytest.mark.parametrize(
     ("rows", "words"),
     [
         ({rules.VALUE_MEAN: COST, rules.VALUE_OTHER: COST, rules.LOST: COST}, (rules.CONTENT_VALUES,)),
