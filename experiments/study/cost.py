@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import jaxvit
 from experiments.features.conditions import CALIBRATED_SITES
@@ -21,6 +22,7 @@ from jaxvit import Moments, ViTConfig
 from jaxvit.inference import compare_all, mean_scores
 
 _GIB = 2**30
+_BLOCKS_AT_A_TIME = 3  # gathered where weights are split, as the compilers' memory says
 _STEPS_PER_C = 25  # of L-BFGS along a path, as seen on features of the demo models
 
 
@@ -110,6 +112,15 @@ def free_host_memory() -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
 
 
+def is_large(config: ViTConfig, mesh: Mesh) -> bool:
+    """Whether weights would take more than half of a device's memory; all copies of them together, where devices share the host's."""
+    of_device = jax.local_devices()[0].memory_stats() or {}
+    needed, memory = 4 * _weight_count(config), of_device.get("bytes_limit")
+    if memory is None:
+        needed, memory = mesh.size * needed, free_host_memory()
+    return memory is not None and mesh.size > 1 and needed > memory / 2
+
+
 def _free_device_memory() -> int | None:
     stats = jax.local_devices()[0].memory_stats()
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if stats and "bytes_limit" in stats else None
@@ -150,11 +161,15 @@ def _device_memory(target: Target) -> int:
     config, share = target.model.config, share_of(target.model.config, target.image_size, target.mesh)
     tokens = _token_count(config, target.data.analysis_images.shape[1:3])
     copies = target.mesh.size if _free_device_memory() is None else 1
-    return copies * (4 * _weight_count(config) + 4 * share * tokens * (16 * config.width + 2 * config.heads * tokens))
+    weights = 4 * _weight_count(config)
+    if target.model.weight_shards is not None:
+        weights = weights // target.mesh.size + _BLOCKS_AT_A_TIME * weights // config.depth
+    return copies * (weights + 4 * share * tokens * (16 * config.width + 2 * config.heads * tokens))
 
 
 def _weight_count(config: ViTConfig) -> int:
-    return config.depth * (4 * config.width**2 + 2 * config.width * config.mlp_dim)
+    matrices = 3 if config.feed_forward == "swiglu" else 2
+    return config.depth * (4 * config.width**2 + matrices * config.width * config.mlp_dim)
 
 
 def _disk(target: Target) -> int:
