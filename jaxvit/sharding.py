@@ -66,7 +66,8 @@ def with_weight_shards(model: Any, mesh: Mesh) -> Any:
     """The same leaves, which may be shapes, as a model whose weights are split. Errors as for `shard_weights`."""
     if mesh.axis_names != ("batch",):
         raise ValueError(
-            f"weights are split over a mesh of one axis, batch, and this one has {mesh.axis_names}; use jaxvit.sharding.batch_mesh()"
+            f"weights are split over a mesh of one axis, batch, and this one has {', '.join(mesh.axis_names)}; "
+            "use jaxvit.sharding.batch_mesh()"
         )
     axes = tuple(_split_axis(leaf.shape[1:], mesh.size) for leaf in jax.tree.leaves(model.blocks))
     if not any(axes):
@@ -128,8 +129,8 @@ def gathered(block: Any, shards: WeightShards | None) -> Any:
         if found is None:
             return leaf
         axis, length = found
-        if not inside:
-            leaf = jax.lax.with_sharding_constraint(leaf, everywhere)
+        if not inside:  # without the barrier a CPU's compiler gathers before it drops the axis of layers, and copies all shares for that
+            leaf = jax.lax.with_sharding_constraint(jax.lax.optimization_barrier(leaf), everywhere)
         elif leaf.shape[axis] < length:
             leaf = jax.lax.all_gather(leaf, "batch", axis=axis, tiled=True)
         return leaf
@@ -145,7 +146,7 @@ def keeping_shares(step: Step, shards: WeightShards | None) -> Step:
 
 
 def _is_not_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name not in ("sharding_constraint", "all_gather")
+    return primitive.name not in ("optimization_barrier", "sharding_constraint", "all_gather")
 
 
 def on_host(tree: Any) -> Any:
