@@ -62,7 +62,12 @@ class Cost:
         host = self.host_memory if self.free_device_memory is not None else self.host_memory + self.device_memory
         for resource, needed, free, remedy in (
             ("memory", host, self.free_host_memory, "lower numbers of images (--data.pairs, --data.segmentation)"),
-            ("memory of the device", self.device_memory, self.free_device_memory, "choose smaller images or --dtype bfloat16"),
+            (
+                "memory of the device",
+                self.device_memory,
+                self.free_device_memory,
+                "choose smaller images, --dtype bfloat16, or --shard-weights on several devices",
+            ),
             ("disk", self.disk, self.free_disk, "choose another --out"),
         ):
             if free is not None and needed > free and (computing or resource == "disk"):
