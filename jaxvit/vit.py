@@ -196,7 +196,8 @@ class ViT(nnx.Module):
         config = self.config
         registers = f", {config.registers} registers" if config.registers else ""
         shape = f"width {config.width}, {config.depth} blocks of {config.heads} heads{registers}, patches of {config.patch_size} pixels"
-        return f"ViT({shape}; {weights_in_words(self)})"
+        split = "" if self.weight_shards is None else f", those of blocks split over {self.weight_shards.mesh.size} devices"
+        return f"ViT({shape}; {weights_in_words(self)}{split})"
 
     __str__ = __repr__  # not that of nnx
 

@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
+import jaxvit
 from jaxvit.sharding import batch_mesh, shard_weights, weight_shardings, with_weight_shards
 from jaxvit.vit import abstract
 from tests.jaxvit import tiny
@@ -71,7 +73,11 @@ def test_what_cannot_be_split_is_refused_with_what_can():
         shard_weights(tiny.model(), jax.make_mesh((1,), ("model",)))
 
 
+def test_a_model_says_that_its_weights_are_split():
+    model = with_weight_shards(tiny.model(), jax.sharding.AbstractMesh((8,), ("batch",)))
+    assert str(model) == str(tiny.model()).removesuffix(")") + ", those of blocks split over 8 devices)"
+
+
 def test_one_device_is_a_mesh_too():
-    model = shard_weights(tiny.model(), batch_mesh(jax.devices()[:1]))
-    assert model.weight_shards is not None
-    assert tiny.model().weight_shards is None
+    model, images = shard_weights(tiny.model(), batch_mesh(jax.devices()[:1])), tiny.images(2)
+    assert np.array_equal(jaxvit.forward(model, images).tokens, jaxvit.forward(tiny.model(), images).tokens)
