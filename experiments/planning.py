@@ -168,6 +168,12 @@ def _weights_mesh(study: Study, config: ViTConfig, mesh: Mesh) -> Mesh | None:
     return mesh if study.shard_weights or is_large(config, mesh) else None
 
 
+def split_weights(models: Mapping[str, jaxvit.ViT]) -> list[str]:
+    """A line for each model whose weights are split over devices."""
+    shards = {name: model.weight_shards for name, model in models.items() if model.weight_shards is not None}
+    return [f"Weights of {name} are split over devices ({split.mesh.size})." for name, split in shards.items()]
+
+
 def study_images(study: Study, models: Mapping[str, jaxvit.ViT]) -> dict[str, StudyData]:
     """The images of a study as each of its models sees them, by the model's name. They are decoded once for every protocol.
 

@@ -26,7 +26,7 @@ from experiments.datasets.reading import MAX_PIXELS
 from experiments.definition import FAMILY, PRECISIONS, Study
 from experiments.features.expressions import parse_condition
 from experiments.numerics import compiler_flags, numerics, pinned_numerics
-from experiments.planning import Choices, Plan, chosen, load_models, make_plan, study_images
+from experiments.planning import Choices, Plan, chosen, load_models, make_plan, split_weights, study_images
 from experiments.program import prepare_devices, run
 from experiments.report import page
 from experiments.rows import check_rows
@@ -218,7 +218,7 @@ def _reproduce(study: Study) -> Path:
     folder.check_run_folder(out, study.identity(*images), weights, images[0].files)
     plan = make_plan(study, choices, models, data, mesh)
     protocols = {target.name: target.data.protocols["labels"] for target in plan.targets}
-    for line in (*images[0].notes, *different_protocols(protocols), *plan.skipped):
+    for line in (*images[0].notes, *different_protocols(protocols), *split_weights(models), *plan.skipped):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     store = Store(out / "cells")
     missing = [job for job in plan.jobs if job.key not in store]

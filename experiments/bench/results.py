@@ -96,7 +96,11 @@ def tables(results: Results) -> str:
             parts.append(_folded(row["what"], _metrics(facts["metrics"])))
         if isinstance(facts.get("programs"), list):
             split = "weight_bytes" in facts["programs"][0]
-            title, made = ("program with split weights", _split_programs) if split else ("program", _programs)
+            title, made = (
+                ("program with split weights (float32: exact products, as in a study)", _split_programs)
+                if split
+                else ("program", _programs)
+            )
             parts.append(_folded(f"every {title} for {row['device']}", made(row["device"], facts["programs"])))
     return "\n\n".join(parts)
 

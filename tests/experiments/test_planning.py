@@ -185,12 +185,10 @@ def test_weights_are_split_wherever_models_come_from(models, by_size, monkeypatc
             assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(model)), name
     loaded = planning.load_models(studies[0], mesh)
     assert weights_hash(loaded["with_registers"]) == weights_hash(small)
-    targets = planning.whole_plan(dataclasses.replace(studies[0], models=models[:1], analyses=("ablation_table",)), mesh).targets
-    assert {target.name: target.model is None or bool(target.model.weight_shards) for target in targets} == {
-        "with_registers": True,
-        "with_registers_random": True,
-        "raw_pixels": True,
-    }
+    assert planning.split_weights({**loaded, "small": small}) == [
+        f"Weights of {name} are split over devices ({mesh.size})." for name in ("with_registers", "demo_reg")
+    ]
+    assert planning._create(studies[0], CONFIG, mesh).weight_shards == loaded["with_registers"].weight_shards, "a baseline"
 
 
 def test_small_models_are_copied(models):
