@@ -334,7 +334,9 @@ def _load_folder(folder: Path, mesh: Mesh | None = None) -> ViT:
                 add_to_hash(digest, name, leaf)
                 leaves[name] = jax.block_until_ready(jax.device_put(leaf, shardings[name]) if mesh else jnp.asarray(leaf))
     except Exception as error:  # Orbax and its storage raise errors of many types, with messages of many lines
-        raise ValueError(f'checkpoint "{folder}" cannot be read: {first_line(error)}') from error
+        fits = "RESOURCE_EXHAUSTED" not in str(error)
+        remedy = "" if fits else "; split it over several devices: jaxvit.load(path, jaxvit.sharding.batch_mesh())"
+        raise ValueError(f'checkpoint "{folder}" cannot be read: {first_line(error).rstrip(".")}{remedy}') from error
     if digest.hexdigest() != manifest.get("weights_sha256"):
         raise ValueError(f'checkpoint "{folder}" is damaged: its weights are not those of its manifest; convert the weights again')
     return _assembled(tree, leaves)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
 Module = TypeVar("Module")
@@ -55,7 +55,7 @@ def shard_weights(model: Module, mesh: Mesh) -> Module:
     needs its share of the weights and one or two whole blocks. Outputs are those of a model that is copied, bit for bit.
 
     Raises:
-        ValueError: the mesh has other axes than "batch", or its devices divide no side of any matrix.
+        ValueError: it is no mesh, one of other axes than "batch", or its devices divide no side of any matrix.
     """
     split_model = with_weight_shards(model, mesh)
     placed: Module = jax.device_put(split_model, weight_shardings(split_model, mesh))
@@ -64,6 +64,8 @@ def shard_weights(model: Module, mesh: Mesh) -> Module:
 
 def with_weight_shards(model: Any, mesh: Mesh) -> Any:
     """The same leaves, which may be shapes, as a model whose weights are split. Errors as for `shard_weights`."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise ValueError(f"mesh is {type(mesh).__name__}; give a mesh of the devices to split weights over: jaxvit.sharding.batch_mesh()")
     if mesh.axis_names != ("batch",):
         raise ValueError(
             f"weights are split over a mesh of one axis, batch, and this one has {', '.join(mesh.axis_names)}; "
@@ -72,9 +74,10 @@ def with_weight_shards(model: Any, mesh: Mesh) -> Any:
     axes = tuple(_split_axis(leaf.shape[1:], mesh.size) for leaf in jax.tree.leaves(model.blocks))
     if not any(axes):
         sides = sorted({side for leaf in jax.tree.leaves(model.blocks) if leaf.ndim > 2 for side in leaf.shape[1:]})
+        fewer = next(count for count in range(mesh.size, 0, -1) if any(side % count == 0 for side in sides))
         raise ValueError(
-            f"{mesh.size} devices divide none of {', '.join(map(str, sides))}, the sides of this model's matrices; "
-            "choose a number that does: jaxvit.sharding.batch_mesh(devices[:8])"
+            f"{mesh.size} devices divide none of {', '.join(map(str, sides))}, the sides of this model's matrices; leave them whole, or split "
+            f"them over {fewer}: jaxvit.sharding.batch_mesh(jax.devices()[:{fewer}])"
         )
     marked = jax.tree.map(lambda leaf: leaf, model)
     marked.weight_shards = WeightShards(mesh, axes)

@@ -118,12 +118,14 @@ def free_host_memory() -> int | None:
 
 
 def is_large(config: ViTConfig, mesh: Mesh) -> bool:
-    """Whether weights would take more than half of a device's memory; all copies of them together, where devices share the host's."""
+    """Whether copies of the weights would take more than half of a device's memory (all copies together, where devices share the host's),
+    and the mesh can split them."""
     of_device = jax.local_devices()[0].memory_stats() or {}
     needed, memory = 4 * _weight_count(config), of_device.get("bytes_limit")
     if memory is None:
         needed, memory = mesh.size * needed, free_host_memory()
-    return memory is not None and mesh.size > 1 and needed > memory / 2
+    can_split = mesh.size > 1 and any(side % mesh.size == 0 for side in (config.width, 3 * config.width, config.mlp_dim))
+    return memory is not None and can_split and needed > memory / 2
 
 
 def _free_device_memory() -> int | None:
@@ -167,8 +169,10 @@ def _device_memory(target: Target) -> int:
     tokens = _token_count(config, target.data.analysis_images.shape[1:3])
     copies = target.mesh.size if _free_device_memory() is None else 1
     weights = 4 * _weight_count(config)
-    if target.model.weight_shards is not None:
-        weights = weights // target.mesh.size + _BLOCKS_AT_A_TIME * weights // config.depth
+    if (shards := target.model.weight_shards) is not None:
+        leaves = zip(jax.tree.leaves(target.model.blocks), shards.axes, strict=True)
+        held = sum(4 * leaf.size // (1 if axis is None else target.mesh.size) for leaf, axis in leaves)
+        weights = held + _BLOCKS_AT_A_TIME * weights // config.depth
     return copies * (weights + 4 * share * tokens * (16 * config.width + 2 * config.heads * tokens))
 
 

@@ -43,6 +43,7 @@ def test_a_study_that_does_not_fit_is_refused_before_it_starts():
         ("dinov3_vit7b16", 4, 32e9, 400e9, True),  # a v4-8
         ("dinov3_vit7b16", 8, 141e9, 1e12, False),
         ("dinov3_vit7b16", 1, 16e9, 400e9, False),
+        ("dinov3_vit7b16", 7, 16e9, 400e9, False),  # which divide nothing
         ("dinov2_vitg14_reg", 8, 16e9, 400e9, False),
         ("dinov3_vit7b16", 16, None, 256e9, True),  # a CPU, whose devices share its memory: 16 copies
         ("dinov2_vitb14", 16, None, 256e9, False),
@@ -66,8 +67,8 @@ def test_split_weights_cost_a_share_and_a_few_blocks(monkeypatch):
         cost._device_memory(SimpleNamespace(model=m, mesh=mesh, image_size=(32, 32), data=images))
         for m in (model, with_weight_shards(model, mesh))
     )
-    matrices = sum(4 * leaf.size for leaf in jax.tree.leaves(model.blocks) if leaf.ndim == 3)
-    assert whole - split == matrices - matrices // 8 - 3 * matrices // 40
+    matrices, vectors = (sum(4 * leaf.size for leaf in jax.tree.leaves(model.blocks) if leaf.ndim == ndim) for ndim in (3, 2))
+    assert whole - split == matrices - (matrices // 8 + vectors + 3 * matrices // 40)
 
 
 def test_conditions_of_one_structure_are_one_program(tmp_path):
