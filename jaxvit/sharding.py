@@ -16,6 +16,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
+from jaxvit.calls import check_model
+
 Module = TypeVar("Module")
 Step = TypeVar("Step", bound=Callable[..., Any])
 
@@ -55,8 +57,9 @@ def shard_weights(model: Module, mesh: Mesh) -> Module:
     needs its share of the weights and one or two whole blocks. Outputs are those of a model that is copied, bit for bit.
 
     Raises:
-        ValueError: it is no mesh, one of other axes than "batch", or its devices divide no side of any matrix.
+        ValueError: it is no model, no mesh or one of other axes than "batch", or its devices divide no side of any matrix.
     """
+    check_model(model)
     split_model = with_weight_shards(model, mesh)
     placed: Module = jax.device_put(split_model, weight_shardings(split_model, mesh))
     return placed
@@ -76,8 +79,8 @@ def with_weight_shards(model: Any, mesh: Mesh) -> Any:
         sides = sorted({side for leaf in jax.tree.leaves(model.blocks) if leaf.ndim > 2 for side in leaf.shape[1:]})
         fewer = next(count for count in range(mesh.size, 0, -1) if any(side % count == 0 for side in sides))
         raise ValueError(
-            f"{mesh.size} devices divide none of {', '.join(map(str, sides))}, the sides of this model's matrices; leave them whole, or split "
-            f"them over {fewer}: jaxvit.sharding.batch_mesh(jax.devices()[:{fewer}])"
+            f"{mesh.size} devices divide none of {', '.join(map(str, sides))}, the sides of this model's matrices; leave them whole, or "
+            f"split them over {fewer}: jaxvit.sharding.batch_mesh(jax.devices()[:{fewer}])"
         )
     marked = jax.tree.map(lambda leaf: leaf, model)
     marked.weight_shards = WeightShards(mesh, axes)

@@ -22,7 +22,7 @@ from jaxvit import Moments, ViTConfig
 from jaxvit.inference import compare_all, mean_scores
 
 _GIB = 2**30
-_BLOCKS_AT_A_TIME = 3  # gathered where weights are split, as the compilers' memory says
+_BLOCKS_AT_A_TIME = 2  # gathered where weights are split: the one that runs, and the next
 _STEPS_PER_C = 25  # of L-BFGS along a path, as seen on features of the demo models
 
 
@@ -169,10 +169,8 @@ def _device_memory(target: Target) -> int:
     tokens = _token_count(config, target.data.analysis_images.shape[1:3])
     copies = target.mesh.size if _free_device_memory() is None else 1
     weights = 4 * _weight_count(config)
-    if (shards := target.model.weight_shards) is not None:
-        leaves = zip(jax.tree.leaves(target.model.blocks), shards.axes, strict=True)
-        held = sum(4 * leaf.size // (1 if axis is None else target.mesh.size) for leaf, axis in leaves)
-        weights = held + _BLOCKS_AT_A_TIME * weights // config.depth
+    if target.model.weight_shards is not None:  # the shares are there already, and not free
+        weights = _BLOCKS_AT_A_TIME * weights // config.depth
     return copies * (weights + 4 * share * tokens * (16 * config.width + 2 * config.heads * tokens))
 
 

@@ -69,6 +69,8 @@ def test_matrices_are_split_on_the_first_side_that_can_be_shared_out():
 def test_what_cannot_be_split_is_refused_with_what_can():
     with pytest.raises(ValueError, match=r"7 devices divide none of 24, 48, 72, .* over 6: .*\[:6\]\)"):
         with_weight_shards(tiny.model(), jax.sharding.AbstractMesh((7,), ("batch",)))
+    with pytest.raises(ValueError, match=r'model is "dinov3_vit7b16", a name or path; open it: '):
+        shard_weights("dinov3_vit7b16", batch_mesh())
     with pytest.raises(ValueError, match=r"mesh is int; give a mesh of the devices .*batch_mesh\(\)"):
         jaxvit.create(tiny.CONFIG, mesh=8)
     with pytest.raises(ValueError, match=r"one axis, batch, and this one has model; use jaxvit\.sharding\.batch_mesh\(\)"):
