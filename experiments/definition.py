@@ -62,6 +62,7 @@ class Study:
         batch_size: images under way at a time, over all devices; no number depends on it.
         dtype: of the models.
         random_weights: models of these names with random weights.
+        shard_weights: split the weights of every model over the devices of a process, not only of large ones; no number depends on it.
         resamples: of bootstrap and permutation tests.
         readouts: how features are read.
         preprocess: how files of images become the squares that models see: a name in `PROTOCOLS`, or "family", the protocol of the
@@ -91,6 +92,7 @@ class Study:
     batch_size: int | None = None
     dtype: str = "float32"
     random_weights: bool = False
+    shard_weights: bool = False
     resamples: int | None = None
     readouts: Readouts | None = None
     preprocess: str = FAMILY

@@ -27,12 +27,15 @@ from experiments.numerics import compiler_flags
 from experiments.plugins import Plugin, load_plugin, source_hash
 from experiments.sinks.constructed import CONSTRUCTED, constructed
 from experiments.study.cells import cell_hash
+from experiments.study.cost import is_large
 from experiments.study.jobs import Job
 from experiments.study.target import PIXELS, Settings, Target
 from experiments.tasks.base import Readouts, Task
 from experiments.tasks.table import TASKS
 from jaxvit import ViTConfig
-from jaxvit.vit import cast, truncated
+from jaxvit.checkpoint import read_config
+from jaxvit.sharding import batch_mesh, shard_weights
+from jaxvit.vit import cast, config_of, truncated
 
 BATCH_SIZE = 128
 """Images under way at a time unless another number is given."""
@@ -121,18 +124,20 @@ def plan_jobs(targets: Sequence[Target], analyses: Mapping[str, Analysis], plugi
     return list(jobs.values())
 
 
-def load_models(study: Study) -> dict[str, jaxvit.ViT]:
-    """The models by their names in the study, cut off after the layer that is read.
+def load_models(study: Study, mesh: Mesh | None = None) -> dict[str, jaxvit.ViT]:
+    """The models by their names in the study, cut off after the layer that is read. The weights of large ones are split over the mesh, by
+    default one of all devices of this process.
 
     Raises:
-        ValueError: an unknown model, two of one name, none, or a layer that one does not have.
+        ValueError: an unknown model, two of one name, none, a layer that one does not have, or weights that the mesh cannot split.
     """
+    mesh = batch_mesh() if mesh is None else mesh
     if isinstance(study.models, Mapping):
-        models = {name: cast(model, study.dtype) for name, model in study.models.items()}
+        models = {name: cast(_split(study, model, mesh), study.dtype) for name, model in study.models.items()}
     else:
         sources = [str(source) for source in study.models or study.chosen_preset.models]
-        make = (lambda name: jaxvit.create(name, study.seed)) if study.random_weights else _load
-        models = {Path(source).name: cast(make(source), study.dtype) for source in sources}
+        make = _create if study.random_weights else _load
+        models = {Path(source).name: cast(make(study, source, mesh), study.dtype) for source in sources}
         if len(models) < len(sources):
             raise ValueError(f"two models share a name in {', '.join(sources)}; rename one of the folders")
     if not models:
@@ -141,9 +146,32 @@ def load_models(study: Study) -> dict[str, jaxvit.ViT]:
     return models if layer is None else {name: truncated(model, layer + 1) for name, model in models.items()}
 
 
-def _load(source: str) -> jaxvit.ViT:
+def _load(study: Study, source: str, mesh: Mesh) -> jaxvit.ViT:
     """A model by its name or folder; constructed ones by theirs."""
-    return constructed(source) if source in CONSTRUCTED else jaxvit.load(source)
+    if source in CONSTRUCTED:
+        return _split(study, constructed(source), mesh)
+    return jaxvit.load(source, _weights_mesh(study, read_config(source), mesh))
+
+
+def _create(study: Study, model: str | ViTConfig, mesh: Mesh) -> jaxvit.ViT:
+    """A model with random weights."""
+    return jaxvit.create(model, study.seed, _weights_mesh(study, config_of(model), mesh))
+
+
+def _split(study: Study, model: jaxvit.ViT, mesh: Mesh) -> jaxvit.ViT:
+    """A model that is in memory, with its weights split where they should be."""
+    return model if model.weight_shards or not _weights_mesh(study, model.config, mesh) else shard_weights(model, mesh)
+
+
+def _weights_mesh(study: Study, config: ViTConfig, mesh: Mesh) -> Mesh | None:
+    """The mesh, if the weights of a model are to be split over it."""
+    return mesh if study.shard_weights or is_large(config, mesh) else None
+
+
+def split_weights(models: Mapping[str, jaxvit.ViT]) -> list[str]:
+    """A line for each model whose weights are split over devices."""
+    shards = {name: model.weight_shards for name, model in models.items() if model.weight_shards is not None}
+    return [f"Weights of {name} are split over devices ({split.mesh.size})." for name, split in shards.items()]
 
 
 def study_images(study: Study, models: Mapping[str, jaxvit.ViT]) -> dict[str, StudyData]:
@@ -304,7 +332,7 @@ def _baselines(
     for name, model in ({} if study.random_weights else models).items():
         first.setdefault(model.config, name)
     for config, name in first.items():
-        untrained = cast(jaxvit.create(config, study.seed), study.dtype)
+        untrained = cast(_create(study, config, mesh), study.dtype)
         targets.append(Target(f"{demo.twin_of(config) or name}_random", untrained, mesh, data[name], options, baseline=True))
     pixels = min(data.values(), key=lambda entry: list(PROTOCOLS).index(entry.protocol))
     return [*targets, Target(PIXELS, None, mesh, pixels, options, baseline=True)]
@@ -322,5 +350,5 @@ def whole_plan(study: Study, mesh: Mesh) -> Plan:
     Raises:
         ValueError: as in `load_models`, `chosen`, `study_images` and `make_plan`.
     """
-    models = load_models(study)
+    models = load_models(study, mesh)
     return make_plan(study, chosen(study, models), models, study_images(study, models), mesh)

@@ -26,7 +26,7 @@ from experiments.datasets.reading import MAX_PIXELS
 from experiments.definition import FAMILY, PRECISIONS, Study
 from experiments.features.expressions import parse_condition
 from experiments.numerics import compiler_flags, numerics, pinned_numerics
-from experiments.planning import Choices, Plan, chosen, load_models, make_plan, study_images
+from experiments.planning import Choices, Plan, chosen, load_models, make_plan, split_weights, study_images
 from experiments.program import prepare_devices, run
 from experiments.report import page
 from experiments.rows import check_rows
@@ -83,6 +83,8 @@ class Options:
         batch_size: images under way at a time, over all devices. It moves no number, nor does the number of devices.
         dtype: of the models' weights and streams; norms, softmax, RoPE and everything after the models stay float32.
         random_weights: models of these names with random weights, for trying a study without any.
+        shard_weights: split the weights of every model over the devices of this machine (docs/launching.md), as is done by itself with
+            weights of more than half of a device's memory. It moves no number.
         resamples: of bootstrap and permutation tests.
         preprocess: how files of images become the squares that models see. "family" takes the protocol of the implementation that each
             model's weights agree with: Hugging Face's for its oracle, else torchvision's; the others are for all models.
@@ -121,6 +123,7 @@ class Options:
     batch_size: Annotated[int | None, _shown("INT", "128")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     random_weights: bool = False
+    shard_weights: bool = False
     resamples: Annotated[int | None, _shown("INT", "the preset's")] = None
     preprocess: Literal["family", "torchvision", "hf_dino", "hf_dinov2", "hf_dinov3"] = FAMILY
     max_pixels: int = MAX_PIXELS
@@ -174,6 +177,7 @@ class Options:
             batch_size=self.batch_size,
             dtype=self.dtype,
             random_weights=self.random_weights,
+            shard_weights=self.shard_weights,
             resamples=self.resamples,
             readouts=self.readouts,
             preprocess=self.preprocess,
@@ -202,7 +206,7 @@ def reproduce(study: Study) -> Path:
 def _reproduce(study: Study) -> Path:
     console, mesh, out = Console(quiet=study.quiet), batch_mesh(), study.folder
     folder.check_owner(out)
-    models = load_models(study)
+    models = load_models(study, mesh)
     weights = {name: weights_hash(model) for name, model in models.items()}
     choices = chosen(study, models)
     where = study.cluster or f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
@@ -214,7 +218,7 @@ def _reproduce(study: Study) -> Path:
     folder.check_run_folder(out, study.identity(*images), weights, images[0].files)
     plan = make_plan(study, choices, models, data, mesh)
     protocols = {target.name: target.data.protocols["labels"] for target in plan.targets}
-    for line in (*images[0].notes, *different_protocols(protocols), *plan.skipped):
+    for line in (*images[0].notes, *different_protocols(protocols), *split_weights(models), *plan.skipped):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     store = Store(out / "cells")
     missing = [job for job in plan.jobs if job.key not in store]

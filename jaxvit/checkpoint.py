@@ -7,9 +7,7 @@ import dataclasses
 import errno
 import hashlib
 import importlib.metadata
-import inspect
 import json
-import logging
 import os
 import platform
 import shutil
@@ -21,10 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxvit.calls import check_model, check_path
 from jaxvit.config import MODELS, ViTConfig
 from jaxvit.files import cache_folder, file_hash, refuse_remote, require_space, sibling, sweep
+from jaxvit.sharding import shard_weights, weight_shardings, whole, with_weight_shards
+from jaxvit.stored import add_to_hash, first_line, stored_leaves, write_leaves
 from jaxvit.vit import ViT, abstract
 
 FORMAT = "jaxvit"
@@ -55,9 +56,6 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
         ValueError: `path` is remote or something other than a jaxvit checkpoint, there is no space for it, writing fails, or `manifest`
             redefines an entry that `save` writes.
     """
-    # imported here because it takes as long as the rest of the library, and most programs only load a demo model
-    import orbax.checkpoint as ocp
-
     check_path(path, "jaxvit.save(model, path)")
     check_model(model)
     refuse_remote(path)
@@ -81,20 +79,11 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
     temporary = sibling(folder, "tmp")
     try:
         temporary.mkdir()
-        # Orbax's defaults copy and compress every array: twice the weights in memory, for a tenth less on disk. Early versions of 0.12
-        # have no choice but to copy
-        numpy_handler = ocp.type_handlers.NumpyHandler
-        uncopied = {"deepcopy_host_arrays": False} if "deepcopy_host_arrays" in inspect.signature(numpy_handler).parameters else {}
-        registry = ocp.type_handlers.create_type_handler_registry(
-            (np.ndarray, numpy_handler(**uncopied)), (jax.Array, ocp.type_handlers.ArrayHandler())
-        )
-        handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
         try:
-            with _silent_absl(), ocp.Checkpointer(handler) as checkpointer:
-                checkpointer.save(temporary / WEIGHTS, leaves)
+            write_leaves(temporary / WEIGHTS, leaves)
             _erase_path(temporary)
         except Exception as error:  # Orbax and its storage raise errors of many types, with messages of many lines
-            raise ValueError(f'writing "{folder}" failed, nothing is left of it: {_first_line(error)}') from error
+            raise ValueError(f'writing "{folder}" failed, nothing is left of it: {first_line(error)}') from error
         entries = json.loads(json.dumps(own_entries | {"files": _listing(temporary)} | dict(manifest or {})))
         (temporary / MANIFEST).write_text(json.dumps(entries | {_SEAL: _seal(entries)}, indent=2) + "\n")
         _put(temporary, folder)
@@ -109,25 +98,48 @@ def save(model: ViT, path: str | os.PathLike[str], manifest: Mapping[str, Any] |
     return folder
 
 
-def load(path_or_name: str | os.PathLike[str]) -> ViT:
+def load(path_or_name: str | os.PathLike[str], mesh: Mesh | None = None) -> ViT:
     """The model of a checkpoint folder, or by name a bundled demo ("demo_reg") or a cached checkpoint. Never downloads.
 
     The cache is the folder in the environment variable JAXVIT_CACHE, by default `~/.cache/jaxvit`.
 
+    Args:
+        mesh: split the weights over its devices (`jaxvit.sharding.shard_weights`), for a model that is larger than one. They are read
+            leaf by leaf straight into the shares, so that the host never holds more than one leaf of all blocks besides.
+
     Raises:
-        ValueError: there is no such checkpoint, or it is damaged or does not hold what its manifest says.
+        ValueError: there is no such checkpoint, it is damaged or does not hold what its manifest says, or the mesh cannot split it.
+    """
+    found = _find(path_or_name)
+    if found.is_dir():
+        return _load_folder(found, mesh)
+    model = _load_demo(found)
+    return model if mesh is None else shard_weights(model, mesh)
+
+
+def read_config(path_or_name: str | os.PathLike[str]) -> ViTConfig:
+    """The config of what `load` opens, without its weights. Errors as for `load`."""
+    found = _find(path_or_name)
+    return _config(read_manifest(found).get("config"), found) if found.is_dir() else _open_demo(found)[0]
+
+
+def _find(path_or_name: str | os.PathLike[str]) -> Path:
+    """The checkpoint folder or the demo's file that a path or name stands for.
+
+    Raises:
+        ValueError: there is none.
     """
     check_path(path_or_name, "jaxvit.load(path_or_name)")
     refuse_remote(path_or_name)
     folder = Path(path_or_name).expanduser()
     if (folder / MANIFEST).is_file():
-        return _load_folder(folder)
+        return folder
     if folder.name == os.fspath(path_or_name):
         demo, cached = DEMO_FOLDER / f"{folder}.safetensors", cache_folder() / folder
         if demo.is_file():
-            return _load_demo(demo)
+            return demo
         if (cached / MANIFEST).is_file():
-            return _load_folder(cached)
+            return cached
     raise ValueError(_not_found(path_or_name, folder))
 
 
@@ -190,7 +202,11 @@ def assemble(config: ViTConfig, leaves: Mapping[str, Any]) -> ViT:
     Raises:
         ValueError: a leaf is missing, unknown, of another shape or not of a float dtype.
     """
-    tree = abstract(config)
+    return _assembled(abstract(config), leaves)
+
+
+def _assembled(tree: ViT, leaves: Mapping[str, Any]) -> ViT:
+    """The leaves in place of those of a tree of shapes. Errors as for `assemble`."""
     expected = named_leaves(tree)
     _check(expected, leaves)
     model: ViT = jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in expected])
@@ -279,22 +295,6 @@ def _erase_path(temporary: Path) -> None:
         note.write_text("Checkpoint commit was successful\n")
 
 
-@contextlib.contextmanager
-def _silent_absl() -> Iterator[None]:
-    """Suppress Orbax's log, which repeats every error that it raises with its traceback."""
-    logger = logging.getLogger("absl")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error's message, shortened; the type's name if there is no message."""
-    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
-
-
 def _listing(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every weights file, by its path."""
     files = sorted(f for f in (folder / WEIGHTS).rglob("*") if f.is_file())
@@ -309,16 +309,12 @@ def _seal(entries: Mapping[str, Any]) -> str:
 def _hash(leaves: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, leaf in sorted(leaves.items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        add_to_hash(digest, name, whole(leaf))
     return digest.hexdigest()
 
 
-def _load_folder(folder: Path) -> ViT:
+def _load_folder(folder: Path, mesh: Mesh | None = None) -> ViT:
     """The model of a checkpoint folder, after all checks of its files."""
-    import orbax.checkpoint as ocp
-
     manifest = read_manifest(folder)
     config = _config(manifest.get("config"), folder)
     # sizes first: Orbax reads in parallel, and its messages about several failed reads are not readable
@@ -327,35 +323,40 @@ def _load_folder(folder: Path) -> ViT:
         if not file.is_file() or file.stat().st_size != size:
             state = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
             raise ValueError(f'checkpoint "{folder}" is damaged: {name} {state}, it had {size} when written; convert the weights again')
-    expected = named_leaves(abstract(config))
-    weights = (folder / WEIGHTS).resolve()
+    tree = abstract(config) if mesh is None else with_weight_shards(abstract(config), mesh)
+    shardings = {} if mesh is None else named_leaves(weight_shardings(tree, mesh))
+    digest, leaves = hashlib.sha256(), {}
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            description = checkpointer.metadata(weights).item_metadata
-            if description is None:
-                raise ValueError("the description of its tree is damaged")
-            stored = dict(description.tree)
-            _check(expected, stored)
-            shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in stored.items()}
-            leaves = checkpointer.restore(weights, shapes)
+        with stored_leaves((folder / WEIGHTS).resolve()) as (stored, read):
+            _check(named_leaves(tree), stored)
+            for name in sorted(stored):  # one after another: the host holds one leaf, a device its share of all
+                leaf = read(name)
+                add_to_hash(digest, name, leaf)
+                leaves[name] = jax.block_until_ready(jax.device_put(leaf, shardings[name]) if mesh else jnp.asarray(leaf))
     except Exception as error:  # Orbax and its storage raise errors of many types, with messages of many lines
-        raise ValueError(f'checkpoint "{folder}" cannot be read: {_first_line(error)}') from error
-    if _hash(leaves) != manifest.get("weights_sha256"):
+        fits = "RESOURCE_EXHAUSTED" not in str(error)
+        remedy = "" if fits else "; split it over several devices: jaxvit.load(path, jaxvit.sharding.batch_mesh())"
+        raise ValueError(f'checkpoint "{folder}" cannot be read: {first_line(error).rstrip(".")}{remedy}') from error
+    if digest.hexdigest() != manifest.get("weights_sha256"):
         raise ValueError(f'checkpoint "{folder}" is damaged: its weights are not those of its manifest; convert the weights again')
-    return assemble(config, {name: jnp.asarray(leaf) for name, leaf in leaves.items()})
+    return _assembled(tree, leaves)
 
 
 def _load_demo(file: Path) -> ViT:
     """A demo model, in float32: its file holds float16 leaves and, in the header, the config."""
+    config, leaves = _open_demo(file)
+    return assemble(config, {name: jnp.asarray(leaf, jnp.float32) for name, leaf in leaves.items()})
+
+
+def _open_demo(file: Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy") as tensors:
             config = _config(json.loads((tensors.metadata() or {}).get("config", "null")), file)
-            leaves = {name: jnp.asarray(tensors.get_tensor(name), jnp.float32) for name in tensors.keys()}  # noqa: SIM118
+            return config, {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}; install the package again") from error
-    return assemble(config, leaves)
 
 
 def _config(entries: Any, source: Path) -> ViTConfig:

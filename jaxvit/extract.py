@@ -24,7 +24,7 @@ from jaxvit.given import Given, PerLayer, checked
 from jaxvit.lowering import lower
 from jaxvit.ops import Edits
 from jaxvit.printing import captured_in_words, layout_in_words, named_shapes
-from jaxvit.sharding import Batch, mesh_of, replicate
+from jaxvit.sharding import Batch, mesh_of, place, replicate, weight_specs
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT, normalise
 
@@ -112,8 +112,8 @@ def extract(
     Pixels are normalised on the device, in one program with the run. The last batch is padded, so that one program serves all batches;
     a batch is prepared while earlier ones run. Memory: on the devices `ahead + 1` batches, on the host what is kept.
 
-    A model that is replicated on a mesh (`jaxvit.sharding.replicate`) runs on all its devices, each on its share of the batch. With
-    shares of one size no number depends on how many devices there are.
+    A model that is on a mesh (`jaxvit.sharding.replicate`, or `shard_weights` for large ones) runs on all its devices, each on its share
+    of the batch. With shares of one size no number depends on how many devices there are.
 
     A shuffle exchanges tokens in random groups of `GROUP` images, drawn over all images from the seed of the first shuffle: no number
     depends on the batch size. What is iterated over is read as a whole first then.
@@ -144,7 +144,7 @@ def extract(
         raise ValueError(f"leading is {dict(leading or {})}; give numbers of images, at least 0")
     kept, captures, seed = _keep(keep), resolve(capture, CAPTURES), shuffle_seed(ablation)
     mesh = mesh_of(model)
-    model, share = replicate(model, mesh), -(-batch_size // mesh.size)
+    model, share = place(model, mesh), -(-batch_size // mesh.size)
     share = share if seed is None else GROUP * -(-share // GROUP)
     chunks, total = chunks_of(images, share * mesh.size, whole=seed is not None)
     first = next(chunks, None)
@@ -201,7 +201,7 @@ def run_batch(
         return results
 
     of_given = {name: PerLayer(_BY_LAYER) if isinstance(array, PerLayer) else _BY_IMAGE for name, array in (given or {}).items()}
-    in_specs = (_EVERYWHERE, _BY_IMAGE, _EVERYWHERE, _BY_IMAGE, _BY_IMAGE, None if given is None else of_given)
+    in_specs = (weight_specs(model), _BY_IMAGE, _EVERYWHERE, _BY_IMAGE, _BY_IMAGE, None if given is None else of_given)
     on_shares = jax.shard_map(on_share, mesh=mesh, in_specs=in_specs, out_specs=(_BY_IMAGE, _BY_LAYER), check_vma=False)
     results: tuple[dict[str, Array], dict[str, Any]] = on_shares(model, images, edits, ids, valid, given)
     return results

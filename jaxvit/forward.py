@@ -19,6 +19,7 @@ from jaxvit.given import Given
 from jaxvit.ops import Edits
 from jaxvit.printing import captured_in_words, layout_in_words, shape_in_words
 from jaxvit.run import LayerEdits, Run, begin, by_layer, prepare
+from jaxvit.sharding import keeping_shares
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import Block, ViT, attend_only
 
@@ -192,7 +193,8 @@ def through(
     blocks = model.blocks, by_layer(model, edits, given)
     if start:
         blocks = jax.tree.map(lambda leaf: leaf[start:], blocks)
-    x, captured = jax.lax.scan(jax.checkpoint(step) if keep_inputs_only else step, x, blocks)
+    step = jax.checkpoint(step) if keep_inputs_only else keeping_shares(step, run.weight_shards)
+    x, captured = jax.lax.scan(step, x, blocks)
     return Output(model.final_norm(x), x, run.layout, captured)
 
 
@@ -221,6 +223,7 @@ def _contrast(
         return both.stream_out, {name: function(clean, ablated) for name, function in captures}
 
     # Both streams go through the same kernels as one batch: they differ by the ablation alone, not by rounding.
+    step = keeping_shares(step, run.weight_shards)
     streams, captured = jax.lax.scan(step, jnp.stack([x, x]), (model.blocks, by_layer(model, edits, given)))
     tokens = model.final_norm(streams)
     return Pair(Output(tokens[0], streams[0], run.layout), Output(tokens[1], streams[1], run.layout), captured)

@@ -20,6 +20,7 @@ from jaxvit.cuts import Cuts, both_streams
 from jaxvit.given import Given, checked, split
 from jaxvit.lowering import lower
 from jaxvit.ops import BlockContext, CutOp, EditOp, Edits
+from jaxvit.sharding import WeightShards, gathered
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import AttentionFunction, Block, Rope, ViT, attend_only
 
@@ -48,7 +49,8 @@ def by_layer(model: ViT, edits: Edits | None, given: Given | None = None) -> Lay
 
 @dataclass(frozen=True)
 class Run:
-    """What is the same in every block of a run: rotary angles, the token layout, the examples and given arrays (`jaxvit.forward`)."""
+    """What is the same in every block of a run: rotary angles, the token layout, the examples and given arrays (`jaxvit.forward`), and how
+    weights are split."""
 
     rope: Rope | None
     layout: TokenLayout
@@ -56,6 +58,7 @@ class Run:
     valid: Array | None
     groups: Array | None
     given: dict[str, Array]
+    weight_shards: WeightShards | None = None
 
     def step(
         self,
@@ -82,7 +85,8 @@ class Run:
         cuts: Cuts = () if edits is None else cuts_of(edits.cuts, context, x.shape[-3])
         if clean_first:
             cuts = tuple(both_streams(stage) for stage in cuts)
-        return BlockState(block(x, self.rope, edit, attention=attention, cuts=cuts), context)
+        whole = gathered(block, self.weight_shards)
+        return BlockState(whole(x, self.rope, edit, attention=attention, cuts=cuts), context)
 
     def edited(
         self, site: str, x: Float[Array, "batch tokens *width"], edits: LayerEdits, clean: Array | None = None
@@ -113,7 +117,8 @@ def run_of(
     model: ViT, grid: tuple[int, int], example_ids: Array | None, valid: Array | None, groups: Array | None, given: Given | None = None
 ) -> Run:
     """What every block of a run on a grid of patches is given."""
-    return Run(model.rope(grid), TokenLayout(model.config.registers, *grid), example_ids, valid, groups, split(given)[0])
+    layout = TokenLayout(model.config.registers, *grid)
+    return Run(model.rope(grid), layout, example_ids, valid, groups, split(given)[0], model.weight_shards)
 
 
 def prepare(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
@@ -20,6 +21,7 @@ from jaxvit.config import MODELS, ViTConfig
 from jaxvit.cuts import Cuts
 from jaxvit.position import resize_table, rope_angles, rope_periods, rotate
 from jaxvit.printing import weights_in_words
+from jaxvit.sharding import WeightShards, weight_shardings, with_weight_shards
 
 Rope = tuple[Float[Array, "patches head_width"], Float[Array, "patches head_width"]]
 _xavier = nnx.initializers.xavier_uniform()
@@ -170,7 +172,8 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """The weights of one model, a plain pytree: pass it to jitted functions as an argument, never close over it.
 
-    `blocks` is ONE `Block` whose leaves are stacked [depth, ...]; `jaxvit.forward` scans over it.
+    `blocks` is ONE `Block` whose leaves are stacked [depth, ...]; `jaxvit.forward` scans over it. `weight_shards` says how they are split
+    over devices (`jaxvit.sharding.shard_weights`), None where they are not.
     """
 
     def __init__(self, config: ViTConfig, key: Array):
@@ -187,12 +190,14 @@ class ViT(nnx.Module):
         self.blocks = jax.vmap(lambda k: Block(config, nnx.Rngs(k)))(jax.random.split(block_key, config.depth))
         self.norm = _norm(config, rngs)
         self.prefix_norm = _norm(config, rngs) if config.untied_norm else None
+        self.weight_shards: WeightShards | None = None
 
     def __repr__(self) -> str:
         config = self.config
         registers = f", {config.registers} registers" if config.registers else ""
         shape = f"width {config.width}, {config.depth} blocks of {config.heads} heads{registers}, patches of {config.patch_size} pixels"
-        return f"ViT({shape}; {weights_in_words(self)})"
+        split = "" if self.weight_shards is None else f", those of blocks split over {self.weight_shards.mesh.size} devices"
+        return f"ViT({shape}; {weights_in_words(self)}{split})"
 
     __str__ = __repr__  # not that of nnx
 
@@ -231,15 +236,25 @@ class ViT(nnx.Module):
         return jnp.concatenate([self.prefix_norm(x[..., :prefix, :]), self.norm(x[..., prefix:, :])], axis=-2)
 
 
-def create(model: str | ViTConfig, seed: int = 0) -> ViT:
+def create(model: str | ViTConfig, seed: int = 0, mesh: Mesh | None = None) -> ViT:
     """A model with random weights: Xavier-uniform matrices, normal(0.1) tokens and positions, LayerScale 0.5, float32.
 
+    Args:
+        mesh: split the weights over its devices (`jaxvit.sharding.shard_weights`); each makes its share of the same weights.
+
     Raises:
-        ValueError: the name is not in `MODELS`, or the seed is no whole number.
+        ValueError: the name is not in `MODELS`, the seed is no whole number, or the mesh cannot split the weights.
     """
     check_seed(seed)
-    created: ViT = _create(config_of(model), jax.random.key(seed))
-    return created
+    config, key = config_of(model), jax.random.key(seed)
+    if mesh is None:
+        created: ViT = _create(config, key)
+        return created
+    shapes = with_weight_shards(abstract(config), mesh)
+    leaves = jax.tree.leaves(weight_shardings(shapes, mesh))
+    made = jax.jit(lambda key: jax.tree.leaves(ViT(config, key)), out_shardings=leaves)(key)
+    split: ViT = jax.tree.unflatten(jax.tree.structure(shapes), made)
+    return split
 
 
 def truncated(model: ViT, depth: int) -> ViT:

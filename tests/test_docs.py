@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 
+import jaxvit
 from experiments import open_study
 from experiments.report.tables import rows_table
 from experiments.reproduce import Study, reproduce
 from experiments.rows import SCHEMA
 from jaxvit.sites import SITES, TRANSFORMER_LENS
 from tests.experiments.tiny_study import READOUTS, SIZE, save_models
+from tests.jaxvit import tiny
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "results.md"
@@ -62,3 +65,13 @@ def test_the_example_of_a_study_of_ones_own_runs(tmp_path):
     assert conditions == {"full", *names["conditions"]}
     numbers = names["numbers"]
     assert set(numbers["condition"] if hasattr(numbers, "columns") else [row["condition"] for row in numbers]) == conditions
+
+
+def test_the_example_of_split_weights_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVIT_CACHE", str(tmp_path))
+    jaxvit.save(tiny.model(), tmp_path / "dinov3_vit7b16")
+    example = re.search(r"<!-- example: split weights -->\n```python\n(.*?)```", (DOCS / "launching.md").read_text(), re.DOTALL)[1]
+    names = {"pixels": np.zeros((jax.device_count(), *tiny.SIZE, 3), np.uint8)}
+    exec(example, names)
+    assert names["model"].weight_shards.mesh == names["mesh"]
+    assert names["out"].tokens.shape == (len(names["pixels"]), tiny.LAYOUT.tokens, tiny.CONFIG.width)

@@ -20,7 +20,7 @@ LIBRARY = (
     ("optimal", "registers", "rollout"),
     ("neighbours", "metrics", "probes"),
     ("multiway", "resampling", "inference"),
-    ("files", "checkpoint", "demo"),
+    ("files", "stored", "checkpoint", "demo"),
     ("__init__",),
 )
 """Modules of jaxvit/ from the ground up; those of a group may import one another, but not in a circle."""

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from experiments.bench import compiling, models, page, precision, readouts, results, scaling, study, tpu
+from experiments.bench import compiling, large, models, page, precision, readouts, results, scaling, study, tpu
 from experiments.bench.opponents import cores
 from experiments.bench.rows import BenchRow, Size, measure
 from experiments.numerics import compiler_flags
@@ -44,7 +44,7 @@ class Bench:
 
 def all_rows() -> dict[str, BenchRow]:
     """Every row by name."""
-    return {row.name: row for module in (models, readouts, compiling, study, page, precision, tpu) for row in module.rows()}
+    return {row.name: row for module in (models, readouts, compiling, study, page, precision, tpu, large) for row in module.rows()}
 
 
 def bench(settings: Bench) -> Path:

@@ -25,7 +25,8 @@ from jaxvit.extract import run_batch
 from jaxvit.forward import sweep_layers
 from jaxvit.neighbours import nearest
 from jaxvit.probes import few_shot, knn, logistic, ridge, segmentation, sgd
-from jaxvit.vit import abstract
+from jaxvit.sharding import weight_shardings, with_weight_shards
+from jaxvit.vit import abstract, cast
 
 NAMES = ("dinov2_vits14_reg", "dinov2_vitb14_reg")
 SIDE = 224
@@ -71,6 +72,16 @@ class Shapes(NamedTuple):
         sharding = NamedSharding(self.mesh, PartitionSpec())
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding), tree)
 
+    def split_weights(self, config: ViTConfig, dtype: Any) -> jaxvit.ViT:
+        """Shapes of a model whose weights are split over the mesh."""
+        model = with_weight_shards(jax.eval_shape(lambda model: cast(model, dtype), abstract(config)), self.mesh)
+        placed: jaxvit.ViT = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            model,
+            weight_shardings(model, self.mesh),
+        )
+        return placed
+
     def split(self, *shape: int, dtype: Any = jnp.float32, axis: int = 0) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "batch"))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -113,6 +124,29 @@ def model_programs(name: str, dtype: Any, shapes: Shapes, size: Size) -> Iterato
     yield program("off-manifold meter", (outer, norm, distance), meter, (moment, moment), model, pixels, zeroed, ids, valid)
     blocks = depth * (depth + 1) // 2
     yield program("sweep over layers", (outer,), _sweep, model, images, zeroed, blocks=blocks, block_of="forward")
+
+
+def large_programs(name: str, dtype: Any, shapes: Shapes, size: Size) -> Iterator[Program]:
+    """What a study runs of a model whose weights are split, with as many images on a chip at a time as a study takes: forward, attention
+    flow and a cut, and features under that cut, where each chip runs its share alone."""
+    config = replace(jaxvit.MODELS[name], depth=size.pick(jaxvit.MODELS[name].depth, 2))
+    model = shapes.split_weights(config, dtype)
+    per_chip = size.pick(extraction.share_of(config, (SIDE, SIDE), shapes.mesh), 2)
+    count = per_chip * shapes.mesh.size
+    pixels, images = (shapes.split(count, SIDE, SIDE, 3, dtype=kind) for kind in (jnp.uint8, dtype))
+    ids, valid = shapes.split(count, dtype=jnp.int32), shapes.split(count, dtype=bool)
+    cut = shapes.everywhere(jaxvit.lower(jaxvit.cut("cls", "registers"), config, SIDE))
+
+    def extract(model: jaxvit.ViT, pixels: jax.Array, edits: Any, ids: jax.Array, valid: jax.Array) -> Any:
+        return run_batch(model, pixels, edits, ids, valid, extraction.KEEP["final"], ((extraction.CLS, cls),), shapes.mesh)
+
+    for title, function, arguments in (
+        ("forward", _capture(()), (model, images)),
+        ("attention flow", _capture("attention_flow"), (model, images)),
+        ("cut of registers from CLS", _edited, (model, images, cut)),
+        ("features under the cut", extract, (model, pixels, cut, ids, valid)),
+    ):
+        yield Program(title, name, jnp.dtype(dtype).name, (function, arguments), per_chip)
 
 
 def readout_programs(shapes: Shapes, size: Size) -> Iterator[Program]:
@@ -226,6 +260,10 @@ def _capture(capture: Any) -> Callable[..., Any]:
         return out.captured or out.tokens
 
     return run
+
+
+def _edited(model: jaxvit.ViT, images: jax.Array, edits: Any) -> jax.Array:
+    return jaxvit.forward(model, images, edits).tokens
 
 
 def _calibrate(model: jaxvit.ViT, images: jax.Array, valid: jax.Array) -> Any:

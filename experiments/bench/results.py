@@ -95,7 +95,13 @@ def tables(results: Results) -> str:
         if "metrics" in facts:
             parts.append(_folded(row["what"], _metrics(facts["metrics"])))
         if isinstance(facts.get("programs"), list):
-            parts.append(_folded(f"every program for {row['device']}", _programs(row["device"], facts["programs"])))
+            split = "weight_bytes" in facts["programs"][0]
+            title, made = (
+                ("program with split weights (float32: exact products, as in a study)", _split_programs)
+                if split
+                else ("program", _programs)
+            )
+            parts.append(_folded(f"every {title} for {row['device']}", made(row["device"], facts["programs"])))
     return "\n\n".join(parts)
 
 
@@ -130,6 +136,17 @@ def _programs(device: str, programs: Iterable[Mapping[str, Any]]) -> str:
         speed, megabytes = _number(p.get("images_per_second_per_chip")), _number(p["bytes"] / 1e6 if "bytes" in p else None)
         lines.append([p["program"], p["model"], p["dtype"], milliseconds, speed, megabytes, "yes" if p["fits"] else "no"])
     return table([device, "model", "dtype", "ms", "images/s per chip", "MB of a chip", "fits"], lines)
+
+
+def _split_programs(device: str, programs: Iterable[Mapping[str, Any]]) -> str:
+    """The compiler's numbers for programs of a model whose weights are split over the chips."""
+    lines = []
+    for p in programs:
+        sizes = [f"{p[name] / 1e9:.2f}" if name in p else "" for name in ("weight_bytes", "temporary_bytes", "bytes")]
+        between = ", ".join(p.get("collectives", ()))
+        lines.append([p["program"], p["model"], p["dtype"], str(p["images"]), *sizes, between, "yes" if p["fits"] else "no"])
+    heads = [device, "model", "dtype", "images a chip", "GB of a chip: weights", "temporaries", "everything", "between chips", "fits"]
+    return table(heads, lines)
 
 
 def _ratio(row: Mapping[str, Any]) -> str:

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxvit
@@ -28,6 +27,7 @@ from experiments.bench.rows import BenchRow, Goal, Size
 from experiments.numerics import pin_process
 from jaxvit.attention import attend, attention_with_groups, probabilities
 from jaxvit.capture import group_columns
+from jaxvit.sharding import batch_mesh
 
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 SLICES = {"v5e": ("v5e:2x4", "v5litepod-8", 16e9), "v4": ("v4:2x2x1", "v4-8", 32e9)}
@@ -35,6 +35,17 @@ SLICES = {"v5e": ("v5e:2x4", "v5litepod-8", 16e9), "v4": ("v4:2x2x1", "v4-8", 32
 
 BOOKKEEPING = {"ConcatBitcast", "SliceBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"}
 """Custom calls that take no time: names for parts of memory, and assumptions about indices."""
+
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
 
 
 def rows() -> list[BenchRow]:
@@ -62,29 +73,35 @@ def available() -> bool:
 
 
 def compiled(name: str, size: Size) -> dict[str, Any]:
-    """The compiler's estimates for every program, from a process of its own; "memory" is the largest share of a chip's memory.
+    """The compiler's estimates for every program; "memory" is the largest share of a chip's memory. Errors as for `compiled_apart`."""
+    result = compiled_apart("experiments.bench.tpu", name, size)
+    entries = result["facts"]["programs"]
+    seconds = {e["program"]: e.get("seconds") for e in entries if e["model"] == NAMES[0] and e["dtype"] == "bfloat16"}
+    flow, maps = seconds["attention flow"], seconds["attention flow by maps"]
+    return {"ratio": maps / flow, "seconds": flow, "theirs_seconds": maps} | result
+
+
+def compiled_apart(module: str, name: str, size: Size) -> dict[str, Any]:
+    """What a module finds that is run in a process of its own to compile for a slice: facts with "programs", of each of which is added
+    whether it fits, and "memory", the largest share of a chip's memory.
 
     Raises:
-        ValueError: there is no libtpu here, or a program does not compile.
+        ValueError: there is no libtpu here, or the process fails.
     """
     if not available():
         raise ValueError("the TPU compiler is not installed; run pip install -e '.[tpu]' (in a virtual environment of its own)")
     topology, accelerator, memory = SLICES[name]
-    command = [sys.executable, "-m", "experiments.bench.tpu", topology, "small" if size.small else "full"]
+    command = [sys.executable, "-m", module, topology, "small" if size.small else "full"]
     environment = os.environ | ENVIRONMENT | {"TPU_ACCELERATOR_TYPE": accelerator}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)  # stderr shows progress
     if done.returncode:
         raise ValueError(f"compiling for {topology} failed; the compiler's message is above")
     facts = json.loads(done.stdout.strip().splitlines()[-1])
     entries = facts["programs"]
-    seconds = {e["program"]: e.get("seconds") for e in entries if e["model"] == NAMES[0] and e["dtype"] == "bfloat16"}
-    flow, maps = seconds["attention flow"], seconds["attention flow by maps"]
     for entry in entries:
         entry["fits"] = entry.get("bytes", math.inf) <= memory
-    numbers = {"ratio": maps / flow, "seconds": flow, "theirs_seconds": maps}
-    if all("bytes" in entry for entry in entries):
-        numbers["memory"] = max(entry["bytes"] for entry in entries) / memory
-    return numbers | {"facts": facts, "device": f"{topology}, none at hand"}
+    largest = {"memory": max(entry["bytes"] for entry in entries) / memory} if all("bytes" in entry for entry in entries) else {}
+    return {**largest, "facts": facts, "device": f"{topology}, none at hand"}
 
 
 def _attentions(groups: jax.Array) -> dict[str, Callable[..., Any]]:
@@ -127,12 +144,17 @@ def _pallas() -> dict[str, Callable[..., Any]]:
     return {"flash": by_flash, "splash": by_splash}
 
 
-def _compile(topology: str, size: Size) -> dict[str, list[dict[str, Any]]]:
-    """The compiler's estimates for every program, and for one layer's attention by every route."""
+def mesh_of_slice(topology: str) -> Mesh:
+    """A mesh of the chips of a slice that is not here."""
     from jax.experimental import topologies
 
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    shapes = Shapes(Mesh(np.asarray(devices), ("batch",)))
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}  # a device is a chip of two cores, as on a v4-8 itself
+    return batch_mesh(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
+
+
+def _compile(topology: str, size: Size) -> dict[str, list[dict[str, Any]]]:
+    """The compiler's estimates for every program, and for one layer's attention by every route."""
+    shapes = Shapes(mesh_of_slice(topology))
     models = [(NAMES[0], jnp.bfloat16), (NAMES[1], jnp.bfloat16), (NAMES[1], jnp.float32)]
     readouts = list(estimates(readout_programs(shapes, size)))
     entries: list[dict[str, Any]] = []
@@ -158,6 +180,7 @@ def estimates(programs: Iterable[Program]) -> Iterator[dict[str, Any]]:
             print(entry["program"], error, file=sys.stderr)
             continue
         entry |= {"bytes": _bytes(whole), "without_estimate": sorted(_unestimated(whole)), "loops": _loops(whole)}
+        entry |= {"temporary_bytes": whole.memory_analysis().temp_size_in_bytes, "collectives": _collectives(whole)}
         ends |= {end[0]: _seconds(_compiled(end)) for end in program.ends if end[0] not in ends}
         outside = sum(ends[function] for function, _ in program.ends)
         blocks[program.name] = blocks.get(program.block_of) or _seconds(whole) - outside
@@ -189,6 +212,11 @@ def _compiled(call: Call) -> Any:
 
 def _loops(program: Any) -> int:
     return program.as_text().count(" while(")
+
+
+def _collectives(program: Any) -> list[str]:
+    """The kinds of operations between chips."""
+    return sorted(kind for kind in COLLECTIVES if re.search(rf" {kind}(-start)?\(", program.as_text()))
 
 
 def _unestimated(program: Any) -> set[str]:

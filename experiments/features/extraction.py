@@ -19,7 +19,7 @@ from jaxvit import Ablation, Edits, Moments, Output, ViT, ViTConfig
 from jaxvit.batching import GROUP, Images, fetched, gather, group_order, shuffle_seed
 from jaxvit.calibration import PartialMoments, merged_moments, partial_moments
 from jaxvit.capture import CAPTURES, CaptureSpec, cls, resolve
-from jaxvit.sharding import Batch, batches, replicate
+from jaxvit.sharding import Batch, batches, place, replicate, weight_specs
 from jaxvit.tokens import TokenLayout
 
 Norm = Literal["final", "none"]
@@ -85,7 +85,7 @@ def map_shares(
     valid: Array,
 ) -> dict[str, Array]:
     """A program of `Runner.map_batches` on every device's share of a batch."""
-    in_specs = (_EVERYWHERE, _EVERYWHERE, _BY_IMAGE, _EVERYWHERE, _BY_IMAGE, _BY_IMAGE)
+    in_specs = (_EVERYWHERE, weight_specs(model), _BY_IMAGE, _EVERYWHERE, _BY_IMAGE, _BY_IMAGE)
     on_shares = jax.shard_map(program, mesh=mesh, in_specs=in_specs, out_specs=_BY_LAYER, check_vma=False)
     return on_shares(shared, model, images, edits, ids, valid)
 
@@ -99,7 +99,7 @@ def _moments_of_shares(sites: tuple[str, ...], mesh: Mesh, model: ViT, images: A
         with_axis: dict[str, PartialMoments] = jax.tree.map(lambda leaf: leaf[None], moments)
         return with_axis
 
-    in_specs = (_EVERYWHERE, _BY_IMAGE, _BY_IMAGE)
+    in_specs = (weight_specs(model), _BY_IMAGE, _BY_IMAGE)
     return jax.shard_map(share, mesh=mesh, in_specs=in_specs, out_specs=_BY_IMAGE, check_vma=False)(model, images, valid)
 
 
@@ -141,7 +141,7 @@ class Runner:
 
     @classmethod
     def on(cls, mesh: Mesh, model: ViT, at_a_time: int) -> Runner:
-        return cls(replicate(model, mesh), mesh, at_a_time)
+        return cls(place(model, mesh), mesh, at_a_time)
 
     def extract(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import jaxvit
 from experiments.features.conditions import CALIBRATED_SITES
@@ -21,6 +22,7 @@ from jaxvit import Moments, ViTConfig
 from jaxvit.inference import compare_all, mean_scores
 
 _GIB = 2**30
+_BLOCKS_AT_A_TIME = 2  # gathered where weights are split: the one that runs, and the next
 _STEPS_PER_C = 25  # of L-BFGS along a path, as seen on features of the demo models
 
 
@@ -60,7 +62,12 @@ class Cost:
         host = self.host_memory if self.free_device_memory is not None else self.host_memory + self.device_memory
         for resource, needed, free, remedy in (
             ("memory", host, self.free_host_memory, "lower numbers of images (--data.pairs, --data.segmentation)"),
-            ("memory of the device", self.device_memory, self.free_device_memory, "choose smaller images or --dtype bfloat16"),
+            (
+                "memory of the device",
+                self.device_memory,
+                self.free_device_memory,
+                "choose smaller images, --dtype bfloat16, or --shard-weights on several devices",
+            ),
             ("disk", self.disk, self.free_disk, "choose another --out"),
         ):
             if free is not None and needed > free and (computing or resource == "disk"):
@@ -110,6 +117,17 @@ def free_host_memory() -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
 
 
+def is_large(config: ViTConfig, mesh: Mesh) -> bool:
+    """Whether copies of the weights would take more than half of a device's memory (all copies together, where devices share the host's),
+    and the mesh can split them."""
+    of_device = jax.local_devices()[0].memory_stats() or {}
+    needed, memory = 4 * _weight_count(config), of_device.get("bytes_limit")
+    if memory is None:
+        needed, memory = mesh.size * needed, free_host_memory()
+    can_split = mesh.size > 1 and any(side % mesh.size == 0 for side in (config.width, 3 * config.width, config.mlp_dim))
+    return memory is not None and can_split and needed > memory / 2
+
+
 def _free_device_memory() -> int | None:
     stats = jax.local_devices()[0].memory_stats()
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if stats and "bytes_limit" in stats else None
@@ -150,11 +168,15 @@ def _device_memory(target: Target) -> int:
     config, share = target.model.config, share_of(target.model.config, target.image_size, target.mesh)
     tokens = _token_count(config, target.data.analysis_images.shape[1:3])
     copies = target.mesh.size if _free_device_memory() is None else 1
-    return copies * (4 * _weight_count(config) + 4 * share * tokens * (16 * config.width + 2 * config.heads * tokens))
+    weights = 4 * _weight_count(config)
+    if target.model.weight_shards is not None:  # the shares are there already, and not free
+        weights = _BLOCKS_AT_A_TIME * weights // config.depth
+    return copies * (weights + 4 * share * tokens * (16 * config.width + 2 * config.heads * tokens))
 
 
 def _weight_count(config: ViTConfig) -> int:
-    return config.depth * (4 * config.width**2 + 2 * config.width * config.mlp_dim)
+    matrices = 3 if config.feed_forward == "swiglu" else 2
+    return config.depth * (4 * config.width**2 + matrices * config.width * config.mlp_dim)
 
 
 def _disk(target: Target) -> int:

@@ -103,30 +103,30 @@ EVERYTHING = {
 """A study in which images, probes, searches and moments are shared between devices, in numbers that two and three do not divide."""
 
 
-def on_devices(devices, batch_size, out, model):
+def on_devices(devices, batch_size, weights, out, model):
     jax.config.update("jax_num_cpu_devices", int(devices))
-    reproduce(Study(models=[model], out=out, batch_size=int(batch_size), **EVERYTHING))
+    reproduce(Study(models=[model], out=out, batch_size=int(batch_size), shard_weights=weights == "split", **EVERYTHING))
     assert jax.device_count() == int(devices)
 
 
 @pytest.mark.slow
-def test_neither_devices_nor_batches_nor_the_environment_move_a_byte(tmp_path):
+def test_neither_devices_nor_batches_nor_split_weights_nor_the_environment_move_a_byte(tmp_path):
     """Each in a process of its own; cells have the same keys, so that a study goes on wherever another stopped."""
     foreign = {f"JAX_{name.upper()}": str(value) for name, value in FOREIGN.items() if name != "legacy_prng_key"}
     model = save_models(tmp_path / "models")[0]
     script = "import sys; from tests.experiments.test_numerics import on_devices; on_devices(*sys.argv[1:])"
     results = []
-    for devices, batch_size, environment in (("1", "4", {}), ("2", "59", foreign), ("3", "128", {})):
-        out = tmp_path / f"on {devices}"
-        command = [sys.executable, "-c", script, devices, batch_size, str(out), model]
+    runs = (("1", "4", "copied", {}), ("2", "59", "copied", foreign), ("3", "128", "copied", {}), ("2", "16", "split", {}))
+    for devices, batch_size, weights, environment in runs:
+        out = tmp_path / f"{weights} on {devices}"
+        command = [sys.executable, "-c", script, devices, batch_size, weights, str(out), model]
         done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stderr
         results.append((out / "results.jsonl").read_bytes())
     assert results[0].count(b"\n") > 200
-    assert results[0] == results[1]
-    assert results[0] == results[2]
+    assert [one == results[0] for one in results] == [True] * 4
     with pinned_numerics():
-        assert read_manifest(tmp_path / "on 2")["numerics"] == numerics.numerics()
+        assert read_manifest(tmp_path / "copied on 2")["numerics"] == numerics.numerics()
 
 
 def test_flags_of_the_compiler_stand_in_the_keys(tmp_path, monkeypatch):

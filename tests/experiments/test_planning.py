@@ -6,15 +6,18 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import jaxvit
-from experiments import open_study
+from experiments import open_study, planning
 from experiments.planning import Study
 from experiments.reproduce import Options, reproduce
 from experiments.rows import select
 from jaxvit import Ablation
+from jaxvit.checkpoint import weights_hash
+from jaxvit.sharding import batch_mesh, shard_weights, with_weight_shards
 from tests.experiments.tiny_study import CONFIG, READOUTS, SIZE, save_models
 
 TOY = '''
@@ -164,6 +167,32 @@ def test_a_model_and_arrays_from_memory(study, tmp_path):
     moved = {**data, "test": (255 - images[40:], labels[40:])}
     with pytest.raises(ValueError, match="differs in data"):
         reproduce(dataclasses.replace(own, data=moved))
+
+
+@pytest.mark.parametrize("by_size", [False, True], ids=["asked for", "by size"])
+def test_weights_are_split_wherever_models_come_from(models, by_size, monkeypatch):
+    """A checkpoint, a demo, one from memory, random ones of a baseline; the weights, and so the keys, are the same."""
+    monkeypatch.setattr(planning, "is_large", lambda config, mesh: by_size)
+    mesh, small = batch_mesh(), jaxvit.create(CONFIG, 1)
+    options = {"shard_weights": not by_size, "sizes": SIZE}
+    studies = [
+        Study(models=(models[0], "demo_reg"), **options),
+        Study(models={"mine": small, "split": shard_weights(small, mesh)}, **options),
+    ]
+    for study in studies:
+        for name, model in planning.load_models(study, mesh).items():
+            assert model.weight_shards == with_weight_shards(model, mesh).weight_shards, name
+            assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(model)), name
+    loaded = planning.load_models(studies[0], mesh)
+    assert weights_hash(loaded["with_registers"]) == weights_hash(small)
+    assert planning.split_weights({**loaded, "small": small}) == [
+        f"Weights of {name} are split over devices ({mesh.size})." for name in ("with_registers", "demo_reg")
+    ]
+    assert planning._create(studies[0], CONFIG, mesh).weight_shards == loaded["with_registers"].weight_shards, "a baseline"
+
+
+def test_small_models_are_copied(models):
+    assert {model.weight_shards for model in planning.load_models(Study(models=models)).values()} == {None}
 
 
 def test_a_finished_folder_is_found_again_by_another_process(study):

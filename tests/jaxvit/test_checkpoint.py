@@ -243,6 +243,16 @@ def test_a_damaged_checkpoint_is_one_clear_line(damage, tmp_path):
     assert expected in one_line(load, folder)
 
 
+def test_a_model_that_no_device_can_hold_says_how_to_split_it(tmp_path, monkeypatch):
+    folder = save(tiny.model(), tmp_path / "checkpoint")
+
+    def full(leaf):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nAnd more")
+
+    monkeypatch.setattr(checkpoint.jax, "block_until_ready", full)
+    assert one_line(load, folder).endswith("8 bytes; split it over several devices: jaxvit.load(path, jaxvit.sharding.batch_mesh())")
+
+
 def test_integer_weights_are_refused(tmp_path):
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(tiny.model()).items()}
     leaves["norm.scale"] = leaves["norm.scale"].astype(np.int32)

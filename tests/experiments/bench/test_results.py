@@ -27,6 +27,17 @@ def test_programs_compiled_for_a_slice_have_a_table_of_their_own():
     assert lines[-6].startswith("| v5e:2x4 |")
 
 
+def test_programs_with_split_weights_have_a_table_of_their_own():
+    sizes = {"images": 128, "weight_bytes": 3.387e9, "temporary_bytes": 6e9, "bytes": 9.9e9, "fits": True}
+    program = {"program": "forward", "model": "l", "dtype": "float32", "collectives": ["all-gather"], **sizes}
+    refused = {"program": "flow", "model": "l", "dtype": "float32", "images": 128, "weight_bytes": 3.387e9, "fits": False}
+    lines = results.tables(one_row("large", facts={"programs": [program, refused]})).splitlines()
+    assert lines[-4:-2] == [
+        "| forward | l | float32 | 128 | 3.39 | 6.00 | 9.90 | all-gather | yes |",
+        "| flow | l | float32 | 128 | 3.39 |  |  |  | no |",
+    ]
+
+
 def test_metrics_in_two_precisions_have_a_table_of_their_own():
     metric = {"task": "t", "metric": "cosine", "numbers": 2, "mean_difference": 0.25, "largest_difference": 0.375, "half_interval": 0.15}
     lines = results.tables(one_row("precision", facts={"metrics": [metric]})).splitlines()
