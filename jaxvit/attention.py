@@ -115,7 +115,8 @@ def few_images_at_a_time(function: Callable[..., Any], *arrays: Any) -> Any:
 
     The attention logits of few images stay in a core's cache; those of a batch would be written to memory and read again at every
     step of the softmax. The last batch axis counts images, and the images of a device stay on it, so that a batch that is sharded
-    stays sharded. What `function` returns leads with the batch axes.
+    stays sharded. Devices are those of the mesh that is set (`jax.set_mesh`), else of this process. What `function` returns leads with
+    the batch axes.
     """
     axis = arrays[0].ndim - 4
     if axis < 0:
@@ -127,8 +128,9 @@ def _map_images(function: Callable[..., Any], axis: int, *arrays: Any) -> Any:
     """`function` by `jax.lax.map` along an axis, a few entries of each device at a time: it gets arrays with one more axis,
     of devices, in front of that one."""
     count, (heads, tokens) = arrays[0].shape[axis], arrays[0].shape[axis + 1 : axis + 3]
+    mesh = jax.sharding.get_abstract_mesh()
     # inside `jax.shard_map` the batch is one device's share already
-    devices = 1 if jax.sharding.get_abstract_mesh().manual_axes else math.gcd(count, jax.local_device_count())
+    devices = 1 if mesh.manual_axes else math.gcd(count, jax.local_device_count() if mesh.empty else mesh.size)
     per_device = count // devices
     fitting = max(1, _CACHE_BYTES // (4 * heads * tokens**2))
     at_a_time = max(n for n in range(1, min(fitting, per_device) + 1) if per_device % n == 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
@@ -26,6 +28,7 @@ from jaxvit import Ablation, Moments, Output, ViT
 from jaxvit.batching import GROUP, Images
 from jaxvit.capture import CaptureSpec
 from jaxvit.checkpoint import weights_hash
+from jaxvit.sharding import batch_mesh
 
 PIXELS = "raw_pixels"
 """The name of the baseline without a model."""
@@ -227,7 +230,10 @@ class Target:
                 (jaxvit.normalise(images[i : i + _OPTIMAL_STEP], self.model.config), None) for i in range(0, len(images), _OPTIMAL_STEP)
             ]
             starts = (self.moments_at(CALIBRATED_SITES), None)  # the mean, and zero: which one leads to the better differs between models
-            fits = [jaxvit.optimal(self.model, batches, tokens, tokens_moved, statistics=s, passes=OPTIMAL_PASSES) for s in starts]
+            # by one device, so that no number depends on how many there are; weights that are split need them all
+            alone = jax.set_mesh(batch_mesh(jax.local_devices()[:1])) if self.model.weight_shards is None else contextlib.nullcontext()
+            with alone:
+                fits = [jaxvit.optimal(self.model, batches, tokens, tokens_moved, statistics=s, passes=OPTIMAL_PASSES) for s in starts]
             self._optima[tokens] = min(fits, key=lambda fit: fit.loss).ablation
         return self._optima[tokens]
 

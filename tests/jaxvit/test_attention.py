@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.spatial
 import torch
+from jax.sharding import Mesh
 
 from jaxvit import attention
 from jaxvit.attention import attend, attention_with_divergence, attention_with_groups, few_images_at_a_time, jensen_shannon, probabilities
@@ -192,3 +195,19 @@ def test_probabilities_are_a_softmax_over_keys(batch):
     logits = np.einsum("...qhd,...khd->...hqk", *(np.asarray(x, np.float64) for x in (q, k))) / np.sqrt(8)
     want = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(probabilities(q, k), want, atol=1e-6)
+
+
+def test_the_devices_of_a_cpu_are_those_of_the_mesh_that_is_set():
+    """An array of one device is otherwise taken apart by all devices of the process, whose number then decides about last bits."""
+    seen = []
+
+    def shape_of(q):
+        seen.append(q.shape)
+        return q
+
+    q = jnp.zeros((4, 1, 3, 8))
+    for mesh in (None, Mesh(np.asarray(jax.local_devices()[:1]), "batch")):
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            jax.jit(lambda q: few_images_at_a_time(shape_of, q))(q)
+    shares = {shape[0] for shape in seen if len(shape) == 5}
+    assert shares == {math.gcd(4, jax.local_device_count()), 1}
