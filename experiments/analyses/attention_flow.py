@@ -42,7 +42,7 @@ def jobs(target: Target) -> Iterator[Job]:
     if not target.baseline and target.model is not None:
         key = rows_key(target, TASK, version=VERSION, protocol=PROTOCOL)
         images = len(target.data.analysis_images)
-        yield Job(key, target.name, f"{target.name}: attention flow", 2, lambda store: _compute(target), images)
+        yield Job(key, target.name, f"{target.name}: attention flow", 2, lambda store: _compute(target), images, apart=True)
 
 
 def _compute(target: Target) -> tuple[list[Row], Arrays]:

@@ -42,7 +42,8 @@ def jobs(target: Target) -> Iterator[Job]:
         names = [condition for condition in CONDITIONS if condition in target.conditions]
         ablations = [target.ablation_key(name, target.settings.seed) for name in names]
         key = rows_key(target, KIND, version=VERSION, images=IMAGES, conditions=names, ablations=ablations)
-        yield Job(key, target.name, f"{target.name}: feature maps", 1, lambda store: _compute(target, names), IMAGES * len(names))
+        label = f"{target.name}: feature maps"
+        yield Job(key, target.name, label, 1, lambda store: _compute(target, names), IMAGES * len(names), apart=True)
 
 
 def attention_rows(state: BlockState) -> Float[Array, "batch prefix patches"]:

@@ -41,7 +41,7 @@ def jobs(target: Target) -> Iterator[Job]:
         texts = {recipe.hash: recipe.text for recipe in recipes.values()}
         key, label = rows_key(target, TASK, version=VERSION, ablations=list(texts)), f"{target.name}: instrument check"
         images = (1 + len(recipes)) * len(target.data.analysis_images)
-        yield Job(key, target.name, label, 1, lambda store: _compute(target, recipes), images, ablations=texts)
+        yield Job(key, target.name, label, 1, lambda store: _compute(target, recipes), images, ablations=texts, apart=True)
 
 
 def _last_block(target: Target, tokens: str) -> Ablation:

@@ -57,7 +57,8 @@ def jobs(target: Target) -> Iterator[Job]:
             key = rows_key(target, TASK, version=VERSION, condition=condition, ablations=ablations, metrics=METRICS)
             images = 2 * len(target.data.analysis_images) * len(ablations)
             label = f"{target.name}, {condition}: off-manifold metrics"
-            yield Job(key, target.name, label, 1, functools.partial(_compute, target, condition), images, condition)
+            compute = functools.partial(_compute, target, condition)
+            yield Job(key, target.name, label, 1, compute, images, condition, apart=True)
 
 
 def _compute(target: Target, condition: str, needed: Needed) -> tuple[list[Row], Arrays]:

@@ -59,7 +59,8 @@ def jobs(target: Target) -> Iterator[Job]:
         names, images = list(target.conditions), _images(target)
         ablations = [target.ablation_key(name, target.settings.seed) for name in names]
         key = rows_key(target, KIND, version=VERSION, images=images, conditions=names, ablations=ablations)
-        yield Job(key, target.name, f"{target.name}: token microscope", 2, lambda store: _compute(target, names), images * len(names))
+        label = f"{target.name}: token microscope"
+        yield Job(key, target.name, label, 2, lambda store: _compute(target, names), images * len(names), apart=True)
 
 
 def head_mean(state: BlockState) -> Float[Array, "batch tokens tokens"]:

@@ -136,7 +136,7 @@ def test_other_images_are_another_study_under_any_protocol(study, models):
 def test_baselines_see_what_their_models_see(study, models, monkeypatch):
     chosen = dataclasses.replace(study, preset="custom", models=of(models, "dinov3", "dinov2"))
     loaded = planning.load_models(chosen)
-    monkeypatch.setattr(jaxvit, "create", lambda config, seed: next(model for model in loaded.values() if model.config == config))
+    monkeypatch.setattr(jaxvit, "create", lambda config, seed, mesh: next(model for model in loaded.values() if model.config == config))
     plan = planning.make_plan(chosen, planning.chosen(chosen, loaded), loaded, planning.study_images(chosen, loaded), batch_mesh())
     seen = {"dinov3": "hf_dinov3", "dinov2": "hf_dinov2", "dinov3_random": "hf_dinov3", "dinov2_random": "hf_dinov2"}
     assert {target.name: target.data.protocol for target in plan.targets} == {**seen, "raw_pixels": "hf_dinov2"}
