@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxvit.config import ViTConfig
-from jaxvit.ops import CutOp, Drawn, columns_of
+from jaxvit.ops import CutOp, Drawn, columns_of, stacked
 from jaxvit.specs import Cut, Positions, RandomPatches, Tokens, blocks_of, check_count
 from jaxvit.tokens import TokenLayout
 from jaxvit.vit import ViT
@@ -43,12 +43,12 @@ def stack_cuts(conditions: Sequence[tuple[CutOp, ...]], model: ViT | ViTConfig, 
     """The cuts of several conditions with a leading condition axis; where one has fewer, its other ones cut nothing."""
     config = model.config if isinstance(model, ViT) else model
     nothing = _nothing(config.depth, config.heads, layout)
-    stacked = []
+    together = []
     for column in columns_of(conditions):
         positions = next(op.positions for op in column if op is not None)
         filled = [dataclasses.replace(nothing, positions=positions) if op is None else op for op in column]
-        stacked.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *_alike(filled, layout)))
-    return tuple(stacked)
+        together.append(jax.tree.map(stacked, *_alike(filled, layout)))
+    return tuple(together)
 
 
 def _alike(ops: Sequence[CutOp], layout: TokenLayout) -> list[CutOp]:

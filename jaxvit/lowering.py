@@ -15,7 +15,7 @@ from jaxvit.ablation import Ablation
 from jaxvit.calls import as_config, as_image_size, check_ablation, check_several
 from jaxvit.config import ViTConfig
 from jaxvit.cut_lowering import lower_cuts, stack_cuts
-from jaxvit.ops import EditOp, Edits, OpKind, columns_of
+from jaxvit.ops import EditOp, Edits, OpKind, columns_of, stacked
 from jaxvit.sites import HEAD_SITES, SITES, width_at
 from jaxvit.sources import with_function, with_partners, with_rows
 from jaxvit.specs import Cut, Kind, Positions, RandomPatches, Replacement, blocks_of, check_count
@@ -92,7 +92,7 @@ def stack(ablations: Iterable[Ablation | Edits], model: ViT | ViTConfig | str, i
     for site in SITES:
         columns = [_complete(column) for column in columns_of([edits.ops.get(site, ()) for edits in lowered])]
         if columns:
-            ops[site] = tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *column) for column in columns)
+            ops[site] = tuple(jax.tree.map(stacked, *column) for column in columns)
     return Edits(ops, layouts[0], stack_cuts([edits.cuts for edits in lowered], as_config(model), layouts[0]))
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxvit.printing import layout_in_words
@@ -272,6 +274,13 @@ class BlockContext:
     groups: Int[Array, "batch"] | None
     layout: TokenLayout
     given: dict[str, Array] = field(default_factory=dict)  # arrays of the call, of this layer
+
+
+def stacked(*leaves: Array) -> Array:
+    """Leaves with a new leading axis: on the host where their values are known, since a program for every shape takes longer."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return jnp.stack(leaves)
+    return jnp.asarray(np.stack(leaves))
 
 
 def columns_of(conditions: Sequence[tuple[Any, ...]]) -> list[list[Any]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 
 from experiments.datasets import scenes
 from experiments.datasets.base import PARTS_OF, DataSize, Masks, Part, Shown, StudyData, Views, first_ids
+from experiments.numerics import pinned_thread
 
 SCENES_VERSION = 2  # raise it when the same seed gives other scenes
 
@@ -49,8 +54,11 @@ def digit_scenes(requested: DataSize, seed: int, default: DataSize = DEMO_SIZE) 
         ValueError: a subset of a part is larger than the part.
     """
     size = requested.filled(default, (*PARTS_OF, ("segmentation", "train"), ("segmentation_test", "test")))
-    train, val, test = (scenes.scenes(split, size[split], seed) for split in ("train", "val", "test"))
-    pairs = scenes.pairs("test", size["pairs"], seed)
+    with ThreadPoolExecutor() as threads:  # the time goes to compiling, which threads share
+        drawn = [threads.submit(_pinned, scenes.scenes, split, size[split], seed) for split in ("train", "val", "test")]
+        views = threads.submit(_pinned, scenes.pairs, "test", size["pairs"], seed)
+        train, val, test = (part.result() for part in drawn)
+        pairs = views.result()
     test_masks = test.masks[: size["segmentation_test"]]
     parts = {
         "train": Part(train.images, size["segmentation"]),
@@ -86,3 +94,9 @@ def digit_scenes(requested: DataSize, seed: int, default: DataSize = DEMO_SIZE) 
         },
         subjects={part: Shown("digits", numbers[:, None]) for part, numbers in (("test", test.number), ("first", pairs.number))},
     )
+
+
+def _pinned(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A call in a thread of its own, which does not inherit what the main thread has pinned."""
+    with pinned_thread():
+        return function(*arguments)

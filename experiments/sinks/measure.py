@@ -84,6 +84,6 @@ def of_one_structure(ablations: Mapping[str, Ablation], families: Mapping[str, s
     edits: dict[str, Edits] = {}
     for family in dict.fromkeys(families.values()):
         names = [name for name in ablations if families[name] == family]
-        stacked = jaxvit.stack([ablations[name] for name in names], model, size)
+        stacked = jax.device_get(jaxvit.stack([ablations[name] for name in names], model, size))
         edits |= {name: jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i, name in enumerate(names)}
     return edits
