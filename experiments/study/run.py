@@ -25,7 +25,8 @@ def run_jobs(jobs: Sequence[Job], targets: Sequence[Target], store: Store, conso
     one, from the beginning: compiling keeps one core busy, and leaves the others to them. The first error of any job ends the run.
     """
     units = units_of(jobs)
-    apart = [unit for unit in units if unit.apart] if jax.default_backend() == "cpu" else []
+    needed = frozenset[str]().union(*(unit.needs for unit in units))
+    apart = [unit for unit in units if unit.apart and needed.isdisjoint(unit.jobs)] if jax.default_backend() == "cpu" else []
     on_host, beside = _Lane("host", store), _Lane("beside", store)
     try:
         with report_progress(console, len(jobs), sum(job.weight for job in jobs)) as progress:

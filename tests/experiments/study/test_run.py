@@ -55,6 +55,13 @@ def test_a_job_apart_that_needs_a_cell_waits_for_it(tmp_path):
     assert order == ["first", "second"]
 
 
+def test_a_job_whose_cell_another_one_needs_does_not_run_apart(tmp_path):
+    order = []
+    first = job("first", lambda: (threading.Event().wait(0.3), order.append("first")), apart=True)
+    run(tmp_path, first, job("second", lambda: order.append("second"), needs=(first.key,)))
+    assert order == ["first", "second"]
+
+
 @pytest.mark.parametrize("kind", [{"apart": True}, {"host_only": True}])
 def test_an_error_beside_the_main_thread_ends_the_run(tmp_path, kind):
     def fail():
