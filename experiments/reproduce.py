@@ -77,8 +77,8 @@ class Options:
         quiet: print nothing but the path of the page.
         seed: the first seed.
         seeds: number of seeds. They vary what is random in a condition (noise, shuffle, random patches) and SGD, never the model, the
-            images or the resampling; from 5 on intervals cover these draws. Memories of patches and few-shot samples are drawn 8 times,
-            or as often as there are seeds, if that is more.
+            images or the resampling; from 5 on intervals cover these draws. Memories of patches and few-shot samples are drawn
+            --readouts.draws times, or as often as there are seeds, if that is more.
         image_size: pixels of a side, for folders of images.
         batch_size: images under way at a time, over all devices. It moves no number, nor does the number of devices.
         dtype: of the models' weights and streams; norms, softmax, RoPE and everything after the models stay float32.

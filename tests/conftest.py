@@ -56,6 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
         # tests run a program a few times: to compile less takes a third off. Studies pin it off, as they do all that can move a number
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        for name, size in (("MMAP_THRESHOLD", 2**28), ("TRIM_THRESHOLD", 2**30), ("TOP_PAD", 2**26)):  # as `experiments.program` does
+            os.environ.setdefault(f"MALLOC_{name}_", str(size))
         if getattr(config.option, "numprocesses", None):  # threads of several workers would wait for one another, spinning
             os.environ.setdefault("OMP_NUM_THREADS", "1")
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

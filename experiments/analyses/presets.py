@@ -141,10 +141,24 @@ PRESETS = {
 
 QUICK = replace(
     PRESETS["demo"],
-    protocol="A quick look: the demo study on few images, with one seed, few resamples and short paths of penalties.",
+    protocol="A quick look: the demo study on few images, with one seed, few resamples and short paths of penalties, and without "
+    "conditions that reach for single registers.",
     models=("demo_reg", "demo_reg_read"),
+    analyses=tuple(name for name in ANALYSES if name != "register_lesions"),
+    conditions=(
+        "full",
+        "zero_cls",
+        "random_patches",
+        "zero_registers",
+        "mean_registers",
+        "noise_registers",
+        "shuffle_registers",
+        "optimal_registers",
+    ),
     size=QUICK_SIZE,
-    readouts=Readouts(cs=(1e-3, 1e-1, 10.0), neighbours=(10, 20), shots=(1, 5), grid_iterations=0, memory=500),
+    readouts=Readouts(
+        solvers=("logistic",), cs=(1e-3, 1e-1, 10.0), neighbours=(10, 20), shots=(1, 5), grid_iterations=0, memory=500, draws=5
+    ),
     seeds=1,
     resamples=1_000,
     sink_scope="registers",

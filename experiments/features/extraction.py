@@ -183,6 +183,7 @@ class Runner:
         ablation: Ablation,
         first_id: int,
         edits: Edits | None = None,
+        streams: int = 1,
     ) -> dict[str, np.ndarray]:
         """Outputs of a program for all images.
 
@@ -192,6 +193,7 @@ class Runner:
             shared: arrays that are the same for all images.
             first_id: example id of the first image; ids count from here.
             edits: the ablation's, where they have the structure of other ablations too, with which they share the program.
+            streams: runs of the model that go on together in the program.
         """
         shared = replicate(shared, self.mesh)
         edits = self._edits(ablation, images) if edits is None else replicate(edits, self.mesh)
@@ -199,7 +201,7 @@ class Runner:
         def start(batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
             return {}, map_shares(program, self.mesh, shared, self.model, batch.rows, edits, batch.example_ids, batch.valid)
 
-        share = self._share(images, ablation, streams=2)
+        share = self._share(images, ablation, streams)
         seed = shuffle_seed(ablation)
         order = None if seed is None else group_order(len(images), seed)
         steps = batches(images, share, self.mesh, first_id + np.arange(len(images)), order)

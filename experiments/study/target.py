@@ -22,7 +22,7 @@ from experiments.features.overwritten import overwritten_patches
 from experiments.features.raw_pixels import raw_pixels
 from experiments.features.recipes import Recipe, is_random, made_up_moments, recipe_of
 from experiments.study.compare import Inference
-from experiments.tasks.base import DRAWS, Context, Readouts, Task
+from experiments.tasks.base import Context, Readouts, Task
 from experiments.tasks.table import TASKS
 from jaxvit import Ablation, Moments, Output, ViT
 from jaxvit.batching import GROUP, Images
@@ -78,7 +78,7 @@ class Settings:
     @property
     def all_draws(self) -> tuple[int, ...]:
         """Seeds of read-outs that are drawn."""
-        return tuple(range(self.seed, self.seed + max(DRAWS, self.seeds)))
+        return tuple(range(self.seed, self.seed + max(self.readouts.draws, self.seeds)))
 
     @property
     def extraction(self) -> dict[str, Any]:

@@ -30,8 +30,6 @@ Feature = Literal["cls", "patch_mean", "register_mean", "registers", "cls+patch_
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 FrozenReadouts = Mapping[str, np.ndarray]
 """Arrays of the read-outs that a task fitted in the full condition, by name; empty in the full condition itself."""
-DRAWS = 8
-"""Draws of a read-out that is drawn, at least: intervals cover its draws besides units."""
 REFITTED, FROZEN = "refitted", "frozen"
 """Read-outs: fitted under the condition, or in the full condition and applied unchanged."""
 
@@ -69,6 +67,8 @@ class Readouts:
         tolerance: of a correspondence, in patches.
         alphas: of PCK.
         memory: patches in the memory of the retrieval segmentation.
+        draws: of what a read-out draws (memories of patches, few-shot samples), or as many as there are seeds, if that is more; from 5 on
+            intervals cover them.
     """
 
     norm: Norm = "final"
@@ -85,12 +85,13 @@ class Readouts:
     tolerance: float = 1.0
     alphas: tuple[float, ...] = (0.05, 0.1, 0.15)
     memory: int = 2000
+    draws: int = 8
 
     def __post_init__(self) -> None:
         for name in ("cs", "lambdas", "neighbours", "shots", "alphas"):
             if not getattr(self, name) or not all(0 < number < math.inf for number in getattr(self, name)):
                 raise ValueError(f"{name} are {getattr(self, name)}; give at least one, all positive")
-        for name in ("epochs", "memory", "tolerance"):
+        for name in ("epochs", "memory", "draws", "tolerance"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         for name, number in (("grid_iterations", self.grid_iterations), ("layer", self.layer)):
@@ -211,8 +212,8 @@ class Context(NamedTuple):
 
     Attributes:
         seeds: of everything random in the task: all of the study, or in a random condition the one that it is drawn with.
-        draws: seeds of a read-out whose draws intervals cover (`Task.drawn`): `DRAWS` or all of the study, if those are more; under each of
-            several seeds of a random condition its share of them.
+        draws: seeds of a read-out whose draws intervals cover (`Task.drawn`): `Readouts.draws`, or all of the study, if those are more;
+            under each of several seeds of a random condition its share of them.
         first_seed: of the study.
         ablated: False in the full condition.
         config: of the model; None for raw pixels.

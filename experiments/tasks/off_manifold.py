@@ -26,7 +26,7 @@ def measure(
     runner: Runner, images: Images, ablation: Ablation, statistics: Moments, first_id: int
 ) -> dict[str, Float[np.ndarray, "layers images"]]:
     """The metrics of an ablation per block and image; example ids count from `first_id`."""
-    return runner.map_batches(measure_share, _patch_moments(statistics), images, ablation, first_id)
+    return runner.map_batches(measure_share, _patch_moments(statistics), images, ablation, first_id, streams=2)
 
 
 def measure_share(
