@@ -71,17 +71,20 @@ class ScenePairs(NamedTuple):
 
 
 class Material(NamedTuple):
-    """The digits and grounds that the scenes of one split are made of; an argument of jitted functions.
+    """The digits and grounds that the scenes of one split are made of; an argument of jitted functions, and of the same shapes for all
+    splits, so that they share programs.
 
     Attributes:
-        digits: opacity of every digit, 0 to 1, with a transparent border.
+        digits: opacity of every digit, 0 to 1, with a transparent border; zero-padded to the number of the largest split.
         classes: class of every digit.
-        grounds: the split's columns of each photograph at scales 1 and 1/2, zero-padded to one shape.
+        count: digits without the padding.
+        grounds: the split's columns of each photograph at scales 1 and 1/2, zero-padded to the size of a whole photograph.
         extents: height and width of each ground without the padding.
     """
 
     digits: Float[Array, "digits side side"]
     classes: Int[Array, "digits"]
+    count: Int[Array, ""]
     grounds: UInt8[Array, "grounds height width 3"]
     extents: Int[Array, "grounds 2"]
 
@@ -163,12 +166,15 @@ def material(split: str) -> Material:
     upsampling = resize_matrix(side, side * _UPSAMPLE, "antialias")
     # A stroke's core has intensity 10 to 16 of 16: opaque from 2/3 on, so that thin strokes are solid too.
     opacity = np.clip(1.5 * np.einsum("is,nst,jt->nij", upsampling, padded, upsampling), 0, 1)
-    grounds = [ground for photo in load_sample_images().images for ground in _grounds(photo, split == "test")]
-    height, width = (max(ground.shape[axis] for ground in grounds) for axis in (0, 1))
+    photos = load_sample_images().images
+    grounds = [ground for photo in photos for ground in _grounds(photo, split == "test")]
+    height, width = (max(photo.shape[axis] for photo in photos) for axis in (0, 1))
     stacked = np.stack([np.pad(g, ((0, height - g.shape[0]), (0, width - g.shape[1]), (0, 0))) for g in grounds])
     extents = np.asarray([ground.shape[:2] for ground in grounds], np.int32)
-    classes = digits.target[rows].astype(np.int32)
-    return Material(*(jnp.asarray(array) for array in (opacity.astype(np.float32), classes, stacked, extents)))
+    missing = max(map(len, DIGITS.values())) - len(rows)
+    opacity = np.pad(opacity.astype(np.float32), ((0, missing), (0, 0), (0, 0)))
+    classes = np.pad(digits.target[rows].astype(np.int32), (0, missing))
+    return Material(*(jnp.asarray(array) for array in (opacity, classes, np.int32(len(rows)), stacked, extents)))
 
 
 class _Sprite(NamedTuple):
@@ -252,7 +258,7 @@ def _colour(key: Array) -> Float[Array, "3"]:
 def _main_digit(key: Array, source: Material) -> _Pose:
     """A random digit in a random pose near the centre."""
     digit_key, side_key, centre_key, pose_key = jax.random.split(key, 4)
-    digit = jax.random.randint(digit_key, (), 0, source.classes.shape[0])
+    digit = jax.random.randint(digit_key, (), 0, source.count)
     side, centre = _uniform(side_key, 34.0, 48.0), _uniform(centre_key, -4.0, 4.0, (2,))
     return _Pose(digit, centre, side, _texture_map(pose_key, side, centre, rotation=0.26, shear=0.2))
 
@@ -281,7 +287,7 @@ def _distractor(key: Array, source: Material, main: _Pose) -> _Sprite:
     distance = main.side / 2 + _uniform(gap_key, 2.0, 10.0)
     centre = main.centre + distance * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
     return _Sprite(
-        jax.random.randint(digit_key, (), 0, source.classes.shape[0]),
+        jax.random.randint(digit_key, (), 0, source.count),
         _texture_map(pose_key, side, centre, rotation=0.26, shear=0.2),
         _colour(colour_key),
         jax.random.bernoulli(present_key).astype(jnp.float32),

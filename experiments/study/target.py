@@ -225,14 +225,13 @@ class Target:
         """The constant that costs least in the place of tokens, fitted to train images (`features.conditions.Optimal`)."""
         if tokens not in self._optima:
             assert self.model is not None
-            images = self.data.parts["train"].images[:OPTIMAL_IMAGES]
-            batches = [
-                (jaxvit.normalise(images[i : i + _OPTIMAL_STEP], self.model.config), None) for i in range(0, len(images), _OPTIMAL_STEP)
-            ]
+            images = jaxvit.normalise(self.data.parts["train"].images[:OPTIMAL_IMAGES], self.model.config)
             starts = (self.moments_at(CALIBRATED_SITES), None)  # the mean, and zero: which one leads to the better differs between models
             # by one device, so that no number depends on how many there are; weights that are split need them all
             alone = jax.set_mesh(batch_mesh(jax.local_devices()[:1])) if self.model.weight_shards is None else contextlib.nullcontext()
             with alone:
+                steps = [images[i : i + _OPTIMAL_STEP] for i in range(0, len(images), _OPTIMAL_STEP)]
+                batches = [(step, None, jaxvit.forward(self.model, step)) for step in steps]  # the clean run once, not in every step
                 fits = [jaxvit.optimal(self.model, batches, tokens, tokens_moved, statistics=s, passes=OPTIMAL_PASSES) for s in starts]
             self._optima[tokens] = min(fits, key=lambda fit: fit.loss).ablation
         return self._optima[tokens]
