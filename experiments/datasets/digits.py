@@ -43,7 +43,7 @@ QUICK_SIZE = DataSize(
     sink_train=128,
     sink_test=256,
 )
-"""For a look in one to two minutes: intervals are about twice as wide as those of `DEMO_SIZE`."""
+"""For a look in about two minutes: intervals are about twice as wide as those of `DEMO_SIZE`."""
 
 
 def digit_scenes(requested: DataSize, seed: int, default: DataSize = DEMO_SIZE) -> StudyData:

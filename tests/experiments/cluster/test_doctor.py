@@ -16,9 +16,15 @@ def models(tmp_path_factory) -> tuple[str, ...]:
     return save_models(tmp_path_factory.mktemp("models"))[:1]
 
 
-def examined(out: Path, models: tuple[str, ...], *more: str) -> tuple[int, dict[str, list[str]]]:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """One for all tests: programs are compiled once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def examined(out: Path, models: tuple[str, ...], cache: Path, *more: str) -> tuple[int, dict[str, list[str]]]:
     """Exit code, and the lines by what they are about, each "ok" or "NO" first."""
-    environment = {**os.environ, "JAXVIT_CACHE": str(out.parent / "cache")}
+    environment = {**os.environ, "JAXVIT_CACHE": str(cache)}
     run = command(out, models, "--doctor", *more)
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.stderr == ""
@@ -27,8 +33,8 @@ def examined(out: Path, models: tuple[str, ...], *more: str) -> tuple[int, dict[
     }
 
 
-def test_a_study_that_could_start_is_told_and_leaves_nothing_behind(models, tmp_path):
-    code, lines = examined(tmp_path / "out", models)
+def test_a_study_that_could_start_is_told_and_leaves_nothing_behind(models, cache, tmp_path):
+    code, lines = examined(tmp_path / "out", models, cache)
     assert code == 0
     names = ("devices", "versions", "cache", "results", "memory", "study")
     assert [lines[name][0] for name in names] == ["ok"] * 6
@@ -37,13 +43,13 @@ def test_a_study_that_could_start_is_told_and_leaves_nothing_behind(models, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_missing_is_named_and_the_code_is_1(models, tmp_path):
+def test_what_is_missing_is_named_and_the_code_is_1(models, cache, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
-    code, lines = examined(tmp_path / "out", models)
+    code, lines = examined(tmp_path / "out", models, cache)
     assert (code, lines["study"][0]) == (1, "NO")
     assert "exists and holds no study; choose another --out" in lines["study"][2]
     pytest.importorskip("distributed", reason="needs the extra: pip install -e '.[cluster]'")
-    code, lines = examined(tmp_path / "new", models, "--cluster", "tcp://127.0.0.1:1")
+    code, lines = examined(tmp_path / "new", models, cache, "--cluster", "tcp://127.0.0.1:1")
     assert (code, lines["study"][0], lines["cluster"][0]) == (1, "ok", "NO")
     assert "there is no scheduler at tcp://127.0.0.1:1; start one there: dask scheduler --port 1" in lines["cluster"][2]
