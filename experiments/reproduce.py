@@ -60,7 +60,8 @@ class Options:
     Attributes:
         preset: which study; "demo" runs the bundled models on digit scenes, offline. "custom" runs your models on your folders of
             images; the others follow publications.
-        quick: the demo study on few images, two models and half of the conditions, in about two minutes; its page and rows say that it is a quick look.
+        quick: the demo study on few images, two models and half of the conditions, in about two minutes; its page and rows say that it
+            is a quick look.
         only: names of analyses, such as register_lesions attention_flow.
         models: bundled demo models, names in the local cache or checkpoint folders.
         tasks: names of tasks, such as linear_probe knn.
