@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -216,3 +217,20 @@ def test_the_programs_end_so_from_a_terminal(arguments, expected):
     assert (completed.returncode, completed.stdout) == (2, "")
     assert completed.stderr.startswith(expected), completed.stderr
     assert completed.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose settings these are")
+def test_freed_arrays_stay_with_the_process():
+    """Without it 64 MB go back to the system as soon as they are freed."""
+    code = (
+        "import sys, numpy as np; from experiments import program; from pathlib import Path\n"
+        "pages = lambda: int(Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
+        "if sys.argv[1] == 'keep': program._keep_freed_memory()\n"
+        "before = pages(); array = np.ones(2**23); del array; print(pages() - before)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    kept = [
+        int(subprocess.run([sys.executable, "-c", code, what], env=environment, capture_output=True, text=True, check=True).stdout)
+        for what in ("keep", "as it is")
+    ]
+    assert kept[0] > 2**25 > kept[1]
