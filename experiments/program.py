@@ -82,7 +82,7 @@ def _keep_freed_memory() -> None:
     """Have the C library keep up to 1 GB of freed memory for the next arrays.
 
     By itself it gives large arrays back to the system, which clears every page of the next one. A program of a CPU allocates its arrays
-    anew whenever it runs: that was a tenth of a study's processor time (bench/NOTES.md). A C library that has no such settings is left.
+    anew whenever it runs: that was a seventh of the quick look's processor time (bench/NOTES.md). Another C library is left as it is.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -77,14 +77,14 @@ class Material(NamedTuple):
     Attributes:
         digits: opacity of every digit, 0 to 1, with a transparent border; zero-padded to the number of the largest split.
         classes: class of every digit.
-        number: of digits, without the padding.
+        digit_count: digits without the padding.
         grounds: the split's columns of each photograph at scales 1 and 1/2, zero-padded to the size of a whole photograph.
         extents: height and width of each ground without the padding.
     """
 
     digits: Float[Array, "digits side side"]
     classes: Int[Array, "digits"]
-    number: Int[Array, ""]
+    digit_count: Int[Array, ""]
     grounds: UInt8[Array, "grounds height width 3"]
     extents: Int[Array, "grounds 2"]
 
@@ -258,7 +258,7 @@ def _colour(key: Array) -> Float[Array, "3"]:
 def _main_digit(key: Array, source: Material) -> _Pose:
     """A random digit in a random pose near the centre."""
     digit_key, side_key, centre_key, pose_key = jax.random.split(key, 4)
-    digit = jax.random.randint(digit_key, (), 0, source.number)
+    digit = jax.random.randint(digit_key, (), 0, source.digit_count)
     side, centre = _uniform(side_key, 34.0, 48.0), _uniform(centre_key, -4.0, 4.0, (2,))
     return _Pose(digit, centre, side, _texture_map(pose_key, side, centre, rotation=0.26, shear=0.2))
 
@@ -287,7 +287,7 @@ def _distractor(key: Array, source: Material, main: _Pose) -> _Sprite:
     distance = main.side / 2 + _uniform(gap_key, 2.0, 10.0)
     centre = main.centre + distance * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
     return _Sprite(
-        jax.random.randint(digit_key, (), 0, source.number),
+        jax.random.randint(digit_key, (), 0, source.digit_count),
         _texture_map(pose_key, side, centre, rotation=0.26, shear=0.2),
         _colour(colour_key),
         jax.random.bernoulli(present_key).astype(jnp.float32),

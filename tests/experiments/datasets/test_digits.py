@@ -45,7 +45,7 @@ def test_scenes_and_pairs_of_one_digit_are_no_independent_units(data: StudyData)
         assert data.shown[part].unit == "digits"
         assert data.shown[part].number.shape == (count, 1)
     np.testing.assert_array_equal(classes[data.shown["test"].number[:, 0]], data.labels["test"])
-    assert len(np.unique(scenes("test", 1280, 0).number)) == 471 < material("test").number
+    assert len(np.unique(scenes("test", 1280, 0).number)) == 471 < material("test").digit_count
 
 
 def test_pairs_with_keypoints_show_two_images(data: StudyData) -> None:

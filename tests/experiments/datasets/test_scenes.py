@@ -56,7 +56,7 @@ def test_train_val_and_test_share_no_digit_and_pretraining_sees_no_test_digit() 
     assert not set(DIGITS["pretrain"]) & set(DIGITS["test"])
     assert not set(DIGITS["train"]) & set(DIGITS["val"])
     assert set(DIGITS["train"]) | set(DIGITS["val"]) == set(DIGITS["pretrain"])
-    assert material("test").number == len(DIGITS["test"])
+    assert material("test").digit_count == len(DIGITS["test"])
     np.testing.assert_array_equal(material("test").classes[: len(DIGITS["test"])], load_digits().target[1297:])
 
 
